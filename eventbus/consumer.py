@@ -1,0 +1,228 @@
+"""The consumer loop: poll → batch → process → commit offsets, until told to stop.
+
+Offsets are committed explicitly and only after the effects are committed in PostgreSQL. That order alone loses
+nothing; `processed_events` makes the redelivery it allows harmless.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from eventbus import kafka, metrics, retry
+from eventbus.exceptions import WorkerStopping
+from eventbus.subscription import Record
+
+POLL_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 0.2
+LEAVE_SECONDS = 15.0
+
+Place = tuple[str, int]  # topic, partition
+Handle = Callable[[list[Record]], None]
+
+log = structlog.get_logger(__name__)
+
+
+class EventConsumer:
+    """A member of a consumer group. One thread calls it; `stop` may come from a signal handler."""
+
+    def __init__(self, topic: str, group: str, batch_max_events: int, batch_max_wait: float) -> None:
+        self._topic = topic
+        self._group = group
+        self._batch_max_events = batch_max_events
+        self._batch_max_wait = batch_max_wait
+        self._stopping = False
+        # Each assignment of a partition gets a number of its own: a partition that left and came back while a
+        # batch was in hand is read again from its committed offset, so that batch must not commit it.
+        self._assignments: dict[Place, int] = {}
+        self._in_hand: dict[Place, int] = {}
+        self._numbers = itertools.count()
+        self._committed: dict[Place, int] = {}
+        self._early: list[Message] = []  # records that arrived while the consumer was paused
+        self._callback_failure: Exception | None = None
+        config = kafka.consumer_config(group) | {"stats_cb": self._on_statistics, "error_cb": _on_error}
+        self._consumer = Consumer(config)
+
+    def run(self, handle: Handle) -> None:
+        """Hand batches to `handle` and commit each after it returns; return after `stop`.
+
+        An exception of `handle` leaves the batch uncommitted and propagates after a clean leave of the group.
+        """
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+        try:
+            while not self._stopping:
+                if records := self._take_batch():
+                    handle(records)
+                    self._commit(records)
+        except WorkerStopping:
+            log.info("batch_left_for_the_next_worker", group=self._group)
+        finally:
+            self._leave()
+
+    def stop(self) -> None:
+        """Ask the loop to end after the batch in hand."""
+        self._stopping = True
+
+    def still_ours(self, record: Record) -> bool:
+        """Tell whether the record's partition has stayed with this consumer since the batch was taken."""
+        return self._still_held(record.topic_partition)
+
+    def _still_held(self, place: Place) -> bool:
+        return place in self._in_hand and self._in_hand[place] == self._assignments.get(place)
+
+    def wait(self, seconds: float) -> None:
+        """Wait with all partitions paused while polling on, so that the group does not think us dead.
+
+        Raises `WorkerStopping` when told to stop.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            while True:
+                if self._stopping:
+                    raise WorkerStopping
+                # Every time round: a partition assigned meanwhile arrives unpaused.
+                self._consumer.pause(_partitions(self._assignments))
+                left = deadline - time.monotonic()
+                self._keep(self._consumer.poll(max(0.0, min(left, KEEP_ALIVE_SECONDS))))
+                if left <= 0:
+                    return
+        finally:
+            self._consumer.resume(_partitions(self._assignments))
+
+    def _take_batch(self) -> list[Record]:
+        """Return the records of one poll: at once when there are any, after a second when there are none."""
+        messages, self._early = self._early, []
+        if not messages:
+            first = self._consumer.poll(POLL_SECONDS)
+            if first is None:
+                self._raise_callback_failure()
+                return []
+            # A single record is worth a few milliseconds' wait for others: they share a transaction.
+            messages = [first, *self._consumer.consume(self._batch_max_events - 1, self._batch_max_wait)]
+        self._raise_callback_failure()
+        self._in_hand = dict(self._assignments)
+        records = [Record.from_message(message) for message in messages if _is_record(message)]
+        return [record for record in records if self.still_ours(record)]
+
+    def _keep(self, message: Message | None) -> None:
+        if message is not None and _is_record(message):
+            self._early.append(message)
+
+    def _commit(self, records: Iterable[Record]) -> None:
+        """Commit last offset + 1 of every partition still assigned, synchronously."""
+        offsets: dict[Place, int] = {}
+        for record in records:
+            if self.still_ours(record):
+                offsets[record.topic_partition] = record.offset + 1
+        attempt = 0
+        while offsets:
+            try:
+                self._commit_offsets(offsets)
+            except KafkaException as error:
+                attempt += 1
+                log.warning("offsets_not_committed", attempt=attempt, error=str(error))
+                self.wait(retry.backoff(attempt))
+                offsets = {place: offset for place, offset in offsets.items() if self._still_held(place)}
+            else:
+                self._committed |= offsets
+                return
+
+    def _commit_offsets(self, offsets: dict[Place, int]) -> None:
+        results = self._consumer.commit(
+            offsets=[TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()],
+            asynchronous=False,
+        )
+        for result in results:
+            if result.error:
+                raise KafkaException(result.error)
+
+    # An exception that escapes a rebalance callback makes librdkafka discard fetched records (measured), so each
+    # callback records its failure for the loop to raise.
+
+    def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._assignments |= {place: next(self._numbers) for place in _places(partitions)}
+            log.info("partitions_assigned", group=self._group, partitions=sorted(_partition_numbers(partitions)))
+        except Exception as error:  # noqa: BLE001 - see above
+            self._callback_failure = error
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Nothing to commit here: every batch is committed before the next poll, and one in hand drops
+        # the records of these partitions (`still_ours`).
+        self._forget(partitions)
+        log.info("partitions_revoked", group=self._group, partitions=sorted(_partition_numbers(partitions)))
+
+    def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._forget(partitions)
+        log.warning("partitions_lost", group=self._group, partitions=sorted(_partition_numbers(partitions)))
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        try:
+            gone = _places(partitions)
+            self._early = [m for m in self._early if (m.topic(), m.partition()) not in gone]
+            for place in gone:
+                self._assignments.pop(place, None)
+                self._committed.pop(place, None)
+                metrics.drop_lag(*place, self._group)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._callback_failure = error
+
+    def _raise_callback_failure(self) -> None:
+        failure, self._callback_failure = self._callback_failure, None
+        if failure:
+            raise failure
+
+    def _on_statistics(self, statistics: str) -> None:
+        """Publish the lag of the assigned partitions from librdkafka's view of each partition's end."""
+        partitions = json.loads(statistics).get("topics", {}).get(self._topic, {}).get("partitions", {})
+        for number, state in partitions.items():
+            place = (self._topic, int(number))
+            if place in self._assignments:
+                lag = _lag(state, self._committed.get(place))
+                metrics.kafka_consumer_lag.labels(self._topic, number, self._group).set(lag)
+
+    def _leave(self) -> None:
+        self._consumer.close()
+        log.info("left_group", group=self._group)
+
+
+def _lag(state: dict[str, int], committed: int | None) -> int:
+    """Records between the end of the partition and the committed offset; 0 while the end is unknown.
+
+    The end is the highest offset any fetch has reported: unlike a watermark query it is right on every broker.
+    """
+    end = max(state.get("hi_offset", -1), state.get("next_offset", -1))
+    start = committed if committed is not None else state.get("committed_offset", -1)
+    return max(0, end - max(start, state.get("lo_offset", 0), 0)) if end >= 0 else 0
+
+
+def _is_record(message: Message) -> bool:
+    error = message.error()
+    if error is None:
+        return True
+    if error.fatal():
+        raise KafkaException(error)
+    if error.code() != KafkaError._PARTITION_EOF:
+        log.warning("kafka_consumer_error", error=error.str())
+    return False
+
+
+def _on_error(error: KafkaError) -> None:
+    log.warning("kafka_consumer_error", error=error.str(), fatal=error.fatal())
+
+
+def _places(partitions: Iterable[TopicPartition]) -> set[Place]:
+    return {(partition.topic, partition.partition) for partition in partitions}
+
+
+def _partition_numbers(partitions: Iterable[TopicPartition]) -> list[int]:
+    return [partition.partition for partition in partitions]
+
+
+def _partitions(places: Iterable[Place]) -> list[TopicPartition]:
+    return [TopicPartition(topic, partition) for topic, partition in places]

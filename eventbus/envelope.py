@@ -1,0 +1,128 @@
+"""The envelope every event travels in, and its JSON form.
+
+    {"event_id": "…", "type": "post.created", "version": 1, "actor_id": "…", "occurred_at": "…", "payload": {…}}
+
+Ids are decimal strings (JavaScript's numbers end at 2^53), times are RFC 3339 in UTC with milliseconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from eventbus.exceptions import InvalidEvent, UndecodableEvent
+from eventbus.snowflake import MAX_ID
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact that happened once. `key` is the user whose posts or audience it changes: its partition and its lock."""
+
+    event_id: int
+    type: str
+    version: int
+    actor_id: int
+    occurred_at: datetime
+    key: int
+    payload: Fields
+
+
+def encode(event: Event) -> bytes:
+    """Return the JSON bytes of `event`. Raises `InvalidEvent` if `decode` would refuse them."""
+    try:
+        value = orjson.dumps(
+            {
+                "event_id": str(event.event_id),
+                "type": event.type,
+                "version": event.version,
+                "actor_id": str(event.actor_id),
+                "occurred_at": format_time(event.occurred_at),
+                "payload": event.payload,
+            }
+        )
+    except orjson.JSONEncodeError as error:
+        raise InvalidEvent(f"The payload is not JSON: {error}") from error
+    decode(value, encode_key(event.key))
+    return value
+
+
+def encode_key(key: int) -> bytes:
+    """Return the Kafka key: the decimal user id, so that every client's murmur2 puts it in the same partition."""
+    return str(key).encode()
+
+
+def decode(value: bytes | None, key: bytes | None) -> Event:
+    """Return the event in a Kafka record. Raises `UndecodableEvent` or `InvalidEvent`."""
+    try:
+        fields = orjson.loads(value or b"")
+    except orjson.JSONDecodeError as error:
+        raise UndecodableEvent(f"The value is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise UndecodableEvent("The value is not a JSON object.")
+    return Event(
+        event_id=read_id(fields, "event_id"),
+        type=read_text(fields, "type", max_length=64),
+        version=_read_version(fields),
+        actor_id=read_id(fields, "actor_id"),
+        occurred_at=read_time(fields, "occurred_at"),
+        key=parse_id((key or b"").decode("ascii", "replace"), "key"),
+        payload=_read_payload(fields),
+    )
+
+
+def read_id(fields: Fields, name: str) -> int:
+    """Return the id in `fields[name]`, 1 … 2^63-1. Raises `InvalidEvent`."""
+    return parse_id(fields.get(name), name)
+
+
+def parse_id(text: object, name: str) -> int:
+    """Return the id written as a decimal string. Raises `InvalidEvent` naming the field."""
+    if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 19:
+        number = int(text)
+        if 1 <= number <= MAX_ID and str(number) == text:
+            return number
+    raise InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
+
+
+def read_text(fields: Fields, name: str, *, max_length: int) -> str:
+    """Return the string in `fields[name]`, 1 … `max_length` characters without NUL. Raises `InvalidEvent`."""
+    text = fields.get(name)
+    if isinstance(text, str) and 1 <= len(text) <= max_length and "\0" not in text:
+        return text
+    raise InvalidEvent(f"{name} must be a string of 1 to {max_length} characters without NUL.")
+
+
+def read_time(fields: Fields, name: str) -> datetime:
+    """Return the RFC 3339 time in `fields[name]`, in UTC. Raises `InvalidEvent`."""
+    try:
+        moment = datetime.fromisoformat(fields.get(name, ""))
+        return moment.astimezone(UTC) if moment.tzinfo else _no_zone(name)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidEvent(f"{name} must be an RFC 3339 time with a zone.") from error
+
+
+def format_time(moment: datetime) -> str:
+    """Return `moment` as RFC 3339 in UTC with milliseconds and a Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _no_zone(name: str) -> datetime:
+    raise ValueError(name)
+
+
+def _read_version(fields: Fields) -> int:
+    version = fields.get("version")
+    if type(version) is int and version >= 1:
+        return version
+    raise InvalidEvent("version must be a whole number of 1 or more.")
+
+
+def _read_payload(fields: Fields) -> Fields:
+    payload = fields.get("payload")
+    if isinstance(payload, dict):
+        return payload
+    raise InvalidEvent("payload must be a JSON object.")

@@ -1,0 +1,109 @@
+"""Kafka client configuration, topic names and topic creation."""
+
+import logging
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions, NewTopic
+from django.conf import settings
+
+FEED_EVENTS = "feed-events"
+DEAD_LETTER_EVENTS = "dead-letter-events"
+TOPICS = (FEED_EVENTS, DEAD_LETTER_EVENTS)
+
+FANOUT_GROUP = "fanout"
+DLQ_GROUP = "dlq"
+
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+METADATA_TIMEOUT = 10.0  # seconds
+
+log = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+
+
+def client_config() -> Config:
+    """Return what every Kafka client here shares: servers, security, logging."""
+    return {
+        "bootstrap.servers": settings.KAFKA_BOOTSTRAP_SERVERS,
+        "allow.auto.create.topics": False,
+        "logger": log,
+        **{name: value for name, value in settings.KAFKA_SECURITY.items() if value},
+    }
+
+
+def producer_config() -> Config:
+    """Return the configuration of an idempotent producer whose records are durable once reported delivered."""
+    return {
+        **client_config(),
+        "acks": "all",
+        "enable.idempotence": True,
+        # The same key lands in the same partition as from a Java client.
+        "partitioner": "murmur2_random",
+        "linger.ms": settings.KAFKA_LINGER_MS,
+        "message.timeout.ms": settings.KAFKA_PUBLISH_TIMEOUT_MS,
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "queue.buffering.max.messages": settings.KAFKA_QUEUE_MAX_MESSAGES,
+        "compression.type": "lz4",
+        "topic.metadata.refresh.interval.ms": 30_000,
+    }
+
+
+def consumer_config(group: str) -> Config:
+    """Return the configuration of a consumer that commits offsets only when told to."""
+    config: Config = {
+        **client_config(),
+        "group.id": group,
+        "group.protocol": settings.KAFKA_GROUP_PROTOCOL,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "max.poll.interval.ms": settings.KAFKA_MAX_POLL_INTERVAL_MS,
+        "fetch.wait.max.ms": settings.KAFKA_FETCH_WAIT_MS,
+        "queued.min.messages": 10_000,
+        "queued.max.messages.kbytes": 50_000,
+        "topic.metadata.refresh.interval.ms": 30_000,
+        "statistics.interval.ms": 5_000,
+    }
+    if settings.KAFKA_GROUP_PROTOCOL == "classic":
+        # With the newer protocol the broker owns both.
+        config["partition.assignment.strategy"] = "cooperative-sticky"
+        config["session.timeout.ms"] = settings.KAFKA_SESSION_TIMEOUT_MS
+        config["heartbeat.interval.ms"] = settings.KAFKA_SESSION_TIMEOUT_MS // 5
+    return config
+
+
+def create_topics() -> dict[str, str]:
+    """Create both topics, or add the partitions they lack; return what was done by topic. Idempotent.
+
+    Raises `KafkaException` when the brokers cannot be reached or refuse.
+    """
+    admin = AdminClient(client_config())
+    known = admin.list_topics(timeout=METADATA_TIMEOUT).topics
+    return {topic: _ensure(admin, topic, len(known[topic].partitions) if topic in known else 0) for topic in TOPICS}
+
+
+def _ensure(admin: AdminClient, topic: str, partitions: int) -> str:
+    wanted = settings.KAFKA_PARTITIONS
+    if partitions >= wanted:
+        return f"exists with {partitions} partitions"
+    if partitions:
+        admin.create_partitions([NewPartitions(topic, wanted)])[topic].result()
+        return f"grew from {partitions} to {wanted} partitions"
+    try:
+        admin.create_topics([_new_topic(topic)])[topic].result()
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+    return f"created with {wanted} partitions"
+
+
+def _new_topic(topic: str) -> NewTopic:
+    hours = settings.KAFKA_RETENTION_HOURS
+    return NewTopic(
+        topic,
+        num_partitions=settings.KAFKA_PARTITIONS,
+        replication_factor=settings.KAFKA_REPLICATION_FACTOR,
+        config={"retention.ms": str(hours * 3_600_000), "max.message.bytes": str(MAX_MESSAGE_BYTES)},
+    )

@@ -1,0 +1,187 @@
+"""From a batch of Kafka records to committed effects: exactly once each, or a dead letter, never neither.
+
+    records → decode → plan → [ lock keys → drop processed → apply → record as processed ] → after commit
+
+The bracket is one PostgreSQL transaction. When it fails for a reason that lies in an event, the batch is halved
+until the culprits stand alone: their neighbours commit at once, later events of a culprit's key wait behind it.
+"""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import structlog
+from django.db import close_old_connections, transaction
+
+from eventbus import envelope, locks, metrics, retry
+from eventbus.envelope import Event
+from eventbus.exceptions import DeadLetterFlood, PoisonEvent, WorkerStopping
+from eventbus.models import ProcessedEvent
+from eventbus.subscription import Delivery, Record, Subscription
+
+T = TypeVar("T")
+DeadLetter = Callable[[Record, BaseException, Delivery | None], None]
+Chain = deque[Delivery]  # events of one key, in order
+
+log = structlog.get_logger(__name__)
+
+
+class Processor:
+    """Applies batches for one subscription.
+
+    `wait(seconds)` must keep the consumer alive meanwhile and raise `WorkerStopping` when it is time to leave;
+    `still_ours(record)` tells whether the record's partition is still assigned to this consumer.
+    """
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        dead_letter: DeadLetter,
+        wait: Callable[[float], None],
+        still_ours: Callable[[Record], bool],
+    ) -> None:
+        self._subscription = subscription
+        self._dead_letter = dead_letter
+        self._wait = wait
+        self._still_ours = still_ours
+
+    def process(self, records: Sequence[Record]) -> None:
+        """Return when every record is applied, dead-lettered or no longer ours.
+
+        Raises `WorkerStopping`, and `DeadLetterFlood` from the dead-letter writer.
+        """
+        deliveries = self._decode(records)
+        by_id = {delivery.event.event_id: delivery for delivery in deliveries}
+        culprits: dict[int, Chain] = {}
+        for events in self._until_possible(lambda: self._subscription.plan([d.event for d in deliveries])):
+            self._commit_neighbours([by_id[event.event_id] for event in events], culprits)
+        self._work_off(list(culprits.values()))
+
+    def _decode(self, records: Iterable[Record]) -> list[Delivery]:
+        """Decode and check records; what can never be applied is a dead letter at once. First of a twin wins."""
+        deliveries: dict[int, Delivery] = {}
+        for record in records:
+            try:
+                event = envelope.decode(record.value, record.key)
+                self._subscription.check(event)
+            except PoisonEvent as error:
+                self._bury(record, error, None)
+            else:
+                deliveries.setdefault(event.event_id, Delivery(record, event, taken_at=time.monotonic()))
+        return list(deliveries.values())
+
+    def _commit_neighbours(self, deliveries: list[Delivery], culprits: dict[int, Chain]) -> None:
+        """Commit all that can be; move the chains of failing keys, and what follows them, into `culprits`."""
+        for delivery in deliveries:
+            if delivery.event.key in culprits:
+                culprits[delivery.event.key].append(delivery)
+        clean = [delivery for delivery in deliveries if delivery.event.key not in culprits]
+        if self._commit(clean) is not None:
+            culprits |= {chain[0].event.key: chain for chain in self._isolate(_chains(clean))}
+
+    def _isolate(self, chains: list[Chain]) -> list[Chain]:
+        """Commit the chains in ever smaller halves; return those that fail even alone."""
+        if len(chains) == 1:
+            return chains
+        middle = len(chains) // 2
+        culprits: list[Chain] = []
+        for half in (chains[:middle], chains[middle:]):
+            if self._commit([delivery for chain in half for delivery in chain], careful=True) is not None:
+                culprits += self._isolate(half)
+        return culprits
+
+    def _work_off(self, chains: list[Chain]) -> None:
+        """Advance all chains side by side, so that they share the waits between attempts."""
+        while chains := [chain for chain in chains if not self._advance(chain)]:
+            self._wait(retry.backoff(max(chain[0].attempts for chain in chains)))
+
+    def _advance(self, chain: Chain) -> bool:
+        """Apply a chain in order; False when its head has to wait for its next attempt."""
+        while chain:
+            error = self._commit([chain[0]], careful=True)
+            if error is not None and not self._give_up(chain[0], error):
+                return False
+            chain.popleft()
+        return True
+
+    def _give_up(self, delivery: Delivery, error: Exception) -> bool:
+        """Make the event a dead letter when another attempt is useless, else count the attempt to come."""
+        delivery.first_failed_at = delivery.first_failed_at or datetime.now(UTC)
+        if retry.is_poison(error) or delivery.attempts >= retry.MAX_ATTEMPTS:
+            self._bury(delivery.record, error, delivery)
+            return True
+        delivery.attempts += 1
+        metrics.event_retry_total.labels(delivery.event.type, retry.reason(error)).inc()
+        return False
+
+    def _bury(self, record: Record, error: Exception, delivery: Delivery | None) -> None:
+        """Write a dead letter, for as long as it takes: its offset must not be committed before."""
+        self._until_possible(lambda: self._dead_letter(record, error, delivery))
+
+    def _commit(self, deliveries: list[Delivery], *, careful: bool = False) -> Exception | None:
+        """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
+        ours = [delivery for delivery in deliveries if self._still_ours(delivery.record)]
+        try:
+            self._until_possible(lambda: self._apply_and_follow_up([d.event for d in ours], careful))
+        except (WorkerStopping, DeadLetterFlood):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
+            log.warning("events_failed", count=len(ours), error=retry.reason(error))
+            return error
+        now = time.monotonic()
+        for delivery in ours:
+            metrics.event_processing_duration_seconds.labels(delivery.event.type).observe(now - delivery.taken_at)
+        return None
+
+    def _apply_and_follow_up(self, events: list[Event], careful: bool) -> None:
+        resume_after: Any = None
+        while events:
+            resume_after = self._transaction(events, careful, resume_after)
+            if resume_after is None:
+                break
+            self._wait(0)
+        self._subscription.after_commit(events)
+
+    @transaction.atomic
+    def _transaction(self, events: list[Event], careful: bool, resume_after: Any) -> Any:
+        locks.acquire_keys(event.key for event in events)
+        processed = ProcessedEvent.objects.ids_among(events)
+        fresh = [event for event in events if event.event_id not in processed]
+        if processed:
+            _count_redelivered(events, processed)
+        if not fresh:
+            return None
+        more = self._subscription.apply(fresh, careful=careful, resume_after=resume_after)
+        if more is None:
+            ProcessedEvent.objects.record(fresh)
+        return more
+
+    def _until_possible(self, act: Callable[[], T]) -> T:
+        """Return what `act` returns, repeating it for as long as it fails for a transient reason."""
+        attempt = 0
+        while True:
+            try:
+                close_old_connections()
+                return act()
+            except Exception as error:
+                if not retry.is_transient(error):
+                    raise
+                attempt += 1
+                metrics.event_retry_total.labels("", retry.reason(error)).inc()
+                log.warning("waiting_for_dependency", attempt=attempt, error=str(error))
+                self._wait(retry.backoff(attempt))
+
+
+def _chains(deliveries: Iterable[Delivery]) -> list[Chain]:
+    chains: dict[int, Chain] = defaultdict(deque)
+    for delivery in deliveries:
+        chains[delivery.event.key].append(delivery)
+    return list(chains.values())
+
+
+def _count_redelivered(events: Iterable[Event], processed: set[int]) -> None:
+    for event in events:
+        if event.event_id in processed:
+            metrics.events_redelivered_total.labels(event.type).inc()

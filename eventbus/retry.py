@@ -1,0 +1,48 @@
+"""The retry policy, in one place: what is tried again, how often and after how long.
+
+- **transient** (PostgreSQL or the network away, deadlock, serialization failure): for as long as it takes;
+- **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
+- **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead letter.
+"""
+
+import random
+
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError
+
+from eventbus.exceptions import PoisonEvent, PublishFailed
+
+MAX_ATTEMPTS = 3
+BASE_SECONDS = 0.1
+TRANSIENT_CAP_SECONDS = 10.0
+
+# SQLSTATE classes: connection, rollback (deadlock, serialization), resources, operator intervention, system.
+TRANSIENT_SQLSTATES = ("08", "40", "53", "55P03", "57", "58")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
+    if isinstance(error, PublishFailed | InterfaceError):
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    sqlstate = getattr(error.__cause__, "sqlstate", None)
+    return sqlstate is None or sqlstate.startswith(TRANSIENT_SQLSTATES)
+
+
+def is_poison(error: BaseException) -> bool:
+    """Tell whether the event itself is at fault, so that trying again is useless."""
+    return isinstance(error, PoisonEvent | IntegrityError | DataError)
+
+
+def backoff(attempt: int, cap: float = TRANSIENT_CAP_SECONDS) -> float:
+    """Return the seconds to wait before retry `attempt` (1, 2, …): exponential with full jitter.
+
+    Full jitter after M. Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
+    """
+    ceiling = min(cap, BASE_SECONDS * 2 ** min(attempt - 1, 30))
+    return random.uniform(0, ceiling)  # noqa: S311 - spreads load, guards nothing
+
+
+def reason(error: BaseException) -> str:
+    """Return a bounded label for metrics: the class of the error."""
+    return type(error).__name__

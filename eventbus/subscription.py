@@ -1,0 +1,82 @@
+"""What a consumer of events needs to know of those who handle them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from confluent_kafka import Message
+
+from eventbus.envelope import Event
+
+Events = Sequence[Event]
+
+
+def _known(number: int | None) -> int:
+    """Return `number`: a consumed message always has it, only one to be produced may not."""
+    if number is None:
+        raise ValueError("not a consumed message")
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record as it was stored, bytes untouched."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]]
+    timestamp_ms: int
+
+    @classmethod
+    def from_message(cls, message: Message) -> "Record":
+        headers: Any = message.headers()
+        return cls(
+            topic=message.topic() or "",
+            partition=_known(message.partition()),
+            offset=_known(message.offset()),
+            key=message.key(),
+            value=message.value(),
+            headers=headers or (),
+            timestamp_ms=message.timestamp()[1],
+        )
+
+    @property
+    def topic_partition(self) -> tuple[str, int]:
+        return self.topic, self.partition
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One delivered event on its way through processing."""
+
+    record: Record
+    event: Event
+    taken_at: float  # monotonic seconds
+    attempts: int = 0  # how often it was tried again, alone, after the failure of its batch
+    first_failed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A consumer group on a topic and the functions that handle its events."""
+
+    topic: str
+    group: str
+    batch_max_events: int
+    batch_max_wait: float  # seconds
+    check: Callable[[Event], None]
+    """Raises `PoisonEvent` for an event that can never be applied; touches no database."""
+    plan: Callable[[Events], list[list[Event]]]
+    """Splits events, in order, into lists that each fit one transaction."""
+    apply: Callable[..., Any]
+    """`apply(events, careful=…, resume_after=…)` runs inside a transaction and returns None when all is done.
+
+    Any other answer asks for the same call again in a new transaction with it as `resume_after`. `careful` means
+    that rows of these events may exist already.
+    """
+    after_commit: Callable[[Events], None]
+    """Runs after each commit, and again when committed events are delivered again."""
