@@ -1,0 +1,21 @@
+"""The path converter for ids: 1 … 2^63-1 in decimal; anything else is a 404."""
+
+from django.urls import register_converter
+
+from eventbus.snowflake import MAX_ID
+
+
+class IdConverter:
+    regex = "[1-9][0-9]{0,18}"
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if number > MAX_ID:
+            raise ValueError
+        return number
+
+    def to_url(self, value: int) -> str:
+        return str(value)
+
+
+register_converter(IdConverter, "id")

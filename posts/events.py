@@ -1,0 +1,84 @@
+"""The facts about posts, as they travel in events; their key is the author."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from eventbus.envelope import Event, read_id, read_text
+from eventbus.exceptions import InvalidEvent
+from eventbus.snowflake import time_of
+
+MAX_CONTENT_CHARS = 5_000
+VERSION = 1
+
+
+def _require_author_key(event: Event) -> None:
+    if event.key != event.actor_id:
+        raise InvalidEvent("The key must be the author.")
+
+
+@dataclass(frozen=True, slots=True)
+class PostCreated:
+    """`post.created`: the actor wrote a post."""
+
+    TYPE = "post.created"
+
+    event_id: int
+    post_id: int
+    author_id: int
+    content: str
+    created_at: datetime
+
+    @classmethod
+    def from_event(cls, event: Event) -> "PostCreated":
+        """Return the fact in `event`. Raises `InvalidEvent`."""
+        _require_author_key(event)
+        return cls(
+            event_id=event.event_id,
+            post_id=read_id(event.payload, "post_id"),
+            author_id=event.actor_id,
+            content=read_text(event.payload, "content", max_length=MAX_CONTENT_CHARS),
+            created_at=event.occurred_at,
+        )
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.author_id,
+            occurred_at=self.created_at,
+            key=self.author_id,
+            payload={"post_id": str(self.post_id), "content": self.content},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PostDeleted:
+    """`post.deleted`: the author took the post back."""
+
+    TYPE = "post.deleted"
+
+    event_id: int
+    post_id: int
+    author_id: int
+
+    @property
+    def post_created_at(self) -> datetime:
+        return time_of(self.post_id)
+
+    @classmethod
+    def from_event(cls, event: Event) -> "PostDeleted":
+        """Return the fact in `event`. Raises `InvalidEvent`."""
+        _require_author_key(event)
+        return cls(event_id=event.event_id, post_id=read_id(event.payload, "post_id"), author_id=event.actor_id)
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.author_id,
+            occurred_at=time_of(self.event_id),
+            key=self.author_id,
+            payload={"post_id": str(self.post_id)},
+        )

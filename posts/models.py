@@ -1,0 +1,113 @@
+"""The `posts` table and its query vocabulary."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connection, models
+
+from posts.events import PostCreated, PostDeleted
+from posts.pagination import Position
+
+
+class Fanout(models.IntegerChoices):
+    """How a post reaches feeds; chosen when it is stored and kept with it."""
+
+    PUSH = 0, "push"
+    PULL = 1, "pull"
+
+
+class PostRow(NamedTuple):
+    """What a list of posts shows of one."""
+
+    id: int
+    author_id: int
+    content: str
+    created_at: datetime
+
+
+_INSERT = """
+INSERT INTO posts (id, author_id, content, created_at, fanout)
+SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[]) AS new
+ORDER BY 1
+ON CONFLICT (id) DO NOTHING
+RETURNING id
+"""
+
+# The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post away.
+_TOMBSTONE = """
+INSERT INTO posts (id, author_id, content, created_at, fanout, deleted_event_id)
+SELECT id, author_id, '', created_at, 0, event_id
+FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigint[]) AS gone (id, author_id, created_at, event_id)
+ORDER BY 1
+ON CONFLICT (id) DO UPDATE SET content = '', deleted_event_id = EXCLUDED.deleted_event_id
+WHERE posts.author_id = EXCLUDED.author_id AND posts.deleted_event_id IS NULL
+"""
+
+
+class PostQuerySet(models.QuerySet["Post"]):
+    def alive(self) -> "PostQuerySet":
+        return self.filter(deleted_event_id__isnull=True)
+
+    def page_of(self, author_id: int, position: Position, limit: int) -> list[PostRow]:
+        """Return up to `limit` posts of the author beyond `position`, nearest to it first (one index scan)."""
+        posts = self.alive().filter(author_id=author_id)
+        posts = (
+            posts.filter(id__gt=position.id).order_by("id")
+            if position.newer
+            else posts.filter(id__lte=position.id).order_by("-id")
+        )
+        return [PostRow(*row) for row in posts.values_list(*PostRow._fields)[:limit]]
+
+    def store(self, posts: Sequence[PostCreated]) -> set[int]:
+        """Insert `posts` in one statement; return the ids that were new (an existing row, or tombstone, stays)."""
+        columns: list[list[Any]] = [
+            [post.post_id for post in posts],
+            [post.author_id for post in posts],
+            [post.content for post in posts],
+            [post.created_at for post in posts],
+            [Fanout.PUSH.value for _post in posts],
+        ]
+        with connection.cursor() as cursor:
+            cursor.execute(_INSERT, columns)
+            return {post_id for (post_id,) in cursor.fetchall()}
+
+    def bury(self, deletions: Sequence[PostDeleted]) -> None:
+        """Turn the posts into tombstones without content, in one statement; of a wrong author: no effect."""
+        unique = {deletion.post_id: deletion for deletion in deletions}.values()
+        columns: list[list[Any]] = [
+            [deletion.post_id for deletion in unique],
+            [deletion.author_id for deletion in unique],
+            [deletion.post_created_at for deletion in unique],
+            [deletion.event_id for deletion in unique],
+        ]
+        with connection.cursor() as cursor:
+            cursor.execute(_TOMBSTONE, columns)
+
+
+class Post(models.Model):
+    """A post, or the tombstone of a deleted one."""
+
+    id = models.BigIntegerField(primary_key=True)
+    author_id = models.BigIntegerField()
+    content = models.TextField()
+    created_at = models.DateTimeField()
+    fanout = models.SmallIntegerField(choices=Fanout, default=Fanout.PUSH, db_default=Fanout.PUSH)
+    deleted_event_id = models.BigIntegerField(null=True)
+
+    objects = PostQuerySet.as_manager()
+
+    class Meta:
+        db_table = "posts"
+        indexes = [
+            # Serves an author's list, the back-fill after a follow, and the join a feed is defined by.
+            models.Index(
+                "author_id",
+                models.F("id").desc(),
+                condition=models.Q(deleted_event_id__isnull=True),
+                name="posts_by_author",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"post {self.id} by {self.author_id}"

@@ -1,0 +1,140 @@
+"""The post API."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.exceptions import NotFound, PermissionDenied
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.throttling import SimpleRateThrottle
+from rest_framework.views import APIView
+
+from eventbus.envelope import format_time
+from posts import pagination, services
+from posts.errors import Gone, Unprocessable
+from posts.events import MAX_CONTENT_CHARS, PostCreated
+from posts.models import Post, PostRow
+from posts.principal import principal
+from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostSchema
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+PAGING = [
+    OpenApiParameter("limit", int, description="1 to 100, default 20"),
+    OpenApiParameter("cursor", str, description="from `next` or `previous` of another page"),
+]
+
+
+class PostRate(SimpleRateThrottle):
+    """Posts a user may write in a time, from `API_POST_RATE`; unlimited when unset."""
+
+    scope = "posts"
+
+    def get_cache_key(self, request: Request, view: APIView) -> str:
+        return f"rate:posts:{principal(request).user_id}"
+
+
+class PostsView(APIView):
+    throttle_classes = [PostRate]
+
+    @extend_schema(request=NewPost, responses={202: AcceptedPost})
+    def post(self, request: Request) -> Response:
+        """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
+        post = services.create_post(
+            author_id=principal(request).user_id, content=_content(request.data), headers=event_headers(request)
+        )
+        return accepted(post.event_id, **post_json(_row(post)))
+
+
+class PostView(APIView):
+    @extend_schema(responses={200: PostSchema})
+    def get(self, _request: Request, post_id: int) -> Response:
+        """Return a post; 410 when its author has deleted it."""
+        post = _find(post_id)
+        if post.deleted_event_id is not None:
+            raise Gone
+        return Response(post_json(PostRow(post.id, post.author_id, post.content, post.created_at)))
+
+    @extend_schema(request=None, responses={202: AcceptedSchema})
+    def delete(self, request: Request, post_id: int) -> Response:
+        """Delete one's own post. 202 once Kafka has the deletion."""
+        if _find(post_id).author_id != principal(request).user_id:
+            raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
+        deletion = services.delete_post(
+            author_id=principal(request).user_id, post_id=post_id, headers=event_headers(request)
+        )
+        return accepted(deletion.event_id, id=str(post_id))
+
+
+class UserPostsView(APIView):
+    @extend_schema(parameters=PAGING, responses={200: PostList})
+    def get(self, request: Request, user_id: int) -> Response:
+        """List a user's posts, newest first."""
+        page = pagination.paginate(
+            lambda position, limit: Post.objects.page_of(user_id, position, limit),
+            lambda row: row.id,
+            pagination.position_of(request),
+            pagination.limit_of(request),
+        )
+        return list_response(request, page, post_json)
+
+
+def post_json(row: PostRow) -> dict[str, str]:
+    """Return the JSON form of a post."""
+    return {
+        "id": str(row.id),
+        "author_id": str(row.author_id),
+        "content": row.content,
+        "created_at": format_time(row.created_at),
+    }
+
+
+def accepted(event_id: int, **fields: str) -> Response:
+    """Return the 202 of a write whose event Kafka has acknowledged."""
+    return Response({"event_id": str(event_id), **fields}, status=202, headers={"Location": f"/events/{event_id}"})
+
+
+def list_response(request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]) -> Response:
+    """Return a page in Django REST framework's shape of a list."""
+    return Response(
+        {
+            "results": [to_json(row) for row in page.rows],
+            "next": pagination.link(request, page.next),
+            "previous": pagination.link(request, page.previous),
+        }
+    )
+
+
+def event_headers(request: Request) -> list[tuple[str, bytes]]:
+    """Return the Kafka headers that carry the request's W3C trace context on, if it has a valid one."""
+    traceparent = request.META.get("HTTP_TRACEPARENT", "")
+    return [("traceparent", traceparent.encode())] if _TRACEPARENT.fullmatch(traceparent) else []
+
+
+def _content(body: object) -> str:
+    if not isinstance(body, dict):
+        raise Unprocessable("The body must be a JSON object.", code="not_an_object")
+    content = body.get("content")
+    if not isinstance(content, str):
+        raise Unprocessable("content must be a string.", code="content_required")
+    content = content.strip()
+    if not content:
+        raise Unprocessable("content must not be empty.", code="content_empty")
+    if len(content) > MAX_CONTENT_CHARS:
+        raise Unprocessable(f"content must not exceed {MAX_CONTENT_CHARS} characters.", code="content_too_long")
+    if "\0" in content:
+        raise Unprocessable("content must not contain the NUL character.", code="content_has_nul")
+    return content
+
+
+def _find(post_id: int) -> Post:
+    post = Post.objects.filter(id=post_id).first()
+    if post is None:
+        raise NotFound("There is no such post (yet).", code="post_not_found")
+    return post
+
+
+def _row(post: PostCreated) -> PostRow:
+    return PostRow(post.post_id, post.author_id, post.content, post.created_at)
