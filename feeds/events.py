@@ -1,0 +1,50 @@
+"""The facts about follows, as they travel in events; their key is the followee, whose audience changes."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from eventbus.envelope import Event, read_id
+from eventbus.exceptions import InvalidEvent
+from eventbus.snowflake import time_of
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _FollowFact:
+    TYPE: ClassVar[str]
+
+    event_id: int
+    follower_id: int
+    followee_id: int
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return the fact in `event`. Raises `InvalidEvent`."""
+        follower_id = read_id(event.payload, "follower_id")
+        if follower_id == event.key:
+            raise InvalidEvent("Nobody can follow themselves.")
+        return cls(event_id=event.event_id, follower_id=follower_id, followee_id=event.key)
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.follower_id,
+            occurred_at=time_of(self.event_id),
+            key=self.followee_id,
+            payload={"follower_id": str(self.follower_id)},
+        )
+
+
+class UserFollowed(_FollowFact):
+    """`user.followed`: the follower wants the followee's posts in their feed."""
+
+    TYPE = "user.followed"
+
+
+class UserUnfollowed(_FollowFact):
+    """`user.unfollowed`: the follower no longer does."""
+
+    TYPE = "user.unfollowed"

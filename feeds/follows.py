@@ -1,0 +1,155 @@
+"""Following and unfollowing, and what they do to feeds. The highest event id of a pair wins, in whatever order."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from django.conf import settings
+from django.db import connection
+
+from eventbus import metrics
+from feeds.events import UserFollowed, UserUnfollowed
+
+Pair = tuple[int, int]  # follower, followee
+Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
+
+_PAIRS = "unnest(%(followers)s::bigint[], %(followees)s::bigint[])"
+
+_ACTIVE = f"""
+SELECT follower_id, followee_id FROM follows
+JOIN {_PAIRS} AS pair (follower, followee) ON follower_id = follower AND followee_id = followee
+WHERE active
+"""  # noqa: S608 - composed of constants
+
+_WRITE = """
+INSERT INTO follows (follower_id, followee_id, active, event_id)
+SELECT follower, followee, %(active)s, event
+FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[]) AS new (follower, followee, event)
+ORDER BY 1, 2
+ON CONFLICT (follower_id, followee_id) DO UPDATE SET active = EXCLUDED.active, event_id = EXCLUDED.event_id
+WHERE follows.event_id <= EXCLUDED.event_id
+RETURNING follower_id, followee_id
+"""
+
+# The newest posts of the followee above the follower's floor; one more than fits tells where the floor must go.
+_BACKFILL = f"""
+WITH found AS (
+    SELECT follower, post.id, followee, row_number() OVER (PARTITION BY follower, followee ORDER BY post.id DESC) AS n
+    FROM {_PAIRS} AS pair (follower, followee)
+    JOIN feeds ON feeds.user_id = follower
+    CROSS JOIN LATERAL (
+        SELECT id FROM posts
+        WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > floor
+        ORDER BY id DESC LIMIT %(cap)s + 1
+    ) AS post
+), raised AS (
+    UPDATE feeds SET floor = greatest(floor, cut.id)
+    FROM (SELECT follower, max(id) AS id FROM found WHERE n > %(cap)s GROUP BY 1) AS cut
+    WHERE user_id = cut.follower
+)
+INSERT INTO feed_entries (user_id, post_id, author_id)
+SELECT follower, id, followee FROM found WHERE n <= %(cap)s ORDER BY 1, 2
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - composed of constants
+
+_REMOVE = f"""
+DELETE FROM feed_entries
+USING {_PAIRS} AS pair (follower, followee)
+WHERE user_id = follower AND author_id = followee
+"""  # noqa: S608 - composed of constants
+
+_COUNT = """
+UPDATE feeds SET follower_count = follower_count + change
+FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::bigint[]) AS one (followee) GROUP BY 1)
+    AS changes
+WHERE user_id = followee
+"""
+
+# In id order, before anything else touches them: transactions that update several feeds cannot deadlock.
+_LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
+
+
+def follow(facts: Sequence[UserFollowed]) -> None:
+    """Make the pairs active and put the followees' posts into the followers' feeds."""
+    facts = _last_of_each_pair(facts)
+    _lock_feeds(facts)
+    active_before = _active(facts)
+    written = _write(facts, active=True)
+    _count([pair for pair in written if pair not in active_before], step=1)
+    with connection.cursor() as cursor:
+        cursor.execute(_BACKFILL, {**_columns(written), "cap": settings.FEED_MAX_ENTRIES})
+        metrics.fanout_rows_total.inc(cursor.rowcount)
+
+
+def unfollow(facts: Sequence[UserUnfollowed]) -> None:
+    """Make the pairs inactive and take the followees' posts out of the followers' feeds."""
+    facts = _last_of_each_pair(facts)
+    _lock_feeds(facts)
+    active_before = _active(facts)
+    written = _write(facts, active=False)
+    _count([pair for pair in written if pair in active_before], step=-1)
+    with connection.cursor() as cursor:
+        cursor.execute(_REMOVE, _columns(written))
+
+
+def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
+    last: dict[Pair, Fact] = {}
+    for fact in facts:
+        pair = (fact.follower_id, fact.followee_id)
+        if pair not in last or last[pair].event_id < fact.event_id:
+            last[pair] = fact
+    return list(last.values())
+
+
+def _lock_feeds(facts: Iterable[UserFollowed | UserUnfollowed]) -> None:
+    users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK_FEEDS, [list(users)])
+
+
+def _active(facts: Iterable[UserFollowed | UserUnfollowed]) -> set[Pair]:
+    with connection.cursor() as cursor:
+        cursor.execute(_ACTIVE, _columns([(fact.follower_id, fact.followee_id) for fact in facts]))
+        return set(cursor.fetchall())
+
+
+def _write(facts: Sequence[UserFollowed] | Sequence[UserUnfollowed], *, active: bool) -> list[Pair]:
+    """Write the pairs that no later event has changed; return them."""
+    columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
+    with connection.cursor() as cursor:
+        cursor.execute(_WRITE, {**columns, "events": [fact.event_id for fact in facts], "active": active})
+        pairs: list[Pair] = cursor.fetchall()
+    return pairs
+
+
+def _count(pairs: Sequence[Pair], *, step: int) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT, {**_columns(pairs), "step": step})
+
+
+def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    return {
+        "followers": [follower for follower, _ in pairs],
+        "followees": [followee for _, followee in pairs],
+    }
+
+
+_AUDIENCE = """
+SELECT DISTINCT follower_id FROM follows
+WHERE followee_id = ANY(%(authors)s) AND active AND follower_id > %(after)s
+ORDER BY follower_id LIMIT %(limit)s
+"""
+
+
+def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
+    """Yield, in bounded lists, every user whose feed shows posts of `authors`, and `others`."""
+    yield list(authors | others)
+    after, limit = 0, settings.FEED_BATCH_MAX_ROWS
+    while authors:
+        with connection.cursor() as cursor:
+            cursor.execute(_AUDIENCE, {"authors": list(authors), "after": after, "limit": limit})
+            users = [user for (user,) in cursor.fetchall()]
+        if users:
+            yield users
+        if len(users) < limit:
+            return
+        after = users[-1]

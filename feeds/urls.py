@@ -1,0 +1,10 @@
+from django.urls import path
+
+from feeds.views import FeedView, FollowersView, FollowingView, FollowView
+
+urlpatterns = [
+    path("feeds/<id:user_id>", FeedView.as_view()),
+    path("follows/<id:user_id>", FollowView.as_view()),
+    path("users/<id:user_id>/followers", FollowersView.as_view()),
+    path("users/<id:user_id>/following", FollowingView.as_view()),
+]
