@@ -1,0 +1,118 @@
+"""What all API views share: JSON in, JSON out, and errors as `{"code": …, "detail": …}`."""
+
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
+
+import orjson
+import structlog
+from django.conf import settings
+from django.db import DatabaseError
+from django.http import HttpRequest, HttpResponse
+from rest_framework import exceptions
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import BaseParser
+from rest_framework.renderers import BaseRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from eventbus.exceptions import IdsUnavailable, PublishFailed
+from posts.errors import PayloadTooLarge
+
+RETRY_AFTER_SECONDS = "1"
+
+log = structlog.get_logger(__name__)
+
+
+class JSONParser(BaseParser):
+    """Strict JSON (RFC 8259, no NaN, no lone surrogates) of at most `DATA_UPLOAD_MAX_MEMORY_SIZE` bytes."""
+
+    media_type = "application/json"
+
+    def parse(
+        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+    ) -> Any:
+        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        body = stream.read(limit + 1)
+        if len(body) > limit:
+            raise PayloadTooLarge(f"The request body is larger than {limit} bytes.")
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise exceptions.ParseError(f"The body is not JSON: {error}", code="malformed_json") from error
+
+
+class JSONRenderer(BaseRenderer):
+    media_type = "application/json"
+    format = "json"
+    charset = None
+    render_style = "binary"
+
+    def render(
+        self,
+        data: Any,
+        accepted_media_type: str | None = None,
+        renderer_context: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        return b"" if data is None else orjson.dumps(data)
+
+
+class AlwaysJSON(BaseContentNegotiation):
+    """This API speaks JSON whatever a client says it would rather have."""
+
+    def select_parser(self, request: Request, parsers: Iterable[Any]) -> Any:
+        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        return next((parser for parser in parsers if parser.media_type == media_type), None)
+
+    def select_renderer(
+        self, request: Request, renderers: Iterable[Any], format_suffix: str | None = None
+    ) -> tuple[Any, str]:
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type
+
+
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
+    """Return the error response for what a view raised; None leaves it to Django (a 500)."""
+    if isinstance(error, exceptions.APIException):
+        return _api_error(error)
+    if isinstance(error, PublishFailed | IdsUnavailable):
+        return _unavailable("not_accepted", f"{error} Nothing was promised: try again.")
+    if isinstance(error, DatabaseError):
+        log.error("database_unavailable", error=str(error))
+        return _unavailable("database_unavailable", "The database cannot be reached. Try again.")
+    return None
+
+
+def error_body(code: str, detail: str) -> dict[str, str]:
+    return {"code": code, "detail": detail}
+
+
+def not_found(_request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer paths no view has."""
+    return HttpResponse(
+        orjson.dumps(error_body("not_found", "There is nothing here.")),
+        content_type="application/json",
+        status=404,
+    )
+
+
+def server_error(_request: HttpRequest) -> HttpResponse:
+    """Answer what no view foresaw; the traceback is in the log."""
+    return HttpResponse(
+        orjson.dumps(error_body("internal_error", "Something went wrong here.")),
+        content_type="application/json",
+        status=500,
+    )
+
+
+def _api_error(error: exceptions.APIException) -> Response:
+    codes = error.get_codes()
+    response = Response(error_body(str(codes), str(error.detail)), status=error.status_code)
+    if header := getattr(error, "auth_header", None):
+        response["WWW-Authenticate"] = header
+    if wait := getattr(error, "wait", None):
+        response["Retry-After"] = str(int(wait) + 1)
+    return response
+
+
+def _unavailable(code: str, detail: str) -> Response:
+    return Response(error_body(code, detail), status=503, headers={"Retry-After": RETRY_AFTER_SECONDS})

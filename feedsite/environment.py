@@ -1,0 +1,142 @@
+"""Every environment variable the system reads, with its type, default and unit.
+
+`docs/settings.md` is the same table for people. A wrong value raises `ImproperlyConfigured` with one sentence.
+"""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from environs import Env, EnvError, validate
+
+from feedsite.embedded import addresses
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+POSITIVE = validate.Range(min=1)
+
+
+def read() -> dict[str, Any]:
+    """Return all settings read from the environment, keyed by variable name.
+
+    Raises `ImproperlyConfigured` naming the variable and what is wrong with it.
+    """
+    try:
+        return _read(Env())
+    except EnvError as error:
+        raise ImproperlyConfigured(f"Wrong configuration: {error}") from error
+
+
+def _read(env: Env) -> dict[str, Any]:
+    data_dir = Path(env.str("FEED_DATA_DIR", str(BASE_DIR / ".local"))).resolve()
+    embedded = addresses(data_dir)
+    all_external = not _is_embedded("DATABASE_URL")
+    return {
+        "FEED_DATA_DIR": data_dir,
+        "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
+        "REDIS_URL": env.str("REDIS_URL", "") or embedded.get("REDIS_URL", ""),
+        "KAFKA_BOOTSTRAP_SERVERS": env.str("KAFKA_BOOTSTRAP_SERVERS", "")
+        or embedded.get("KAFKA_BOOTSTRAP_SERVERS", ""),
+        # Web
+        "DJANGO_SECRET_KEY": _secret(env, "DJANGO_SECRET_KEY", data_dir, required=all_external),
+        "DJANGO_DEBUG": env.bool("DJANGO_DEBUG", False),
+        "DJANGO_ALLOWED_HOSTS": env.list("DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
+        "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
+        "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
+        "DATABASE_POOL_MAX": env.int("DATABASE_POOL_MAX", 8, validate=POSITIVE),
+        # Tokens
+        **_token_settings(env, data_dir, all_external),
+        # Kafka
+        **_kafka_settings(env),
+        # Feeds
+        "FEED_STRATEGY": env.str("FEED_STRATEGY", "push", validate=validate.OneOf(["push"])),
+        "FEED_MAX_ENTRIES": env.int("FEED_MAX_ENTRIES", 800, validate=validate.Range(min=100)),
+        "FEED_BATCH_MAX_EVENTS": env.int("FEED_BATCH_MAX_EVENTS", 500, validate=validate.Range(1, 5_000)),
+        "FEED_BATCH_MAX_WAIT_MS": env.int("FEED_BATCH_MAX_WAIT_MS", 5, validate=validate.Range(0, 10_000)),
+        "FEED_BATCH_MAX_ROWS": env.int("FEED_BATCH_MAX_ROWS", 50_000, validate=validate.Range(min=1_000)),
+        "FEED_CACHE_TTL": env.int("FEED_CACHE_TTL", 3_600, validate=POSITIVE),
+        "API_POST_RATE": env.str("API_POST_RATE", ""),
+        "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
+        "LOG_LEVEL": env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
+    }
+
+
+def _token_settings(env: Env, data_dir: Path, all_external: bool) -> dict[str, Any]:
+    public_key = env.str("JWT_PUBLIC_KEY", "")
+    jwks_url = env.str("JWT_JWKS_URL", "")
+    asymmetric = bool(public_key or jwks_url)
+    return {
+        "JWT_PUBLIC_KEY": public_key.replace("\\n", "\n"),
+        "JWT_JWKS_URL": jwks_url,
+        "JWT_SIGNING_KEY": "" if asymmetric else _secret(env, "JWT_SIGNING_KEY", data_dir, required=all_external),
+        "JWT_AUDIENCE": env.str("JWT_AUDIENCE", ""),
+        "JWT_ISSUER": env.str("JWT_ISSUER", ""),
+    }
+
+
+def _kafka_settings(env: Env) -> dict[str, Any]:
+    # The embedded broker answers a group join after half a session time-out and sleeps a fetch out to its
+    # full wait, so the defaults that suit Apache Kafka would cost it 23 s a start and 250 ms a post.
+    embedded = _is_embedded("KAFKA_BOOTSTRAP_SERVERS")
+    return {
+        "KAFKA_SECURITY_PROTOCOL": env.str(
+            "KAFKA_SECURITY_PROTOCOL",
+            "PLAINTEXT",
+            validate=validate.OneOf(["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]),
+        ),
+        "KAFKA_SASL_MECHANISM": env.str("KAFKA_SASL_MECHANISM", ""),
+        "KAFKA_SASL_USERNAME": env.str("KAFKA_SASL_USERNAME", ""),
+        "KAFKA_SASL_PASSWORD": env.str("KAFKA_SASL_PASSWORD", ""),
+        "KAFKA_SSL_CA_LOCATION": env.str("KAFKA_SSL_CA_LOCATION", ""),
+        "KAFKA_PARTITIONS": env.int("KAFKA_PARTITIONS", 6, validate=POSITIVE),
+        "KAFKA_REPLICATION_FACTOR": env.int("KAFKA_REPLICATION_FACTOR", 1, validate=POSITIVE),
+        "KAFKA_RETENTION_HOURS": env.int("KAFKA_RETENTION_HOURS", 168, validate=POSITIVE),
+        "KAFKA_GROUP_PROTOCOL": env.str(
+            "KAFKA_GROUP_PROTOCOL", "classic", validate=validate.OneOf(["classic", "consumer"])
+        ),
+        "KAFKA_SESSION_TIMEOUT_MS": env.int(
+            "KAFKA_SESSION_TIMEOUT_MS", 4_000 if embedded else 15_000, validate=validate.Range(min=1_000)
+        ),
+        "KAFKA_MAX_POLL_INTERVAL_MS": env.int("KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=POSITIVE),
+        "KAFKA_FETCH_WAIT_MS": env.int("KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=POSITIVE),
+        "KAFKA_PUBLISH_TIMEOUT_MS": env.int("KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=POSITIVE),
+        "KAFKA_LINGER_MS": env.int("KAFKA_LINGER_MS", 0, validate=validate.Range(min=0)),
+        "KAFKA_QUEUE_MAX_MESSAGES": env.int("KAFKA_QUEUE_MAX_MESSAGES", 10_000, validate=POSITIVE),
+    }
+
+
+def _is_embedded(variable: str) -> bool:
+    return not os.environ.get(variable)
+
+
+def _secret(env: Env, variable: str, data_dir: Path, *, required: bool) -> str:
+    """Return the secret given, or on the embedded stack one generated once and kept under `data_dir`."""
+    given = env.str(variable, "")
+    if given:
+        if len(given.encode()) < 32:
+            raise ImproperlyConfigured(f"{variable} must be at least 32 bytes long.")
+        return given
+    if required:
+        raise ImproperlyConfigured(f"Set {variable}: with servers of your own no default secret is used.")
+    return _kept_secret(data_dir / variable.lower())
+
+
+def _kept_secret(file: Path) -> str:
+    if not file.exists():
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_urlsafe(48))
+        _link_once(draft, file)
+    return file.read_text()
+
+
+def _link_once(draft: Path, file: Path) -> None:
+    """Publish `draft` as `file` unless another process was faster: all then read the same secret."""
+    try:
+        file.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()

@@ -1,0 +1,186 @@
+"""The one settings module; every deployment difference comes from the environment (`feedsite.environment`)."""
+
+import warnings
+from typing import Any
+
+import dj_database_url
+
+from feedsite import environment, logs
+
+BASE_DIR = environment.BASE_DIR
+ENV = environment.read()
+
+FEED_DATA_DIR = ENV["FEED_DATA_DIR"]
+
+# Web ---------------------------------------------------------------------------------------------------------
+SECRET_KEY = ENV["DJANGO_SECRET_KEY"]
+DEBUG = ENV["DJANGO_DEBUG"]
+ALLOWED_HOSTS = ENV["DJANGO_ALLOWED_HOSTS"]
+CSRF_TRUSTED_ORIGINS = ENV["DJANGO_CSRF_TRUSTED_ORIGINS"]
+ROOT_URLCONF = "feedsite.urls"
+WSGI_APPLICATION = "feedsite.wsgi.application"
+APPEND_SLASH = False
+DATA_UPLOAD_MAX_MEMORY_SIZE = 128 * 1024
+
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = ENV["DJANGO_HTTPS"]
+SECURE_HSTS_SECONDS = 31_536_000 if ENV["DJANGO_HTTPS"] else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = ENV["DJANGO_HTTPS"]
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+# Probes and scrapes come from inside, without TLS.
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^metrics$"]
+X_FRAME_OPTIONS = "DENY"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_prometheus",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "feedsite",
+    "eventbus",
+    "posts",
+    "feeds",
+]
+
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+WHITENOISE_USE_FINDERS = True
+# Where nothing was collected, the finders serve the files; that is no news.
+warnings.filterwarnings("ignore", message="No directory at", module="django.core.handlers.base")
+USE_TZ = True
+TIME_ZONE = "UTC"
+USE_I18N = False
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# REST --------------------------------------------------------------------------------------------------------
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["feedsite.authentication.JWTAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": ["feedsite.api.JSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["feedsite.api.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "feedsite.api.exception_handler",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "feedsite.api.AlwaysJSON",
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_THROTTLE_RATES": {"posts": ENV["API_POST_RATE"] or None},
+}
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "Feed backend",
+    "DESCRIPTION": "Posts, follows and feeds. Writes answer 202 once Kafka has acknowledged them.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
+
+JWT_SIGNING_KEY = ENV["JWT_SIGNING_KEY"]
+JWT_PUBLIC_KEY = ENV["JWT_PUBLIC_KEY"]
+JWT_JWKS_URL = ENV["JWT_JWKS_URL"]
+JWT_AUDIENCE = ENV["JWT_AUDIENCE"]
+JWT_ISSUER = ENV["JWT_ISSUER"]
+
+# PostgreSQL --------------------------------------------------------------------------------------------------
+DATABASES: dict[str, Any] = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        **dj_database_url.parse(ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"),
+        "CONN_HEALTH_CHECKS": True,
+    }
+}
+DATABASES["default"]["OPTIONS"] = {
+    **DATABASES["default"].get("OPTIONS", {}),
+    "connect_timeout": 5,
+    # A worker that freezes inside a transaction must not hold its locks for ever.
+    "options": "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=30000",
+    "pool": {"min_size": 1, "max_size": ENV["DATABASE_POOL_MAX"], "timeout": 5},
+}
+
+# Redis -------------------------------------------------------------------------------------------------------
+REDIS_TIMEOUT = 0.5  # seconds
+CACHES: dict[str, Any] = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": ENV["REDIS_URL"] or "redis://embedded-servers-not-started",
+        "KEY_PREFIX": "feed",
+        "OPTIONS": {
+            "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT,
+            "SOCKET_TIMEOUT": REDIS_TIMEOUT,
+            "IGNORE_EXCEPTIONS": True,
+        },
+    }
+}
+
+# Kafka -------------------------------------------------------------------------------------------------------
+KAFKA_BOOTSTRAP_SERVERS = ENV["KAFKA_BOOTSTRAP_SERVERS"]
+KAFKA_SECURITY = {
+    "security.protocol": ENV["KAFKA_SECURITY_PROTOCOL"],
+    "sasl.mechanism": ENV["KAFKA_SASL_MECHANISM"],
+    "sasl.username": ENV["KAFKA_SASL_USERNAME"],
+    "sasl.password": ENV["KAFKA_SASL_PASSWORD"],
+    "ssl.ca.location": ENV["KAFKA_SSL_CA_LOCATION"],
+}
+KAFKA_PARTITIONS = ENV["KAFKA_PARTITIONS"]
+KAFKA_REPLICATION_FACTOR = ENV["KAFKA_REPLICATION_FACTOR"]
+KAFKA_RETENTION_HOURS = ENV["KAFKA_RETENTION_HOURS"]
+KAFKA_GROUP_PROTOCOL = ENV["KAFKA_GROUP_PROTOCOL"]
+KAFKA_SESSION_TIMEOUT_MS = ENV["KAFKA_SESSION_TIMEOUT_MS"]
+KAFKA_MAX_POLL_INTERVAL_MS = ENV["KAFKA_MAX_POLL_INTERVAL_MS"]
+KAFKA_FETCH_WAIT_MS = ENV["KAFKA_FETCH_WAIT_MS"]
+KAFKA_PUBLISH_TIMEOUT_MS = ENV["KAFKA_PUBLISH_TIMEOUT_MS"]
+KAFKA_LINGER_MS = ENV["KAFKA_LINGER_MS"]
+KAFKA_QUEUE_MAX_MESSAGES = ENV["KAFKA_QUEUE_MAX_MESSAGES"]
+
+# Feeds -------------------------------------------------------------------------------------------------------
+FEED_STRATEGY = ENV["FEED_STRATEGY"]
+FEED_MAX_ENTRIES = ENV["FEED_MAX_ENTRIES"]
+FEED_BATCH_MAX_EVENTS = ENV["FEED_BATCH_MAX_EVENTS"]
+FEED_BATCH_MAX_WAIT_MS = ENV["FEED_BATCH_MAX_WAIT_MS"]
+FEED_BATCH_MAX_ROWS = ENV["FEED_BATCH_MAX_ROWS"]
+FEED_CACHE_TTL = ENV["FEED_CACHE_TTL"]
+
+# Logs --------------------------------------------------------------------------------------------------------
+LOG_FORMAT = ENV["LOG_FORMAT"]
+LOGGING = logs.configure(LOG_FORMAT, ENV["LOG_LEVEL"])
+
+PROMETHEUS_EXPORT_MIGRATIONS = False

@@ -1,0 +1,20 @@
+from django.contrib import admin
+from django.urls import include, path
+from django_prometheus.exports import ExportToDjangoView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+from feedsite import health
+
+urlpatterns = [
+    path("", include("posts.urls")),
+    path("", include("feeds.urls")),
+    path("healthz", health.healthz),
+    path("readyz", health.readyz),
+    path("metrics", ExportToDjangoView),
+    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("docs/", SpectacularSwaggerView.as_view(url_name="schema")),
+    path("admin/", admin.site.urls),
+]
+
+handler404 = "feedsite.api.not_found"
+handler500 = "feedsite.api.server_error"
