@@ -1,6 +1,6 @@
 """The cached first page of each feed in Redis, and how it never shows what an invalidation has outdated.
 
-Two rules make that so:
+Three rules make that so:
 
 1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very lease with its
    page. An invalidation deletes the key, lease or page: a reader that loaded before it can store nothing after it.
@@ -8,6 +8,8 @@ Two rules make that so:
    `TRUST_SECONDS`, the time for which a process may rely on what it last read there. From then on every process reads
    from PostgreSQL alone. Once Redis answers again, someone opens the cache with a new generation; pages of the old
    one are never read again, whatever Redis kept.
+3. **Run id.** A Redis that restarts from a snapshot brings back pages that were invalidated since. So the server's run
+   id is part of each key, and a connection that breaks is an error, never silently made anew.
 """
 
 import threading
@@ -24,6 +26,7 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import Redis, RedisError
 
@@ -62,15 +65,13 @@ BYPASS = Lookup("bypass")
 
 def look_up(user_id: int) -> Lookup:
     """Return the cached first page of the user's feed, or a lease to `store` it. Redis down: a bypass."""
-    generation = _trusted.generation()
-    if generation is None:
+    era = _trusted.era()
+    if era is None:
         return BYPASS
-    key = _key(user_id, generation)
     try:
-        return _look_up(key)
+        return _look_up(_key(user_id, era))
     except RedisError as error:
-        _trusted.distrust()
-        log.warning("cache_unreachable", error=str(error))
+        _trusted.distrust(error)
         return BYPASS
 
 
@@ -81,8 +82,7 @@ def store(lookup: Lookup, page: bytes) -> bool:
     try:
         return bool(_redis().eval(_STORE, 1, lookup.key, lookup.lease, _PAGE + page, settings.FEED_CACHE_TTL))
     except RedisError as error:
-        _trusted.distrust()
-        log.warning("cache_unreachable", error=str(error))
+        _trusted.distrust(error)
         return False
 
 
@@ -91,20 +91,25 @@ def invalidate(user_ids: Sequence[int]) -> None:
 
     Returns only when no reader can see an outdated page any more. Raises `DatabaseError`.
     """
-    # Read after the commit: a reader that stores under a later generation than this one has loaded after it too.
+    # Read after the commit: a reader that stores in a later era than this one has loaded after it too.
     state = _read_state()
     if state.closed_at is not None:
         return
-    redis = _redis()
     try:
-        pipeline = redis.pipeline(transaction=False)
-        for start in range(0, len(user_ids), KEYS_A_COMMAND):
-            some = user_ids[start : start + KEYS_A_COMMAND]
-            pipeline.unlink(*[_key(user_id, state.generation) for user_id in some])
-        pipeline.execute()
+        _unlink(user_ids, _era(state))
     except RedisError as error:
-        log.warning("cache_closed", error=str(error))
-        _close(state)
+        log.warning("cache_unreachable", error=str(error))
+        close()
+
+
+def close() -> None:
+    """Make every page cached so far void, for every process, and return when each must have noticed.
+
+    For changes to more feeds than are worth naming. The cache opens again by itself after a moment.
+    """
+    CacheState.objects.update_or_create(id=1, defaults={"closed_at": Now()})
+    log.info("cache_closed")
+    time.sleep(TRUST_SECONDS)
 
 
 def _look_up(key: str) -> Lookup:
@@ -118,65 +123,74 @@ def _look_up(key: str) -> Lookup:
     return Lookup("miss")
 
 
-def _close(state: CacheState) -> None:
-    """Close the cache for every process and wait until each of them must have noticed."""
-    CacheState.objects.filter(generation=state.generation, closed_at=None).update(closed_at=Now())
-    time.sleep(TRUST_SECONDS)
-
-
-def _reopen() -> None:
-    """Open the cache with a new generation if Redis answers and every process has noticed that it was closed."""
-    try:
-        _redis().ping()
-    except RedisError:
-        return
-    closed_long_enough = CacheState.objects.filter(closed_at__lt=Now() - CLOSED_AT_LEAST)
-    if closed_long_enough.update(generation=F("generation") + 1, closed_at=None):
-        log.info("cache_opened")
+def _unlink(user_ids: Sequence[int], era: str) -> None:
+    pipeline = _redis().pipeline(transaction=False)
+    for start in range(0, len(user_ids), KEYS_A_COMMAND):
+        pipeline.unlink(*[_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]])
+    pipeline.execute()
 
 
 def _read_state() -> CacheState:
-    """Return the state as committed now; a closed cache is opened on the way if it can be."""
+    """Return the state as committed now; a cache that has been closed for long enough is opened if Redis answers."""
     state = CacheState.objects.first() or CacheState.objects.get_or_create(id=1)[0]
-    if state.closed_at is not None:
-        _reopen()
-        state = CacheState.objects.get()
+    if state.closed_at is not None and timezone.now() - state.closed_at > CLOSED_AT_LEAST:
+        _try_to_open()
+        state.refresh_from_db()
     return state
 
 
+def _try_to_open() -> None:
+    closed_long_enough = CacheState.objects.filter(closed_at__lt=Now() - CLOSED_AT_LEAST)
+    try:
+        _redis().ping()
+    except RedisError:
+        # Nobody asks again for a while: each question to a dead server costs its time-out.
+        closed_long_enough.update(closed_at=Now())
+    else:
+        closed_long_enough.update(generation=F("generation") + 1, closed_at=None)
+        log.info("cache_opened")
+
+
+def _era(state: CacheState) -> str:
+    """Return the part of each key that changes whenever earlier pages must not be read any more."""
+    server = cast(dict[str, str], _redis().info("server"))
+    return f"{state.generation}.{server['run_id']}"
+
+
 class _Trusted:
-    """What this process knows of `cache_state`, never older than `TRUST_SECONDS`."""
+    """The era as this process last read it, never relied on for longer than `TRUST_SECONDS`."""
 
     def __init__(self) -> None:
-        self._generation: int | None = None
+        self._era: str | None = None
         self._until = 0.0
         self._lock = threading.Lock()
 
-    def generation(self) -> int | None:
-        """Return the generation whose pages count, or None while the cache is closed or not to be trusted."""
+    def era(self) -> str | None:
+        """Return the era whose pages count, or None while the cache is closed or Redis is away."""
         if time.monotonic() < self._until:
-            return self._generation
+            return self._era
         with self._lock:
             if time.monotonic() >= self._until:
-                self._refresh()
-            return self._generation
+                self._refresh(time.monotonic() + TRUST_SECONDS)
+            return self._era
 
-    def distrust(self) -> None:
+    def distrust(self, error: RedisError) -> None:
         """Do without Redis for a moment: each read that waits for a dead one costs its time-out."""
+        log.warning("cache_unreachable", error=str(error))
         with self._lock:
-            self._generation = None
-            self._until = time.monotonic() + TRUST_SECONDS
+            self._era, self._until = None, time.monotonic() + TRUST_SECONDS
 
-    def _refresh(self) -> None:
-        asked_at = time.monotonic()
+    def _refresh(self, until: float) -> None:
         try:
             state = _read_state()
+            self._era = None if state.closed_at is not None else _era(state)
+        except RedisError as error:
+            log.warning("cache_unreachable", error=str(error))
+            self._era = None
         except DatabaseError:
-            # Without PostgreSQL nothing can change a feed either; what was true a moment ago still is.
-            self._until = asked_at + TRUST_SECONDS
-            return
-        self._generation = None if state.closed_at is not None else state.generation
-        self._until = asked_at + TRUST_SECONDS
+            # Without PostgreSQL nothing can change a feed either: what was true a moment ago still is.
+            log.warning("cache_state_unreadable")
+        self._until = until
 
 
 _trusted = _Trusted()
@@ -188,5 +202,6 @@ def _redis() -> Redis:
     return client
 
 
-def _key(user_id: int, generation: int) -> str:
-    return f"feed:{{{user_id}}}:{generation}"
+def _key(user_id: int, era: str) -> str:
+    # The braces keep a user's keys on one node of a Redis cluster.
+    return f"feed:{{{user_id}}}:{era}"

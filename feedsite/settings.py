@@ -4,6 +4,8 @@ import warnings
 from typing import Any
 
 import dj_database_url
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from feedsite import environment, logs
 
@@ -147,6 +149,8 @@ CACHES: dict[str, Any] = {
             "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT,
             "SOCKET_TIMEOUT": REDIS_TIMEOUT,
             "IGNORE_EXCEPTIONS": True,
+            # A broken connection must be noticed, not repaired behind our back: see rule 3 of feeds.cache.
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
         },
     }
 }
