@@ -31,7 +31,7 @@ def read() -> dict[str, Any]:
 def _read(env: Env) -> dict[str, Any]:
     data_dir = Path(env.str("FEED_DATA_DIR", str(BASE_DIR / ".local"))).resolve()
     embedded = addresses(data_dir)
-    all_external = not _is_embedded("DATABASE_URL")
+    all_external = not _is_embedded("DATABASE_URL", embedded)
     return {
         "FEED_DATA_DIR": data_dir,
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
@@ -48,7 +48,7 @@ def _read(env: Env) -> dict[str, Any]:
         # Tokens
         **_token_settings(env, data_dir, all_external),
         # Kafka
-        **_kafka_settings(env),
+        **_kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded)),
         # Feeds
         "FEED_STRATEGY": env.str("FEED_STRATEGY", "push", validate=validate.OneOf(["push"])),
         "FEED_MAX_ENTRIES": env.int("FEED_MAX_ENTRIES", 800, validate=validate.Range(min=100)),
@@ -75,10 +75,9 @@ def _token_settings(env: Env, data_dir: Path, all_external: bool) -> dict[str, A
     }
 
 
-def _kafka_settings(env: Env) -> dict[str, Any]:
+def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
     # The embedded broker answers a group join after half a session time-out and sleeps a fetch out to its
     # full wait, so the defaults that suit Apache Kafka would cost it 23 s a start and 250 ms a post.
-    embedded = _is_embedded("KAFKA_BOOTSTRAP_SERVERS")
     return {
         "KAFKA_SECURITY_PROTOCOL": env.str(
             "KAFKA_SECURITY_PROTOCOL",
@@ -106,8 +105,8 @@ def _kafka_settings(env: Env) -> dict[str, Any]:
     }
 
 
-def _is_embedded(variable: str) -> bool:
-    return not os.environ.get(variable)
+def _is_embedded(variable: str, embedded: dict[str, str]) -> bool:
+    return os.environ.get(variable, "") in ("", embedded.get(variable))
 
 
 def _secret(env: Env, variable: str, data_dir: Path, *, required: bool) -> str:

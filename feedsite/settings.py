@@ -50,16 +50,16 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "feedsite.middleware.PrometheusBefore",
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
+    "feedsite.middleware.PageWhiteNoise",
+    "feedsite.middleware.PageSessions",
+    "feedsite.middleware.PageCommon",
     "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
+    "feedsite.middleware.PageAuthentication",
+    "feedsite.middleware.PageMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
+    "feedsite.middleware.PrometheusAfter",
 ]
 
 TEMPLATES = [

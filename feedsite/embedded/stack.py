@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from feedsite.embedded import postgres, state
+from feedsite.embedded import addresses, postgres, state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.processes import EmbeddedError, Server, end, free_port, is_running, spawn
@@ -64,11 +64,8 @@ def status(data_dir: Path, say: Say = print) -> bool:
 
 def environment(data_dir: Path) -> dict[str, str]:
     """Return the address each client should use, by environment variable; external servers included."""
-    recorded = {variable: record.url for variable, record in state.read(data_dir).items()}
-    given = {server.variable: os.environ.get(server.variable, "") for server in SERVERS}
-    return {variable: url for variable, url in given.items() if url} | {
-        variable: url for variable, url in recorded.items() if not given[variable]
-    }
+    external = {s.variable: os.environ[s.variable] for s in SERVERS if os.environ.get(s.variable)}
+    return addresses(data_dir) | external
 
 
 def remove(data_dir: Path, say: Say = print) -> None:

