@@ -1,27 +1,28 @@
 """Dead letters: an event that cannot be processed, kept whole in `dead-letter-events` with the reason in its headers.
 
 The record keeps its key, its value bytes and its own headers. The context goes into headers named `dlq.*`, which
-replace any of an earlier round, so a record that fails, is replayed and fails again does not grow.
+replace any of an earlier round, so a record that fails, is replayed and fails again does not grow. Only `dlq.entry`
+stays: a replay carries it, so that another failure, or success, finds its entry.
 """
 
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import structlog
+from django.conf import settings
 
 from eventbus import kafka, metrics, producer, retry
 from eventbus.exceptions import DeadLetterFlood
+from eventbus.models import DeadLetter
 from eventbus.subscription import Delivery, Record
 
 PREFIX = "dlq."
+ENTRY = PREFIX + "entry"
 MAX_STACK_TRACE_CHARS = 8_000
 MAX_MESSAGE_CHARS = 1_000
-
-FLOOD_COUNT = 500
-FLOOD_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,7 @@ class DeadLetterWriter:
 
     def __init__(self, group: str) -> None:
         self._group = group
-        self._recent: deque[float] = deque(maxlen=FLOOD_COUNT)
+        self._recent: deque[float] = deque(maxlen=settings.DLQ_FLOOD_COUNT)
 
     def write(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
         """Return once the dead letter is durable in Kafka.
@@ -53,10 +54,10 @@ class DeadLetterWriter:
         )
 
     def _refuse_flood(self, error: BaseException) -> None:
-        full = len(self._recent) == FLOOD_COUNT
-        if full and time.monotonic() - self._recent[0] < FLOOD_SECONDS:
+        full = len(self._recent) == self._recent.maxlen
+        if full and time.monotonic() - self._recent[0] < settings.DLQ_FLOOD_SECONDS:
             raise DeadLetterFlood(
-                f"{FLOOD_COUNT} events became dead letters within {FLOOD_SECONDS:.0f} s, the last by "
+                f"{len(self._recent)} events became dead letters within {settings.DLQ_FLOOD_SECONDS} s, the last by "
                 f"{retry.reason(error)}. Stopped before the topic drains into the dead letters: "
                 "fix the cause (see `manage.py dlq list`), then start the worker again."
             )
@@ -64,8 +65,23 @@ class DeadLetterWriter:
 
 def _own_headers(record: Record) -> Iterator[tuple[str, bytes]]:
     for name, value in record.headers:
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or name == ENTRY:
             yield name, value or b""
+
+
+def entry_of(record: Record) -> int | None:
+    """Return the id of the entry that `record` is a replay of, if it is one."""
+    for name, value in record.headers:
+        if name == ENTRY and value and value.isdigit():
+            return int(value)
+    return None
+
+
+def close_replayed(records: Iterable[Record]) -> None:
+    """Resolve the entries that `records` replay; call it in the transaction that processes them."""
+    entries = [entry for record in records if (entry := entry_of(record)) is not None]
+    if entries:
+        DeadLetter.objects.close_replayed(entries)
 
 
 def _context(

@@ -46,6 +46,10 @@ class IdsUnavailable(EventBusError):
     """No snowflake node id could be leased from PostgreSQL, so no new id can be given out."""
 
 
+class IdempotencyKeyReused(EventBusError):
+    """This Idempotency-Key was used for another request."""
+
+
 class WorkerStopping(EventBusError):
     """The worker was told to stop before the batch was finished; nothing of the rest is committed."""
 

@@ -1,5 +1,7 @@
 """Every Prometheus metric of the system. Labels are bounded: never a user or event id."""
 
+from collections.abc import Callable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 events_published_total = Counter("events_published_total", "Events handed to Kafka, by outcome.", ["type", "result"])
@@ -32,3 +34,9 @@ def drop_lag(topic: str, partition: int, group: str) -> None:
         kafka_consumer_lag.remove(topic, str(partition), group)
     except KeyError:
         return
+
+
+def export_dlq_size(count: Callable[[], float]) -> None:
+    """Export `dlq_size`, counted at each scrape; by `run_dlq` alone, for elsewhere it would say 0."""
+    gauge = Gauge("dlq_size", "Dead letters that are not resolved or discarded.")
+    gauge.set_function(count)

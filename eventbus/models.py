@@ -1,4 +1,4 @@
-"""Tables of the event path: which events were processed, and who may mint which ids."""
+"""Tables of the event path: processed events, dead letters, reserved ids and who may mint which."""
 
 from collections.abc import Iterable
 
@@ -48,3 +48,131 @@ class SnowflakeNode(models.Model):
 
     def __str__(self) -> str:
         return f"node {self.node_id}"
+
+
+class IdempotencyKey(models.Model):
+    """The ids reserved for a write under a client's key, before anything was published.
+
+    A repeated request publishes the same event again, which `processed_events` makes harmless.
+    """
+
+    pk = models.CompositePrimaryKey("user_id", "key")
+    user_id = models.BigIntegerField()
+    key = models.CharField(max_length=255)
+    fingerprint = models.CharField(max_length=64)
+    event_id = models.BigIntegerField()
+    object_id = models.BigIntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "idempotency_keys"
+        indexes = [models.Index(fields=["created_at"], name="idempotency_keys_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} {self.key}"
+
+
+class DeadLetterGroup(models.Model):
+    """Dead letters with one cause: same event type, exception class and message but for the values in it."""
+
+    fingerprint = models.CharField(max_length=64, unique=True)
+    event_type = models.CharField(max_length=64, blank=True)
+    exception = models.CharField(max_length=255)
+    message = models.TextField(help_text="with numbers and quoted values left out")
+    failures = models.BigIntegerField(default=0, help_text="dead letters counted here, repeated failures included")
+    first_seen = models.DateTimeField()
+    last_seen = models.DateTimeField()
+
+    class Meta:
+        db_table = "dead_letter_groups"
+
+    def __str__(self) -> str:
+        return f"{self.event_type or 'undecodable'}: {self.exception.rpartition('.')[2]}"
+
+
+class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
+    def unresolved(self) -> "DeadLetterQuerySet":
+        """Those that still wait for someone or something: open, replayed without an outcome yet, or parked."""
+        return self.filter(state__in=DeadLetter.UNRESOLVED)
+
+    def close_replayed(self, entries: Iterable[int]) -> None:
+        """Mark entries resolved whose replay has just been processed."""
+        self.filter(id__in=list(entries)).unresolved().update(state=DeadLetter.State.RESOLVED, resolved_at=Now())
+
+
+class DeadLetter(models.Model):
+    """An event that could not be processed, whole, with its latest failure and what became of it."""
+
+    class State(models.TextChoices):
+        OPEN = "open"
+        REPLAYED = "replayed", "replayed, outcome pending"
+        PARKED = "parked", "parked: replayed too often"
+        RESOLVED = "resolved"
+        DISCARDED = "discarded"
+
+    UNRESOLVED = (State.OPEN, State.REPLAYED, State.PARKED)
+
+    group = models.ForeignKey(DeadLetterGroup, on_delete=models.PROTECT, related_name="entries")
+    state = models.CharField(max_length=16, choices=State, default=State.OPEN)
+    topic = models.CharField(max_length=249, help_text="where it came from and where a replay goes")
+    key = models.BinaryField(null=True)
+    value = models.BinaryField(null=True)
+    headers = models.JSONField(help_text="pairs of name and base64 of the bytes")
+    event_id = models.BigIntegerField(null=True)
+    event_type = models.CharField(max_length=64, blank=True)
+    attempts = models.IntegerField(default=0, help_text="deliveries that ended here")
+    replays = models.IntegerField(default=0)
+    last_replayed_at = models.DateTimeField(null=True)
+    resolved_at = models.DateTimeField(null=True)
+    discard_reason = models.TextField(blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+    last_failed_at = models.DateTimeField()
+
+    objects = DeadLetterQuerySet.as_manager()
+
+    class Meta:
+        db_table = "dead_letters"
+        indexes = [
+            models.Index(fields=["group", "state"], name="dead_letters_by_group"),
+            models.Index(fields=["event_id"], name="dead_letters_by_event"),
+            models.Index(
+                fields=["last_failed_at"],
+                condition=models.Q(state__in=("open", "replayed", "parked")),
+                name="dead_letters_unresolved",
+            ),
+        ]
+        permissions = [
+            ("replay_deadletter", "Can replay dead letters"),
+            ("discard_deadletter", "Can discard dead letters"),
+        ]
+
+    def __str__(self) -> str:
+        return f"dead letter {self.id}"
+
+
+class DeadLetterFailure(models.Model):
+    """One delivery that ended in the dead-letter topic; its origin makes storing it idempotent."""
+
+    entry = models.ForeignKey(DeadLetter, on_delete=models.CASCADE, related_name="failures")
+    topic = models.CharField(max_length=249)
+    partition = models.IntegerField()
+    offset = models.BigIntegerField()
+    timestamp_ms = models.BigIntegerField(help_text="of the record: a topic made anew counts its offsets from 0 again")
+    consumer_group = models.CharField(max_length=255)
+    exception = models.CharField(max_length=255)
+    message = models.TextField()
+    stack_trace = models.TextField()
+    retries = models.IntegerField()
+    first_failed_at = models.DateTimeField()
+    failed_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "dead_letter_failures"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["topic", "partition", "offset", "timestamp_ms", "consumer_group"], name="dead_letter_origin"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"

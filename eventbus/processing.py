@@ -10,18 +10,17 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
-from django.db import close_old_connections, transaction
+from django.db import transaction
 
-from eventbus import envelope, locks, metrics, retry
+from eventbus import dead_letters, envelope, locks, metrics, retry
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, PoisonEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.subscription import Delivery, Record, Subscription
 
-T = TypeVar("T")
 DeadLetter = Callable[[Record, BaseException, Delivery | None], None]
 Chain = deque[Delivery]  # events of one key, in order
 
@@ -55,21 +54,26 @@ class Processor:
         deliveries = self._decode(records)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
         culprits: dict[int, Chain] = {}
-        for events in self._until_possible(lambda: self._subscription.plan([d.event for d in deliveries])):
+        for events in self._plan(deliveries):
             self._commit_neighbours([by_id[event.event_id] for event in events], culprits)
         self._work_off(list(culprits.values()))
+
+    def _plan(self, deliveries: Sequence[Delivery]) -> list[list[Event]]:
+        events = [delivery.event for delivery in deliveries]
+        return retry.until_possible(lambda: self._subscription.plan(events), self._wait)
 
     def _decode(self, records: Iterable[Record]) -> list[Delivery]:
         """Decode and check records; what can never be applied is a dead letter at once. First of a twin wins."""
         deliveries: dict[int, Delivery] = {}
         for record in records:
+            delivery = None
             try:
-                event = envelope.decode(record.value, record.key)
-                self._subscription.check(event)
+                delivery = Delivery(record, envelope.decode(record.value, record.key), taken_at=time.monotonic())
+                self._subscription.check(delivery.event)
             except PoisonEvent as error:
-                self._bury(record, error, None)
+                self._bury(record, error, delivery)
             else:
-                deliveries.setdefault(event.event_id, Delivery(record, event, taken_at=time.monotonic()))
+                deliveries.setdefault(delivery.event.event_id, delivery)
         return list(deliveries.values())
 
     def _commit_neighbours(self, deliveries: list[Delivery], culprits: dict[int, Chain]) -> None:
@@ -118,13 +122,13 @@ class Processor:
 
     def _bury(self, record: Record, error: Exception, delivery: Delivery | None) -> None:
         """Write a dead letter, for as long as it takes: its offset must not be committed before."""
-        self._until_possible(lambda: self._dead_letter(record, error, delivery))
+        retry.until_possible(lambda: self._dead_letter(record, error, delivery), self._wait)
 
     def _commit(self, deliveries: list[Delivery], *, careful: bool = False) -> Exception | None:
         """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
         ours = [delivery for delivery in deliveries if self._still_ours(delivery.record)]
         try:
-            self._until_possible(lambda: self._apply_and_follow_up([d.event for d in ours], careful))
+            retry.until_possible(lambda: self._apply_and_follow_up(ours, careful), self._wait)
         except (WorkerStopping, DeadLetterFlood):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
@@ -135,43 +139,31 @@ class Processor:
             metrics.event_processing_duration_seconds.labels(delivery.event.type).observe(now - delivery.taken_at)
         return None
 
-    def _apply_and_follow_up(self, events: list[Event], careful: bool) -> None:
+    def _apply_and_follow_up(self, deliveries: list[Delivery], careful: bool) -> None:
+        if not deliveries:
+            return
         resume_after: Any = None
-        while events:
-            resume_after = self._transaction(events, careful, resume_after)
+        while True:
+            resume_after = self._transaction(deliveries, careful, resume_after)
             if resume_after is None:
                 break
             self._wait(0)
-        self._subscription.after_commit(events)
+        self._subscription.after_commit([delivery.event for delivery in deliveries])
 
     @transaction.atomic
-    def _transaction(self, events: list[Event], careful: bool, resume_after: Any) -> Any:
+    def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
+        events = [delivery.event for delivery in deliveries]
         locks.acquire_keys(event.key for event in events)
         processed = ProcessedEvent.objects.ids_among(events)
         fresh = [event for event in events if event.event_id not in processed]
-        if processed:
-            _count_redelivered(events, processed)
-        if not fresh:
-            return None
-        more = self._subscription.apply(fresh, careful=careful, resume_after=resume_after)
+        more = None
+        if fresh:
+            more = self._subscription.apply(fresh, careful=careful, resume_after=resume_after)
         if more is None:
             ProcessedEvent.objects.record(fresh)
+            dead_letters.close_replayed(delivery.record for delivery in deliveries)
+            _count_redelivered(events, processed)
         return more
-
-    def _until_possible(self, act: Callable[[], T]) -> T:
-        """Return what `act` returns, repeating it for as long as it fails for a transient reason."""
-        attempt = 0
-        while True:
-            try:
-                close_old_connections()
-                return act()
-            except Exception as error:
-                if not retry.is_transient(error):
-                    raise
-                attempt += 1
-                metrics.event_retry_total.labels("", retry.reason(error)).inc()
-                log.warning("waiting_for_dependency", attempt=attempt, error=str(error))
-                self._wait(retry.backoff(attempt))
 
 
 def _chains(deliveries: Iterable[Delivery]) -> list[Chain]:

@@ -6,14 +6,22 @@
 """
 
 import random
+from collections.abc import Callable
+from typing import TypeVar
 
-from django.db import DataError, IntegrityError, InterfaceError, OperationalError
+import structlog
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError, close_old_connections
 
+from eventbus import metrics
 from eventbus.exceptions import PoisonEvent, PublishFailed
 
 MAX_ATTEMPTS = 3
 BASE_SECONDS = 0.1
 TRANSIENT_CAP_SECONDS = 10.0
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 # SQLSTATE classes: connection, rollback (deadlock, serialization), resources, operator intervention, system.
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55P03", "57", "58")
@@ -46,3 +54,22 @@ def backoff(attempt: int, cap: float = TRANSIENT_CAP_SECONDS) -> float:
 def reason(error: BaseException) -> str:
     """Return a bounded label for metrics: the class of the error."""
     return type(error).__name__
+
+
+def until_possible(act: Callable[[], T], wait: Callable[[float], None]) -> T:
+    """Return what `act` returns, repeating it for as long as it fails for a transient reason.
+
+    Any other exception of `act`, and whatever `wait(seconds)` raises, propagates.
+    """
+    attempt = 0
+    while True:
+        try:
+            close_old_connections()
+            return act()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            attempt += 1
+            metrics.event_retry_total.labels("", reason(error)).inc()
+            log.warning("waiting_for_dependency", attempt=attempt, error=str(error))
+        wait(backoff(attempt))

@@ -1,5 +1,6 @@
-"""A long-running worker process: signals, the metrics port and the loop of one subscription."""
+"""The long-running worker processes: signals, the metrics port and the loop."""
 
+import math
 import os
 import signal
 import sys
@@ -9,12 +10,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 import structlog
+from django.db import DatabaseError, connection
 from prometheus_client import start_http_server
 
-from eventbus import node_lease, producer
-from eventbus.consumer import EventConsumer
+from eventbus import kafka, metrics, node_lease, producer
+from eventbus.consumer import EventConsumer, Handle
+from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letters import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood
+from eventbus.models import DeadLetter
 from eventbus.processing import Processor
 from eventbus.subscription import Subscription
 
@@ -26,27 +30,45 @@ LEAVE_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
 
-def run(subscription: Subscription, metrics_port: int | None) -> None:
-    """Consume `subscription` until SIGTERM or SIGINT, then leave cleanly.
-
-    Exits with 3 on a flood of dead letters; a second signal leaves at once with 130.
-    """
-    if metrics_port is not None:
-        start_http_server(metrics_port)
+def run_subscription(subscription: Subscription, metrics_port: int | None) -> None:
+    """Consume `subscription` until SIGTERM or SIGINT, then leave cleanly. Exits with 3 on a flood of dead letters."""
     consumer = EventConsumer(
         subscription.topic, subscription.group, subscription.batch_max_events, subscription.batch_max_wait
     )
     dead_letters = DeadLetterWriter(subscription.group)
     processor = Processor(subscription, dead_letters.write, consumer.wait, consumer.still_ours)
+    _run(consumer, processor.process, metrics_port)
+
+
+def run_dead_letter_store(metrics_port: int | None) -> None:
+    """Store dead letters in PostgreSQL until SIGTERM or SIGINT, then leave cleanly."""
+    metrics.export_dlq_size(_unresolved_dead_letters)
+    consumer = EventConsumer(kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005)
+    _run(consumer, DeadLetterStore(consumer.wait).process, metrics_port)
+
+
+def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> None:
+    if metrics_port is not None:
+        start_http_server(metrics_port)
     with _stop_on_signals(consumer):
         try:
-            consumer.run(processor.process)
+            consumer.run(handle)
         except DeadLetterFlood as flood:
             log.critical("worker_stopped", reason=str(flood))
             sys.exit(EXIT_FLOOD)
         finally:
             producer.close()
             node_lease.release()
+
+
+def _unresolved_dead_letters() -> float:
+    """Count the dead letters that wait for someone; read at each scrape, so it is true also after an outage."""
+    try:
+        return DeadLetter.objects.unresolved().count()
+    except DatabaseError:
+        return math.nan
+    finally:
+        connection.close()
 
 
 @contextmanager

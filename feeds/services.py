@@ -1,19 +1,20 @@
 """What one can do about follows: each act is one event in Kafka and touches no table."""
 
-from eventbus import node_lease, producer
+from eventbus import producer
+from eventbus.idempotency import Ids
 from eventbus.producer import Headers
 from feeds.events import UserFollowed, UserUnfollowed
 
 
-def follow(*, follower_id: int, followee_id: int, headers: Headers = ()) -> UserFollowed:
-    """Publish that one user follows another. Raises `PublishFailed` or `IdsUnavailable`."""
-    fact = UserFollowed(node_lease.next_id(), follower_id, followee_id)
+def follow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()) -> UserFollowed:
+    """Publish that one user follows another. Raises `PublishFailed`."""
+    fact = UserFollowed(ids.event_id, follower_id, followee_id)
     producer.publish(fact.to_event(), headers)
     return fact
 
 
-def unfollow(*, follower_id: int, followee_id: int, headers: Headers = ()) -> UserUnfollowed:
-    """Publish that one user no longer follows another. Raises `PublishFailed` or `IdsUnavailable`."""
-    fact = UserUnfollowed(node_lease.next_id(), follower_id, followee_id)
+def unfollow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()) -> UserUnfollowed:
+    """Publish that one user no longer follows another. Raises `PublishFailed`."""
+    fact = UserUnfollowed(ids.event_id, follower_id, followee_id)
     producer.publish(fact.to_event(), headers)
     return fact

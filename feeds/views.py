@@ -20,7 +20,7 @@ from posts.errors import Unprocessable
 from posts.pagination import Page, Position
 from posts.principal import principal
 from posts.schemas import AcceptedSchema, PostList, UserList
-from posts.views import PAGING, accepted, event_headers, list_response, post_json
+from posts.views import IDEMPOTENCY, PAGING, accepted, event_headers, list_response, post_json, write_ids
 
 READ_ANY_FEED = "feeds:read"
 
@@ -40,12 +40,12 @@ class FeedView(APIView):
 
 
 class FollowView(APIView):
-    @extend_schema(request=None, responses={202: AcceptedSchema})
+    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def put(self, request: Request, user_id: int) -> Response:
         """Follow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.follow)
 
-    @extend_schema(request=None, responses={202: AcceptedSchema})
+    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, user_id: int) -> Response:
         """Unfollow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.unfollow)
@@ -53,7 +53,12 @@ class FollowView(APIView):
     def _publish(self, request: Request, user_id: int, act: Callable[..., UserFollowed | UserUnfollowed]) -> Response:
         if user_id == principal(request).user_id:
             raise Unprocessable("Nobody can follow themselves.", code="cannot_follow_oneself")
-        fact = act(follower_id=principal(request).user_id, followee_id=user_id, headers=event_headers(request))
+        fact = act(
+            follower_id=principal(request).user_id,
+            followee_id=user_id,
+            ids=write_ids(request),
+            headers=event_headers(request),
+        )
         return accepted(fact.event_id, follower_id=str(fact.follower_id), followee_id=str(fact.followee_id))
 
 

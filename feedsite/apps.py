@@ -5,4 +5,4 @@ class FeedsiteConfig(AppConfig):
     name = "feedsite"
 
     def ready(self) -> None:
-        from feedsite import checks  # noqa: F401 - registers them once apps are loaded
+        from feedsite import checks, openapi  # noqa: F401 - registered once apps are loaded

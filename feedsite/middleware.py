@@ -31,7 +31,7 @@ class PagesOnly:
         return answer
 
 
-class PageWhiteNoise(PagesOnly, WhiteNoiseMiddleware):
+class PageWhiteNoise(PagesOnly, WhiteNoiseMiddleware):  # type: ignore[misc]
     pass
 
 

@@ -4,7 +4,7 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
 
 
-class JWTScheme(OpenApiAuthenticationExtension):  # type: ignore[misc]
+class JWTScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
     target_class = "feedsite.authentication.JWTAuthentication"
     name = "bearer"
 

@@ -183,6 +183,11 @@ FEED_BATCH_MAX_WAIT_MS = ENV["FEED_BATCH_MAX_WAIT_MS"]
 FEED_BATCH_MAX_ROWS = ENV["FEED_BATCH_MAX_ROWS"]
 FEED_CACHE_TTL = ENV["FEED_CACHE_TTL"]
 
+# Dead letters -------------------------------------------------------------------------------------------------
+DLQ_FLOOD_COUNT = ENV["DLQ_FLOOD_COUNT"]
+DLQ_FLOOD_SECONDS = ENV["DLQ_FLOOD_SECONDS"]
+DLQ_MAX_REPLAYS = ENV["DLQ_MAX_REPLAYS"]
+
 # Logs --------------------------------------------------------------------------------------------------------
 LOG_FORMAT = ENV["LOG_FORMAT"]
 LOGGING = logs.configure(LOG_FORMAT, ENV["LOG_LEVEL"])

@@ -4,10 +4,12 @@ from django_prometheus.exports import ExportToDjangoView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from feedsite import health
+from feedsite.events import EventView
 
 urlpatterns = [
     path("", include("posts.urls")),
     path("", include("feeds.urls")),
+    path("events/<id:event_id>", EventView.as_view()),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("metrics", ExportToDjangoView),

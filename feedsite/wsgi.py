@@ -1,4 +1,4 @@
-"""The WSGI application served by granian."""
+"""The WSGI application served by granian, in each of its worker processes."""
 
 import os
 
@@ -7,3 +7,7 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
 
 application = get_wsgi_application()
+
+from feedsite.warm_up import warm_up  # noqa: E402 - needs the apps
+
+warm_up()

@@ -10,7 +10,7 @@ from typing import NamedTuple, TextIO
 
 from confluent_kafka import KafkaError
 
-from eventbus import envelope, kafka, metrics, producer
+from eventbus import envelope, idempotency, kafka, metrics, producer
 from eventbus.csvfiles import BadLine
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent, PublishTimedOut
@@ -91,5 +91,5 @@ def _draft(row: dict[str, str], line: int) -> Draft:
 
 
 def _to_post(draft: Draft) -> PostCreated:
-    post = services.new_post(author_id=draft.author_id, content=draft.content)
+    post = services.new_post(author_id=draft.author_id, content=draft.content, ids=idempotency.fresh())
     return replace(post, created_at=draft.created_at) if draft.created_at else post

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework.exceptions import NotFound, PermissionDenied
+from rest_framework.exceptions import NotFound, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView
 
+from eventbus import idempotency
 from eventbus.envelope import format_time
+from eventbus.exceptions import IdempotencyKeyReused
+from eventbus.idempotency import Ids
 from posts import pagination, services
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
@@ -19,8 +22,12 @@ from posts.models import Post, PostRow
 from posts.principal import principal
 from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostSchema
 
+_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
+IDEMPOTENCY = OpenApiParameter(
+    "Idempotency-Key", str, OpenApiParameter.HEADER, description="the same key and body: the same answer, done once"
+)
 PAGING = [
     OpenApiParameter("limit", int, description="1 to 100, default 20"),
     OpenApiParameter("cursor", str, description="from `next` or `previous` of another page"),
@@ -39,11 +46,15 @@ class PostRate(SimpleRateThrottle):
 class PostsView(APIView):
     throttle_classes = [PostRate]
 
-    @extend_schema(request=NewPost, responses={202: AcceptedPost})
+    @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
     def post(self, request: Request) -> Response:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
+        content = _content(request.data)
         post = services.create_post(
-            author_id=principal(request).user_id, content=_content(request.data), headers=event_headers(request)
+            author_id=principal(request).user_id,
+            content=content,
+            ids=write_ids(request, content),
+            headers=event_headers(request),
         )
         return accepted(post.event_id, **post_json(_row(post)))
 
@@ -57,13 +68,16 @@ class PostView(APIView):
             raise Gone
         return Response(post_json(PostRow(post.id, post.author_id, post.content, post.created_at)))
 
-    @extend_schema(request=None, responses={202: AcceptedSchema})
+    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> Response:
         """Delete one's own post. 202 once Kafka has the deletion."""
         if _find(post_id).author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
         deletion = services.delete_post(
-            author_id=principal(request).user_id, post_id=post_id, headers=event_headers(request)
+            author_id=principal(request).user_id,
+            post_id=post_id,
+            ids=write_ids(request),
+            headers=event_headers(request),
         )
         return accepted(deletion.event_id, id=str(post_id))
 
@@ -111,6 +125,22 @@ def event_headers(request: Request) -> list[tuple[str, bytes]]:
     """Return the Kafka headers that carry the request's W3C trace context on, if it has a valid one."""
     traceparent = request.META.get("HTTP_TRACEPARENT", "")
     return [("traceparent", traceparent.encode())] if _TRACEPARENT.fullmatch(traceparent) else []
+
+
+def write_ids(request: Request, body: str = "") -> Ids:
+    """Return the ids of a write: those reserved under its `Idempotency-Key`, or new ones without one.
+
+    Raises `ParseError` on a key that is none, `Unprocessable` on one used for another request.
+    """
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is None:
+        return idempotency.fresh()
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise ParseError("Idempotency-Key must be 1 to 255 printable ASCII characters.", code="invalid_idempotency_key")
+    try:
+        return idempotency.reserve(principal(request).user_id, key, f"{request.method} {request.path}\n{body}")
+    except IdempotencyKeyReused as error:
+        raise Unprocessable(str(error), code="idempotency_key_reused") from error
 
 
 def _content(body: object) -> str:

@@ -16,4 +16,4 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
-        worker.run(handlers.subscription(), metrics_port)
+        worker.run_subscription(handlers.subscription(), metrics_port)

@@ -1,0 +1,43 @@
+"""`Idempotency-Key`: a client may repeat a write, and it happens once.
+
+The ids of the write are reserved in PostgreSQL under the user's key before anything is published. A repeated request
+finds them and publishes the same event again, whose event id makes it harmless; so it does not matter where the first
+request died. PostgreSQL rather than Redis: a Redis that loses a second of writes would let a post be made twice.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+from eventbus import node_lease
+from eventbus.exceptions import IdempotencyKeyReused
+from eventbus.models import IdempotencyKey
+
+
+class Ids(NamedTuple):
+    """The ids of a write: of its event, and of the object it makes, if it makes one."""
+
+    event_id: int
+    object_id: int
+
+
+def fresh() -> Ids:
+    """Return new ids; the object's is the lower one. Raises `IdsUnavailable`."""
+    object_id = node_lease.next_id()
+    return Ids(node_lease.next_id(), object_id)
+
+
+def reserve(user_id: int, key: str, request: str) -> Ids:
+    """Return the ids kept under the user's `key`: new ones at first, the same ones for the same `request` again.
+
+    Raises `IdempotencyKeyReused` when the key was used for another request, and `IdsUnavailable`.
+    """
+    ids = fresh()
+    fingerprint = hashlib.sha256(request.encode()).hexdigest()
+    kept, _created = IdempotencyKey.objects.get_or_create(
+        user_id=user_id,
+        key=key,
+        defaults={"fingerprint": fingerprint, "event_id": ids.event_id, "object_id": ids.object_id},
+    )
+    if kept.fingerprint != fingerprint:
+        raise IdempotencyKeyReused
+    return Ids(kept.event_id, kept.object_id)

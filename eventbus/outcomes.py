@@ -1,0 +1,34 @@
+"""What became of an event that was accepted."""
+
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from eventbus.models import DeadLetter, ProcessedEvent
+from eventbus.snowflake import milliseconds_of, wall_clock_ms
+
+CLOCK_SKEW_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    event_id: int
+    type: str | None  # not known while pending
+    state: str  # pending, processed, dead_lettered
+
+
+def outcome_of(event_id: int) -> Outcome | None:
+    """Return the outcome of an event, or None for an id that cannot be one of an event still on record.
+
+    Pending events are only in Kafka, so an id counts as pending when its time lies within the topic's retention.
+    """
+    processed = ProcessedEvent.objects.filter(event_id=event_id).first()
+    if processed:
+        return Outcome(event_id, processed.type, "processed")
+    dead = DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
+    if dead:
+        return Outcome(event_id, dead.event_type, "dead_lettered")
+    age_ms = wall_clock_ms() - milliseconds_of(event_id)
+    if -CLOCK_SKEW_MS <= age_ms <= settings.KAFKA_RETENTION_HOURS * 3_600_000:
+        return Outcome(event_id, None, "pending")
+    return None

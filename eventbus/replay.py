@@ -1,0 +1,109 @@
+"""Replaying and discarding dead letters; the admin and `manage.py dlq` call the same functions.
+
+A replay publishes the very record again: key, bytes, own headers and hence event id, plus the header that lets its
+outcome find the entry. An entry counts as replayed only once Kafka has acknowledged it; it is resolved by the worker
+that processes it, or opened again by the next failure.
+"""
+
+import base64
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from confluent_kafka import KafkaError
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from eventbus import dead_letters, kafka, producer
+from eventbus.models import DeadLetter
+
+REPLAYABLE_TOPICS = frozenset({kafka.FEED_EVENTS})
+BATCH = 100
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What a replay did: `skipped` entries were not open (any more) or come from a topic that is not replayable."""
+
+    acknowledged: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+def replay(entry_ids: Iterable[int], *, rate: float | None = None, parked: bool = False) -> Iterator[Replayed]:
+    """Replay entries, oldest first, at most `rate` a second; yield the running totals after each batch.
+
+    Only open entries are taken, with `parked` also those replayed too often before.
+    """
+    totals = Replayed()
+    size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
+    for ids in _batches(sorted(entry_ids), size):
+        started = time.monotonic()
+        _replay_batch(ids, totals, parked=parked)
+        yield totals
+        if rate is not None:
+            time.sleep(max(0.0, len(ids) / rate - (time.monotonic() - started)))
+
+
+@transaction.atomic
+def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool) -> None:
+    # The rows stay locked until Kafka has answered: nobody else replays them meanwhile, and the worker that
+    # processes one waits for its new state.
+    states = [DeadLetter.State.OPEN, *([DeadLetter.State.PARKED] if parked else [])]
+    entries = list(
+        DeadLetter.objects.select_for_update(skip_locked=True)
+        .filter(id__in=ids, state__in=states, topic__in=REPLAYABLE_TOPICS)
+        .order_by("id")
+    )
+    acknowledged = _publish(entries)
+    DeadLetter.objects.filter(id__in=acknowledged).update(
+        state=DeadLetter.State.REPLAYED, replays=F("replays") + 1, last_replayed_at=Now()
+    )
+    totals.acknowledged += len(acknowledged)
+    totals.failed += len(entries) - len(acknowledged)
+    totals.skipped += len(ids) - len(entries)
+
+
+def _publish(entries: list[DeadLetter]) -> list[int]:
+    """Publish the entries and return the ids of those that Kafka has acknowledged."""
+    acknowledged: list[int] = []
+    for entry in entries:
+        on_delivery = partial(_note, acknowledged, entry.id)
+        producer.get().send(entry.topic, _bytes(entry.key), _bytes(entry.value), _headers(entry), on_delivery)
+    producer.get().flush()
+    return list(acknowledged)
+
+
+def _note(acknowledged: list[int], entry_id: int, error: KafkaError | None) -> None:
+    if error is None:
+        acknowledged.append(entry_id)
+
+
+def discard(entry_ids: Iterable[int], *, reason: str) -> int:
+    """Close entries for good without processing them; return how many were still unresolved.
+
+    Raises `ValueError` without a reason.
+    """
+    if not reason.strip():
+        raise ValueError("Say why these dead letters are discarded.")
+    return (
+        DeadLetter.objects.unresolved()
+        .filter(id__in=list(entry_ids))
+        .update(state=DeadLetter.State.DISCARDED, discard_reason=reason.strip(), resolved_at=Now())
+    )
+
+
+def _headers(entry: DeadLetter) -> list[tuple[str, bytes]]:
+    own = [(name, base64.b64decode(value)) for name, value in entry.headers]
+    return [*own, (dead_letters.ENTRY, str(entry.id).encode())]
+
+
+def _bytes(value: memoryview | bytes | None) -> bytes | None:
+    return None if value is None else bytes(value)
+
+
+def _batches(ids: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
