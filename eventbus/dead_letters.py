@@ -63,16 +63,16 @@ class DeadLetterWriter:
             )
 
 
-def _own_headers(record: Record) -> Iterator[tuple[str, bytes]]:
+def _own_headers(record: Record) -> Iterator[tuple[str, bytes | None]]:
     for name, value in record.headers:
         if not name.startswith(PREFIX) or name == ENTRY:
-            yield name, value or b""
+            yield name, value
 
 
 def entry_of(record: Record) -> int | None:
     """Return the id of the entry that `record` is a replay of, if it is one."""
     for name, value in record.headers:
-        if name == ENTRY and value and value.isdigit():
+        if name == ENTRY and value and value.isdigit() and len(value) <= 18:
             return int(value)
     return None
 

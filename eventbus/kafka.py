@@ -16,6 +16,8 @@ FANOUT_GROUP = "fanout"
 DLQ_GROUP = "dlq"
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+# A dead letter is the whole record and the headers that say why.
+DEAD_LETTER_HEADERS_BYTES = 128 * 1024
 METADATA_TIMEOUT = 10.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def producer_config() -> Config:
         "partitioner": "murmur2_random",
         "linger.ms": settings.KAFKA_LINGER_MS,
         "message.timeout.ms": settings.KAFKA_PUBLISH_TIMEOUT_MS,
-        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "message.max.bytes": MAX_MESSAGE_BYTES + DEAD_LETTER_HEADERS_BYTES,
         "queue.buffering.max.messages": settings.KAFKA_QUEUE_MAX_MESSAGES,
         "compression.type": "lz4",
         "topic.metadata.refresh.interval.ms": 30_000,
@@ -101,9 +103,10 @@ def _ensure(admin: AdminClient, topic: str, partitions: int) -> str:
 
 def _new_topic(topic: str) -> NewTopic:
     hours = settings.KAFKA_RETENTION_HOURS
+    max_bytes = MAX_MESSAGE_BYTES + (DEAD_LETTER_HEADERS_BYTES if topic == DEAD_LETTER_EVENTS else 0)
     return NewTopic(
         topic,
         num_partitions=settings.KAFKA_PARTITIONS,
         replication_factor=settings.KAFKA_REPLICATION_FACTOR,
-        config={"retention.ms": str(hours * 3_600_000), "max.message.bytes": str(MAX_MESSAGE_BYTES)},
+        config={"retention.ms": str(hours * 3_600_000), "max.message.bytes": str(max_bytes)},
     )

@@ -111,12 +111,12 @@ class Processor:
         return True
 
     def _give_up(self, delivery: Delivery, error: Exception) -> bool:
-        """Make the event a dead letter when another attempt is useless, else count the attempt to come."""
+        """Make the event a dead letter when another attempt is useless; False to have it tried again."""
         delivery.first_failed_at = delivery.first_failed_at or datetime.now(UTC)
+        delivery.attempts += 1
         if retry.is_poison(error) or delivery.attempts >= retry.MAX_ATTEMPTS:
             self._bury(delivery.record, error, delivery)
             return True
-        delivery.attempts += 1
         metrics.event_retry_total.labels(delivery.event.type, retry.reason(error)).inc()
         return False
 

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import structlog
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from django.conf import settings
 
 from eventbus import envelope, kafka, metrics
 from eventbus.envelope import Event
 from eventbus.exceptions import ProducerQueueFull, PublishFailed, PublishTimedOut
 
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 OnDelivery = Callable[[KafkaError | None], None]
 
 QUEUE_FULL_PAUSE = 0.01  # seconds
@@ -45,7 +45,8 @@ class EventProducer:
     ) -> None:
         """Queue one record; `on_delivery` gets None or the error, from another thread. It must not raise.
 
-        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`.
+        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`. Raises
+        `PublishFailed` for what the client refuses by itself, such as a record that is too big.
         """
         deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
@@ -61,6 +62,8 @@ class EventProducer:
                 if time.monotonic() >= deadline:
                     raise ProducerQueueFull from error
                 time.sleep(QUEUE_FULL_PAUSE)
+            except KafkaException as error:
+                raise PublishFailed(f"Kafka refused the event: {error.args[0].str()}") from error
             else:
                 return
 

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from django.db import DataError, IntegrityError, InterfaceError, OperationalError, close_old_connections
+from django.db import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    close_old_connections,
+)
 
 from eventbus import metrics
 from eventbus.exceptions import PoisonEvent, PublishFailed
@@ -23,18 +30,21 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# SQLSTATE classes: connection, rollback (deadlock, serialization), resources, operator intervention, system.
-TRANSIENT_SQLSTATES = ("08", "40", "53", "55P03", "57", "58")
+# SQLSTATE classes: connection, rollback (deadlock, serialization), resources, operator intervention, system; and
+# a lock time-out, a server that became a read-only standby, a transaction that PostgreSQL ended for idling.
+TRANSIENT_SQLSTATES = ("08", "40", "53", "57", "58", "55P03", "25006", "25P0")
 
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
     if isinstance(error, PublishFailed | InterfaceError):
         return True
-    if not isinstance(error, OperationalError):
+    if not isinstance(error, OperationalError | InternalError):
         return False
     sqlstate = getattr(error.__cause__, "sqlstate", None)
-    return sqlstate is None or sqlstate.startswith(TRANSIENT_SQLSTATES)
+    if sqlstate is None:
+        return isinstance(error, OperationalError)
+    return bool(sqlstate.startswith(TRANSIENT_SQLSTATES))
 
 
 def is_poison(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _FollowFact:
+class FollowFact:
     TYPE: ClassVar[str]
 
     event_id: int
@@ -38,13 +38,13 @@ class _FollowFact:
         )
 
 
-class UserFollowed(_FollowFact):
+class UserFollowed(FollowFact):
     """`user.followed`: the follower wants the followee's posts in their feed."""
 
     TYPE = "user.followed"
 
 
-class UserUnfollowed(_FollowFact):
+class UserUnfollowed(FollowFact):
     """`user.unfollowed`: the follower no longer does."""
 
     TYPE = "user.unfollowed"

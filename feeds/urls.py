@@ -3,8 +3,8 @@ from django.urls import path
 from feeds.views import FeedView, FollowersView, FollowingView, FollowView
 
 urlpatterns = [
-    path("feeds/<id:user_id>", FeedView.as_view()),
-    path("follows/<id:user_id>", FollowView.as_view()),
-    path("users/<id:user_id>/followers", FollowersView.as_view()),
-    path("users/<id:user_id>/following", FollowingView.as_view()),
+    path("feeds/<id:user_id>", FeedView.as_view(), name="feed"),
+    path("follows/<id:user_id>", FollowView.as_view(), name="follow"),
+    path("users/<id:user_id>/followers", FollowersView.as_view(), name="followers"),
+    path("users/<id:user_id>/following", FollowingView.as_view(), name="following"),
 ]

@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 
 from eventbus import metrics
 from feeds import cache, services, timeline
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import FollowFact
 from feeds.models import Follow
 from posts import pagination
 from posts.errors import Unprocessable
@@ -41,16 +41,18 @@ class FeedView(APIView):
 
 class FollowView(APIView):
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
-    def put(self, request: Request, user_id: int) -> Response:
+    def put(self, request: Request, user_id: int) -> HttpResponse:
         """Follow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.follow)
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
-    def delete(self, request: Request, user_id: int) -> Response:
+    def delete(self, request: Request, user_id: int) -> HttpResponse:
         """Unfollow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.unfollow)
 
-    def _publish(self, request: Request, user_id: int, act: Callable[..., UserFollowed | UserUnfollowed]) -> Response:
+    def _publish(
+        self, request: Request, user_id: int, act: Callable[..., UserFollowed | UserUnfollowed]
+    ) -> HttpResponse:
         if user_id == principal(request).user_id:
             raise Unprocessable("Nobody can follow themselves.", code="cannot_follow_oneself")
         fact = act(

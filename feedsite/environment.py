@@ -103,7 +103,7 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
         "KAFKA_MAX_POLL_INTERVAL_MS": env.int("KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=POSITIVE),
         "KAFKA_FETCH_WAIT_MS": env.int("KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=POSITIVE),
         "KAFKA_PUBLISH_TIMEOUT_MS": env.int("KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=POSITIVE),
-        "KAFKA_LINGER_MS": env.int("KAFKA_LINGER_MS", 0, validate=validate.Range(min=0)),
+        "KAFKA_LINGER_MS": env.int("KAFKA_LINGER_MS", 2, validate=validate.Range(min=0)),
         "KAFKA_QUEUE_MAX_MESSAGES": env.int("KAFKA_QUEUE_MAX_MESSAGES", 10_000, validate=POSITIVE),
     }
 

@@ -50,7 +50,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "feedsite.middleware.PrometheusBefore",
+    "feedsite.middleware.RequestMetrics",
     "django.middleware.security.SecurityMiddleware",
     "feedsite.middleware.PageWhiteNoise",
     "feedsite.middleware.PageSessions",
@@ -59,7 +59,6 @@ MIDDLEWARE = [
     "feedsite.middleware.PageAuthentication",
     "feedsite.middleware.PageMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "feedsite.middleware.PrometheusAfter",
 ]
 
 TEMPLATES = [

@@ -9,12 +9,12 @@ from feedsite.events import EventView
 urlpatterns = [
     path("", include("posts.urls")),
     path("", include("feeds.urls")),
-    path("events/<id:event_id>", EventView.as_view()),
-    path("healthz", health.healthz),
-    path("readyz", health.readyz),
-    path("metrics", ExportToDjangoView),
+    path("events/<id:event_id>", EventView.as_view(), name="event"),
+    path("healthz", health.healthz, name="healthz"),
+    path("readyz", health.readyz, name="readyz"),
+    path("metrics", ExportToDjangoView, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("docs/", SpectacularSwaggerView.as_view(url_name="schema")),
+    path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("admin/", admin.site.urls),
 ]
 

@@ -4,7 +4,7 @@ from posts import converters as _converters  # noqa: F401 - registers <id:…>
 from posts.views import PostsView, PostView, UserPostsView
 
 urlpatterns = [
-    path("posts", PostsView.as_view()),
-    path("posts/<id:post_id>", PostView.as_view()),
-    path("users/<id:user_id>/posts", UserPostsView.as_view()),
+    path("posts", PostsView.as_view(), name="posts"),
+    path("posts/<id:post_id>", PostView.as_view(), name="post"),
+    path("users/<id:user_id>/posts", UserPostsView.as_view(), name="posts"),
 ]

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import NotFound, ParseError, PermissionDenied
 from rest_framework.request import Request
@@ -47,7 +49,7 @@ class PostsView(APIView):
     throttle_classes = [PostRate]
 
     @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
         content = _content(request.data)
         post = services.create_post(
@@ -69,7 +71,7 @@ class PostView(APIView):
         return Response(post_json(PostRow(post.id, post.author_id, post.content, post.created_at)))
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
-    def delete(self, request: Request, post_id: int) -> Response:
+    def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
         if _find(post_id).author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
@@ -105,9 +107,12 @@ def post_json(row: PostRow) -> dict[str, str]:
     }
 
 
-def accepted(event_id: int, **fields: str) -> Response:
+def accepted(event_id: int, **fields: str) -> HttpResponse:
     """Return the 202 of a write whose event Kafka has acknowledged."""
-    return Response({"event_id": str(event_id), **fields}, status=202, headers={"Location": f"/events/{event_id}"})
+    # Not REST framework's Response: what it adds, negotiation and a template engine's hooks, costs a tenth of a write.
+    body = orjson.dumps({"event_id": str(event_id), **fields})
+    headers = {"Location": f"/events/{event_id}"}
+    return HttpResponse(body, content_type="application/json", status=202, headers=headers)
 
 
 def list_response(request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]) -> Response:
