@@ -50,9 +50,7 @@ class FollowView(APIView):
         """Unfollow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.unfollow)
 
-    def _publish(
-        self, request: Request, user_id: int, act: Callable[..., UserFollowed | UserUnfollowed]
-    ) -> HttpResponse:
+    def _publish(self, request: Request, user_id: int, act: Callable[..., FollowFact]) -> HttpResponse:
         if user_id == principal(request).user_id:
             raise Unprocessable("Nobody can follow themselves.", code="cannot_follow_oneself")
         fact = act(
