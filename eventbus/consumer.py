@@ -35,6 +35,7 @@ class EventConsumer:
         self._batch_max_events = batch_max_events
         self._batch_max_wait = batch_max_wait
         self._stopping = False
+        self.progressed_at = time.monotonic()
         # Each assignment of a partition gets a number of its own: a partition that left and came back while a
         # batch was in hand is read again from its committed offset, so that batch must not commit it.
         self._assignments: dict[Place, int] = {}
@@ -56,6 +57,7 @@ class EventConsumer:
         )
         try:
             while not self._stopping:
+                self.progressed_at = time.monotonic()
                 if records := self._take_batch():
                     handle(records)
                     self._commit(records)
@@ -67,6 +69,10 @@ class EventConsumer:
     def stop(self) -> None:
         """Ask the loop to end after the batch in hand."""
         self._stopping = True
+
+    def partitions(self) -> list[int]:
+        """Return the partitions assigned to this consumer."""
+        return sorted(partition for _topic, partition in self._assignments.copy())
 
     def still_ours(self, record: Record) -> bool:
         """Tell whether the record's partition has stayed with this consumer since the batch was taken."""

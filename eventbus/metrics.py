@@ -22,6 +22,11 @@ kafka_consumer_lag = Gauge(
     ["topic", "partition", "group"],
     multiprocess_mode="livesum",
 )
+worker_stuck_seconds = Gauge(
+    "worker_stuck_seconds",
+    "For how long the batch in hand has not got done; 0 up to half a minute.",
+    multiprocess_mode="max",
+)
 fanout_rows_total = Counter("fanout_rows_total", "Rows written to feed_entries.")
 feed_cache_requests_total = Counter(
     "feed_cache_requests_total", "First-page reads, by what the cache answered.", ["result"]

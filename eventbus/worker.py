@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -26,6 +27,7 @@ EXIT_SECOND_SIGNAL = 130
 EXIT_FLOOD = 3
 EXIT_STUCK = 4
 LEAVE_SECONDS = 30.0
+STUCK_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +52,7 @@ def run_dead_letter_store(metrics_port: int | None) -> None:
 def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> None:
     if metrics_port is not None:
         start_http_server(metrics_port)
+    threading.Thread(target=_watch, args=[consumer], name="watchdog", daemon=True).start()
     with _stop_on_signals(consumer):
         try:
             consumer.run(handle)
@@ -59,6 +62,16 @@ def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> N
         finally:
             producer.close()
             node_lease.release()
+
+
+def _watch(consumer: EventConsumer) -> None:
+    """Report a batch that does not get done: a handler that hangs, or a dependency that stays away."""
+    while True:
+        time.sleep(STUCK_SECONDS / 2)
+        idle = time.monotonic() - consumer.progressed_at
+        metrics.worker_stuck_seconds.set(idle if idle > STUCK_SECONDS else 0)
+        if idle > STUCK_SECONDS:
+            log.error("worker_stuck", seconds=round(idle), partitions=consumer.partitions())
 
 
 def _unresolved_dead_letters() -> float:
