@@ -103,7 +103,7 @@ class DeadLetterActions(ReadOnlyAdmin):
 
 @admin.register(DeadLetterGroup)
 class DeadLetterGroupAdmin(DeadLetterActions):
-    list_display = ["cause", "message", "unresolved", "failures", "last_day", "first_seen", "last_seen", "dead_letters"]
+    list_display = ["cause", "dead_letters", "unresolved", "failures", "last_day", "last_seen", "first_seen", "message"]
     list_filter = ["event_type"]
     ordering = ["-last_seen"]
     search_fields = ["exception", "message"]

@@ -150,7 +150,7 @@ def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> Dead
         key=record.key,
         value=record.value,
         headers=[
-            [name, base64.b64encode(value or b"").decode()]
+            [name, None if value is None else base64.b64encode(value).decode()]
             for name, value in record.headers
             if not name.startswith(dead_letters.PREFIX)
         ],

@@ -1,6 +1,7 @@
 """Showing bytes from Kafka to people, whatever they are."""
 
 import base64
+from collections.abc import Sequence
 
 import orjson
 
@@ -18,9 +19,13 @@ def pretty(value: bytes | memoryview | None) -> str:
     return f"{text[:SHOWN_BYTES]}\n… cut here; {len(raw)} bytes in all"
 
 
-def headers(pairs: list[list[str]]) -> str:
-    """Return stored headers, pairs of name and base64, a line each."""
-    return "\n".join(f"{name}: {base64.b64decode(value).decode('utf-8', 'backslashreplace')}" for name, value in pairs)
+def headers(pairs: Sequence[tuple[str, str | None]]) -> str:
+    """Return stored headers, pairs of name and base64 or null, a line each."""
+    return "\n".join(f"{name}: {_header(value)}" for name, value in pairs)
+
+
+def _header(value: str | None) -> str:
+    return "(no value)" if value is None else base64.b64decode(value).decode("utf-8", "backslashreplace")
 
 
 def _text(raw: bytes) -> str:

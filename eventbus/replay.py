@@ -19,7 +19,6 @@ from django.db.models.functions import Now
 from eventbus import dead_letters, kafka, producer
 from eventbus.models import DeadLetter
 
-REPLAYABLE_TOPICS = frozenset({kafka.FEED_EVENTS})
 BATCH = 100
 
 
@@ -54,7 +53,7 @@ def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool) -> None:
     states = [DeadLetter.State.OPEN, *([DeadLetter.State.PARKED] if parked else [])]
     entries = list(
         DeadLetter.objects.select_for_update(skip_locked=True)
-        .filter(id__in=ids, state__in=states, topic__in=REPLAYABLE_TOPICS)
+        .filter(id__in=ids, state__in=states, topic__in=_replayable_topics())
         .order_by("id")
     )
     acknowledged = _publish(entries)
@@ -95,8 +94,13 @@ def discard(entry_ids: Iterable[int], *, reason: str) -> int:
     )
 
 
-def _headers(entry: DeadLetter) -> list[tuple[str, bytes]]:
-    own = [(name, base64.b64decode(value)) for name, value in entry.headers]
+def _replayable_topics() -> list[str]:
+    """Return where replays may go: a dead letter's origin is only a header, which anyone could have written."""
+    return [kafka.FEED_EVENTS]
+
+
+def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
+    own = [(name, None if value is None else base64.b64decode(value)) for name, value in entry.headers]
     return [*own, (dead_letters.ENTRY, str(entry.id).encode())]
 
 

@@ -6,6 +6,8 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from feedsite import health
 from feedsite.events import EventView
 
+admin.site.site_header = admin.site.site_title = "Feed backend"
+
 urlpatterns = [
     path("", include("posts.urls")),
     path("", include("feeds.urls")),

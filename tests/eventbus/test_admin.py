@@ -1,0 +1,106 @@
+"""Dead letters in the admin: seen, replayed and discarded by those who may, and written down."""
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+from eventbus.models import DeadLetter
+from tests.eventbus import broker
+from tests.eventbus.dead_letter_factories import an_entry
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+GROUPS, ENTRIES = "/admin/eventbus/deadlettergroup/", "/admin/eventbus/deadletter/"
+
+
+def operator(client: Client, *permissions: str) -> Client:
+    """Log in someone who may do just this."""
+    user = User.objects.create_user("operator", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client.force_login(user)
+    return client
+
+
+def act(client: Client, url: str, action: str, rows: list[int], **fields: str) -> str:
+    data = {"action": action, "_selected_action": [str(row) for row in rows], **fields}
+    return client.post(url, data, follow=True).content.decode()
+
+
+def test_groups_show_cause_counts_and_the_last_day(admin_client: Client) -> None:
+    an_entry(message="bad note 1")
+    an_entry(message="bad note 2")
+    page = admin_client.get(GROUPS).content.decode()
+    assert "note.taken: ValueError" in page
+    assert "bad note …" in page
+    assert 'field-unresolved">2<' in page
+    assert 'aria-label="0 failures in 24 hours' in page  # these failed long ago
+
+
+def test_an_entry_shows_payload_headers_and_stack_trace(admin_client: Client) -> None:
+    entry = an_entry(value=b'{"a": [1]}')
+    page = admin_client.get(f"{ENTRIES}{entry.id}/change/").content.decode()
+    assert "{\n  &quot;a&quot;: [\n    1\n  ]\n}" in page
+    assert "traceparent: 00-1-2-01" in page
+    assert "Traceback …" in page
+
+
+def test_a_payload_cannot_inject_markup(admin_client: Client) -> None:
+    entry = an_entry(value=b"<script>alert(1)</script>", message="<b>bold</b>")
+    page = admin_client.get(f"{ENTRIES}{entry.id}/change/").content.decode()
+    assert "<script>alert" not in page
+    assert "<b>bold" not in page
+
+
+def test_replaying_a_group_asks_first_and_is_logged(admin_client: Client, feed_events: str) -> None:
+    entry = an_entry()
+    an_entry()
+    assert "Replay 2 dead letters?" in act(admin_client, GROUPS, "replay_selected", [entry.group_id])
+    assert broker.read_all(feed_events) == []
+    told = act(admin_client, GROUPS, "replay_selected", [entry.group_id], confirmed="yes")
+    assert "2 replayed, 0 skipped" in told
+    assert len(broker.read_all(feed_events)) == 2
+    assert LogEntry.objects.get().change_message == "Replayed 2 dead letters."
+
+
+def test_discarding_needs_a_reason_and_is_logged(admin_client: Client) -> None:
+    entry = an_entry()
+    assert "A reason is needed." in act(admin_client, ENTRIES, "discard_selected", [entry.id], confirmed="yes")
+    assert "1 discarded." in act(admin_client, ENTRIES, "discard_selected", [entry.id], confirmed="yes", reason="spam")
+    entry.refresh_from_db()
+    assert (entry.state, entry.discard_reason) == (DeadLetter.State.DISCARDED, "spam")
+    assert LogEntry.objects.get().change_message == "Discarded 1 dead letters: spam"
+
+
+@pytest.mark.parametrize(
+    ("permissions", "actions"),
+    [
+        ([], set()),
+        (["replay_deadletter"], {"replay_selected"}),
+        (["discard_deadletter"], {"discard_selected"}),
+        (["replay_deadletter", "discard_deadletter"], {"replay_selected", "discard_selected"}),
+    ],
+)
+def test_seeing_replaying_and_discarding_are_permissions_apart(
+    client: Client, permissions: list[str], actions: set[str]
+) -> None:
+    entry = an_entry()
+    operator(client, "view_deadletter", *permissions)
+    page = client.get(ENTRIES).content.decode()
+    assert {action for action in ("replay_selected", "discard_selected") if action in page} == actions
+    act(client, ENTRIES, "discard_selected", [entry.id], confirmed="yes", reason="spam")
+    entry.refresh_from_db()
+    assert (entry.state == DeadLetter.State.DISCARDED) == ("discard_selected" in actions)
+
+
+def test_nobody_changes_or_deletes_a_dead_letter_by_hand(admin_client: Client) -> None:
+    entry = an_entry()
+    assert admin_client.get(f"{ENTRIES}add/").status_code == 403
+    assert admin_client.post(f"{ENTRIES}{entry.id}/change/", {"state": "resolved"}).status_code == 403
+    assert admin_client.post(f"{ENTRIES}{entry.id}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_without_permission_there_is_nothing_to_see(client: Client) -> None:
+    operator(client)
+    assert client.get(ENTRIES).status_code == 403
+    assert client.get(GROUPS).status_code == 403

@@ -1,0 +1,94 @@
+"""Storing dead letters: each once, whole, grouped by cause."""
+
+import pytest
+
+from eventbus import dead_letter_store, payloads
+from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
+from eventbus.subscription import Record
+from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_dead_letter_is_stored_whole() -> None:
+    record = a_dead_letter(value=bytes(range(256)), key=b"\xff")
+    dead_letter_store.store([record])
+    entry = DeadLetter.objects.get()
+    assert (bytes(entry.key or b""), bytes(entry.value or b"")) == (b"\xff", bytes(range(256)))
+    assert payloads.headers(entry.headers) == "traceparent: 00-1-2-01\nbinary: \\xff\x00\nnone: (no value)"
+    assert (entry.state, entry.event_id, entry.attempts) == (DeadLetter.State.OPEN, 41, 1)
+
+
+def test_a_dead_letter_delivered_again_is_stored_once() -> None:
+    record = a_dead_letter()
+    dead_letter_store.store([record, record])
+    dead_letter_store.store([record])
+    assert DeadLetter.objects.get().attempts == 1
+    assert DeadLetterGroup.objects.get().failures == 1
+
+
+def test_one_written_twice_because_the_worker_died_in_between_is_stored_once() -> None:
+    dead_letter_store.store([a_dead_letter(origin_offset=5), a_dead_letter(origin_offset=5)])
+    assert DeadLetter.objects.count() == 1
+
+
+def test_the_same_offset_of_a_topic_made_anew_is_another_dead_letter() -> None:
+    dead_letter_store.store([a_dead_letter(origin_offset=5)])
+    dead_letter_store.store([a_dead_letter(origin_offset=5, timestamp_ms="1800000000000")])
+    assert DeadLetter.objects.count() == 2
+
+
+def test_a_replay_that_fails_again_is_one_more_attempt_of_the_same_entry() -> None:
+    entry = an_entry()
+    DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, replays=1)
+    dead_letter_store.store([a_dead_letter(entry=entry.id, message="another reason")])
+    entry.refresh_from_db()
+    assert (entry.state, entry.attempts, entry.failures.count()) == (DeadLetter.State.OPEN, 2, 2)
+    assert entry.group.message == "another reason"
+
+
+def test_an_entry_replayed_too_often_is_parked(settings: object) -> None:
+    entry = an_entry()
+    DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, replays=5)
+    dead_letter_store.store([a_dead_letter(entry=entry.id)])
+    entry.refresh_from_db()
+    assert entry.state == DeadLetter.State.PARKED
+
+
+def test_failures_that_differ_only_in_values_are_one_group() -> None:
+    for event_id in (1, 2, 3):
+        an_entry(event_id=event_id, message=f"note {event_id} of 'user{event_id}' at 0x{event_id:016x}")
+    an_entry(message="something else")
+    an_entry(error="builtins.KeyError", message="note 4 of 'user4' at 0x0")
+    assert sorted(DeadLetterGroup.objects.values_list("failures", flat=True)) == [1, 1, 3]
+
+
+def test_a_record_without_any_context_is_stored_all_the_same() -> None:
+    dead_letter_store.store([Record("dead-letter-events", 0, 9, None, None, [], 1_700_000_000_000)])
+    failure = DeadLetterFailure.objects.get()
+    assert (failure.topic, failure.offset, failure.exception) == ("dead-letter-events", 9, "unknown")
+
+
+@pytest.mark.parametrize("odd", ["x" * 2_000, "nul \0 inside", "-1", "９", "9" * 40, "\ud800"])
+def test_odd_context_never_stops_a_dead_letter(odd: str) -> None:
+    names = ["offset", "attempts", "event_id", "first_failed_at", "message", "event_type", "exception", "group"]
+    headers = [(f"dlq.{name}", odd.encode("utf-8", "surrogatepass")) for name in names]
+    dead_letter_store.store([Record("dead-letter-events", 0, 9, b"k", b"v", headers, 1_700_000_000_000)])
+    assert DeadLetter.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b'{"a":1}', '{\n  "a": 1\n}'),
+        ("grüße".encode(), "grüße"),
+        (b"\xff\x00A", "00000000  ff 00 41                                         ..A"),
+        (None, "(no value)"),
+    ],
+)
+def test_payloads_are_shown_readably_whatever_they_are(value: bytes | None, shown: str) -> None:
+    assert payloads.pretty(value) == shown
+
+
+def test_a_huge_payload_is_cut_and_says_so() -> None:
+    assert payloads.pretty(b"x" * 1_000_000).endswith("\n… cut here; 1000000 bytes in all")

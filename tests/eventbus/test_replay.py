@@ -1,0 +1,190 @@
+"""Replaying dead letters: the very record again, done only once Kafka has it."""
+
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from pytest_django import Settings
+
+from eventbus import dead_letters, kafka, replay
+from eventbus.envelope import Event
+from eventbus.models import DeadLetter, ProcessedEvent
+from eventbus.processing import Processor
+from eventbus.subscription import Record, Subscription
+from tests.eventbus import broker
+from tests.eventbus.dead_letter_factories import an_entry
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def replay_all(**options: Any) -> replay.Replayed:
+    *_, totals = [replay.Replayed(), *replay.replay(DeadLetter.objects.values_list("id", flat=True), **options)]
+    return totals
+
+
+def state_of(entry: DeadLetter) -> str:
+    entry.refresh_from_db()
+    return entry.state
+
+
+def run(*arguments: str) -> str:
+    out = StringIO()
+    call_command("dlq", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_a_replay_is_the_same_record_with_the_number_of_its_entry(feed_events: str) -> None:
+    entry = an_entry(value=b"\xff\x00", key=b"\xfe")
+    assert replay_all() == replay.Replayed(acknowledged=1)
+    [record] = broker.read_all(feed_events)
+    assert (record.key, record.value) == (b"\xfe", b"\xff\x00")
+    assert list(record.headers) == [
+        ("traceparent", b"00-1-2-01"),
+        ("binary", b"\xff\x00"),
+        ("none", None),
+        (dead_letters.ENTRY, str(entry.id).encode()),
+    ]
+    assert (state_of(entry), entry.replays) == (DeadLetter.State.REPLAYED, 1)
+
+
+def test_an_entry_is_replayed_once_until_its_outcome_is_known(feed_events: str) -> None:
+    an_entry()
+    replay_all()
+    assert replay_all() == replay.Replayed(skipped=1)
+    assert len(broker.read_all(feed_events)) == 1
+
+
+def test_an_entry_that_kafka_did_not_acknowledge_stays_open(settings: Settings, own_producer: None) -> None:
+    settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
+    settings.KAFKA_PUBLISH_TIMEOUT_MS = 200
+    entry = an_entry()
+    assert replay_all() == replay.Replayed(failed=1)
+    assert (state_of(entry), entry.replays) == (DeadLetter.State.OPEN, 0)
+
+
+def test_only_allow_listed_topics_are_replayed_to(feed_events: str) -> None:
+    entry = an_entry(topic="somebody-elses-topic")
+    assert replay_all() == replay.Replayed(skipped=1)
+    assert state_of(entry) == DeadLetter.State.OPEN
+
+
+def test_parked_entries_are_replayed_only_when_asked_for(feed_events: str) -> None:
+    an_entry()
+    DeadLetter.objects.update(state=DeadLetter.State.PARKED)
+    assert replay_all().skipped == 1
+    assert replay_all(parked=True).acknowledged == 1
+
+
+def test_discarding_needs_a_reason_and_is_final(feed_events: str) -> None:
+    entry = an_entry()
+    with pytest.raises(ValueError, match="why"):
+        replay.discard([entry.id], reason=" ")
+    assert replay.discard([entry.id], reason="a test event") == 1
+    assert (state_of(entry), entry.discard_reason) == (DeadLetter.State.DISCARDED, "a test event")
+    assert replay_all().skipped == 1
+
+
+def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
+    """Process records as a worker does; return what became dead letters."""
+
+    def apply(events: Sequence[Event], **_options: Any) -> None:
+        if fail:
+            raise ZeroDivisionError
+
+    buried: list[BaseException] = []
+
+    def bury(record: Record, error: BaseException, _delivery: object) -> None:
+        buried.append(error)
+
+    def ignore(_anything: Any) -> None:
+        pass
+
+    def in_one(events: Sequence[Event]) -> list[list[Event]]:
+        return [list(events)]
+
+    always: Callable[[Record], bool] = lambda _record: True  # noqa: E731
+    subscription = Subscription(kafka.FEED_EVENTS, "g", 10, 0, ignore, in_one, apply, ignore)
+    Processor(subscription, bury, ignore, always).process(records)
+    return buried
+
+
+def test_a_replay_that_succeeds_closes_its_entry_with_the_effect(feed_events: str) -> None:
+    entry = an_entry()
+    replay_all()
+    assert process(broker.read_all(feed_events), fail=False) == []
+    assert state_of(entry) == DeadLetter.State.RESOLVED
+    assert ProcessedEvent.objects.get().event_id == entry.event_id
+
+
+def test_a_replay_of_an_event_processed_meanwhile_closes_its_entry(feed_events: str) -> None:
+    entry = an_entry()
+    ProcessedEvent.objects.create(event_id=entry.event_id or 0, type="note.taken")
+    replay_all()
+    process(broker.read_all(feed_events), fail=True)
+    assert state_of(entry) == DeadLetter.State.RESOLVED
+
+
+def test_a_replay_that_fails_again_leaves_its_entry_unresolved(feed_events: str) -> None:
+    entry = an_entry()
+    replay_all()
+    [error] = process(broker.read_all(feed_events), fail=True)
+    assert isinstance(error, ZeroDivisionError)
+    assert state_of(entry) == DeadLetter.State.REPLAYED
+
+
+@pytest.mark.parametrize(
+    ("selection", "chosen"),
+    [
+        (["--all"], 3),
+        (["--error", "KeyError"], 1),
+        (["--error", "builtins.KeyError"], 1),
+        (["--type", "note.taken"], 3),
+        (["--type", "other"], 0),
+        (["--since", "2026-01-02T12:00:00"], 3),
+        (["--until", "2026-01-02T12:00:00Z"], 0),
+    ],
+)
+def test_the_command_selects_by_cause_type_and_time(feed_events: str, selection: list[str], chosen: int) -> None:
+    an_entry(error="builtins.KeyError")
+    an_entry()
+    an_entry()
+    assert f"{chosen} dead letters to replay" in run("replay", "--dry-run", *selection)
+    assert broker.read_all(feed_events) == []
+    run("replay", "--yes", *selection)
+    assert len(broker.read_all(feed_events)) == chosen
+
+
+def test_the_command_lists_groups_and_shows_an_entry_whole() -> None:
+    entry = an_entry()
+    an_entry(message="bad note 42")
+    assert "2 unresolved\tnote.taken\tValueError: bad note …" in run("list")
+    assert len(run("list", "--group", str(entry.group_id)).splitlines()) == 2
+    shown = run("show", str(entry.id))
+    assert '"event_id": "41"' in shown
+    assert "Traceback …" in shown
+    assert "traceparent: 00-1-2-01" in shown
+
+
+def test_the_command_asks_for_what_it_needs() -> None:
+    with pytest.raises(CommandError, match="Say which"):
+        run("replay", "--yes")
+    with pytest.raises(CommandError, match="There is no dead letter 9"):
+        run("show", "9")
+    with pytest.raises(CommandError, match="rate must be above 0"):
+        run("replay", "--all", "--rate", "0")
+
+
+def test_the_command_fails_when_kafka_does_not_acknowledge(settings: Settings, own_producer: None) -> None:
+    settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
+    settings.KAFKA_PUBLISH_TIMEOUT_MS = 200
+    an_entry()
+    with pytest.raises(CommandError, match="still open"):
+        run("replay", "--all", "--yes")
+
+
+def test_the_command_discards_with_a_reason() -> None:
+    entry = an_entry()
+    assert "1 discarded" in run("discard", "--id", str(entry.id), "--reason", "spam", "--yes")
+    assert state_of(entry) == DeadLetter.State.DISCARDED
