@@ -19,6 +19,7 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 # A dead letter is the whole record and the headers that say why.
 DEAD_LETTER_HEADERS_BYTES = 128 * 1024
 METADATA_TIMEOUT = 10.0  # seconds
+STATISTICS_INTERVAL_MS = 5_000
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def consumer_config(group: str) -> Config:
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 50_000,
         "topic.metadata.refresh.interval.ms": 30_000,
-        "statistics.interval.ms": 5_000,
+        "statistics.interval.ms": STATISTICS_INTERVAL_MS,
     }
     if settings.KAFKA_GROUP_PROTOCOL == "classic":
         # With the newer protocol the broker owns both.

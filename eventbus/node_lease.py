@@ -28,7 +28,7 @@ class NodeLease:
     def __init__(self) -> None:
         self.owner = uuid.uuid4()
         self.generator = self._acquire()
-        self._released = threading.Event()
+        self._stopped = threading.Event()
         threading.Thread(target=self._keep_renewing, name="snowflake-lease", daemon=True).start()
 
     def next_id(self) -> int:
@@ -53,9 +53,12 @@ class NodeLease:
         except DatabaseError as error:
             raise IdsUnavailable from error
 
+    def stop_renewing(self) -> None:
+        self._stopped.set()
+
     def release(self) -> None:
         """Give the node back; the next holder starts after the last id minted here."""
-        self._released.set()
+        self.stop_renewing()
         SnowflakeNode.objects.filter(node_id=self.generator.node_id, owner=self.owner).update(
             leased_until_ms=self.generator.last_ms, owner=None
         )
@@ -67,7 +70,7 @@ class NodeLease:
             raise IdsUnavailable from error
 
     def _keep_renewing(self) -> None:
-        while not self._released.wait(RENEW_EVERY_SECONDS):
+        while not self._stopped.wait(RENEW_EVERY_SECONDS):
             try:
                 self.renew()
             except IdsUnavailable as error:
@@ -108,14 +111,21 @@ def next_id() -> int:
 
 def release() -> None:
     """Give this process's node back, if it holds one."""
-    global _lease
-    with _lease_lock:
-        lease, _lease = _lease, None
-    if lease:
+    if lease := forget():
         try:
             lease.release()
         except DatabaseError as error:
             log.warning("snowflake_lease_not_released", error=str(error))
+
+
+def forget() -> NodeLease | None:
+    """Take the lease from this process without giving its node back, and return it; the next id leases anew."""
+    global _lease
+    with _lease_lock:
+        lease, _lease = _lease, None
+    if lease:
+        lease.stop_renewing()
+    return lease
 
 
 def _make_lease() -> NodeLease:

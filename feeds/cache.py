@@ -24,13 +24,12 @@ from typing import cast
 import structlog
 from django.conf import settings
 from django.db import DatabaseError
-from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import Redis, RedisError
 
-from feeds.models import CacheState
+from feeds.models import CacheState, new_generation
 
 TRUST_SECONDS = 1.0
 CLOSED_AT_LEAST = timedelta(seconds=2 * TRUST_SECONDS)
@@ -147,7 +146,7 @@ def _try_to_open() -> None:
         # Nobody asks again for a while: each question to a dead server costs its time-out.
         closed_long_enough.update(closed_at=Now())
     else:
-        closed_long_enough.update(generation=F("generation") + 1, closed_at=None)
+        closed_long_enough.update(generation=new_generation(), closed_at=None)
         log.info("cache_opened")
 
 

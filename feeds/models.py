@@ -5,6 +5,8 @@ fast: the rows above `feeds.floor` of u are exactly the pushed part of that join
 rows at or below it.
 """
 
+import secrets
+
 from django.db import models
 
 from posts.pagination import Position
@@ -83,11 +85,16 @@ class FeedEntry(models.Model):
         return f"post {self.post_id} in the feed of {self.user_id}"
 
 
+def new_generation() -> int:
+    """Return a number that no generation had before, also when PostgreSQL was emptied or restored and Redis was not."""
+    return secrets.randbits(63)
+
+
 class CacheState(models.Model):
     """The single row that says whether cached pages count, and of which generation; see `feeds.cache`."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
-    generation = models.BigIntegerField(default=1, db_default=1)
+    generation = models.BigIntegerField(default=new_generation)
     closed_at = models.DateTimeField(null=True)
 
     class Meta:

@@ -42,9 +42,9 @@ SELECT user_id, post_id, min(author_id) FROM ({_STORED}) AS stored GROUP BY 1, 2
 """  # noqa: S608 - composed of constants
 
 _WRONG_COUNTS = f"""
-SELECT user_id FROM feeds
-LEFT JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active GROUP BY 1) AS counted ON followee_id = user_id
-WHERE follower_count <> coalesce(n, 0) AND {_USERS}
+SELECT coalesce(user_id, followee_id) AS user_id FROM feeds
+FULL JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active GROUP BY 1) AS counted ON followee_id = user_id
+WHERE follower_count IS DISTINCT FROM coalesce(n, 0) AND {_USERS.replace("user_id", "coalesce(user_id, followee_id)")}
 """  # noqa: S608 - composed of constants
 
 SHOWN = 20
@@ -100,9 +100,10 @@ def _repairs() -> Iterator[str]:
     """  # noqa: S608 - composed of constants
     yield f"INSERT INTO feed_entries (user_id, post_id, author_id) {_MISSING} ORDER BY 1, 2 ON CONFLICT DO NOTHING"
     yield f"""
-        UPDATE feeds SET follower_count = (
-            SELECT count(*) FROM follows WHERE followee_id = user_id AND active
-        ) WHERE user_id IN ({_WRONG_COUNTS})
+        INSERT INTO feeds (user_id, follower_count)
+        SELECT user_id, (SELECT count(*) FROM follows WHERE followee_id = user_id AND active)
+        FROM ({_WRONG_COUNTS}) AS wrong ORDER BY 1
+        ON CONFLICT (user_id) DO UPDATE SET follower_count = EXCLUDED.follower_count
     """  # noqa: S608 - composed of constants
 
 

@@ -2,6 +2,8 @@
 
 from django.db import migrations, models
 
+import feeds.models
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -41,7 +43,7 @@ class Migration(migrations.Migration):
             name="CacheState",
             fields=[
                 ("id", models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
-                ("generation", models.BigIntegerField(db_default=1, default=1)),
+                ("generation", models.BigIntegerField(default=feeds.models.new_generation)),
                 ("closed_at", models.DateTimeField(null=True)),
             ],
             options={

@@ -1,0 +1,22 @@
+"""What every test can rely on."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from eventbus import node_lease, producer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_servers(django_db_setup: None) -> Iterator[None]:
+    """Give the producer and the snowflake lease back while there are servers to tell."""
+    yield
+    producer.close()
+    node_lease.forget()
+
+
+@pytest.fixture(autouse=True)
+def a_lease_of_this_test() -> Iterator[None]:
+    """Drop the snowflake lease with the test: emptying the tables gives its node to anyone who asks."""
+    yield
+    node_lease.forget()

@@ -1,0 +1,78 @@
+"""Runs a manage.py command, or serves the API, that kills itself with SIGKILL at a named point, once.
+
+    python -m tests.crash.die_at POINT MARKER_FILE run_fanout
+    granian tests.crash.die_at:application        with DIE_AT=POINT and DIE_MARKER=FILE
+
+The marker file says that the death has happened; a process started later passes the point alive. Production code has
+no hooks for this: the function at the point is wrapped here.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# Point: module, attribute, and whether to die before or after the call.
+POINTS = {
+    "after poll": ("eventbus.consumer", "EventConsumer._take_batch", "after"),
+    "before the database commit": ("eventbus.models", "ProcessedEventQuerySet.record", "after"),
+    "after the database commit": ("eventbus.processing", "Processor._transaction", "after"),
+    "before cache invalidation": ("feeds.cache", "invalidate", "before"),
+    "after cache invalidation": ("feeds.cache", "invalidate", "after"),
+    "before the offset commit": ("eventbus.consumer", "EventConsumer._commit_offsets", "before"),
+    "after the offset commit": ("eventbus.consumer", "EventConsumer._commit_offsets", "after"),
+    "during assignment": ("eventbus.consumer", "EventConsumer._on_assign", "after"),
+    "during revocation": ("eventbus.consumer", "EventConsumer._on_revoke", "before"),
+    "before the dead letter is sent": ("eventbus.producer", "publish_record", "before"),
+    "after the dead letter is acknowledged": ("eventbus.producer", "publish_record", "after"),
+    "before dead letters are stored": ("eventbus.dead_letter_store", "store", "before"),
+    "after dead letters are stored": ("eventbus.dead_letter_store", "store", "after"),
+    "before a replay is marked": ("eventbus.replay", "_publish", "after"),
+    "before publishing": ("eventbus.producer", "publish_record", "before"),
+    "between publish and answer": ("eventbus.producer", "publish_record", "after"),
+}
+
+
+def arm(point: str, marker: Path) -> None:
+    """Make this process die at `point` unless `marker` exists; empty results do not count as passing it."""
+    module_name, path, moment = POINTS[point]
+    owner: Any = import_module(module_name)
+    *classes, name = path.split(".")
+    for class_name in classes:
+        owner = getattr(owner, class_name)
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            _die(marker)
+        result = original(*args, **kwargs)
+        if moment == "after" and result != []:
+            _die(marker)
+        return result
+
+    setattr(owner, name, dying)
+
+
+def _die(marker: Path) -> None:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
+    point, marker, *command = sys.argv[1:]
+    django = import_module("django")
+    django.setup()
+    arm(point, Path(marker))
+    import_module("django.core.management").execute_from_command_line(["manage.py", *command])
+
+
+if __name__ == "__main__":
+    main()
+elif "DIE_AT" in os.environ:
+    application = import_module("feedsite.wsgi").application
+    arm(os.environ["DIE_AT"], Path(os.environ["DIE_MARKER"]))

@@ -1,0 +1,102 @@
+"""The whole system on a real graph: what was accepted is in the feeds, exactly once, though a worker is killed."""
+
+import random
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+
+from eventbus import kafka
+from tests.e2e import real_data
+from tests.e2e.system import System, read_feed, running, settled, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
+
+POSTS, SEED, READERS = 2_500, 20_261, 300
+
+
+class Model:
+    """What the feeds must be, kept in plain Python from the requests that were accepted."""
+
+    def __init__(self, follows: set[real_data.Pair]) -> None:
+        self.follows = set(follows)
+        self.posts: dict[int, int] = {}  # author by post
+        self.events: set[int] = set()
+
+    def feed(self, user: int) -> list[int]:
+        authors = {followee for follower, followee in self.follows if follower == user} | {user}
+        return sorted((post for post, author in self.posts.items() if author in authors), reverse=True)
+
+
+def write(system: System, model: Model, drafts: list[real_data.Draft]) -> None:
+    """Post everything through the API with several clients, each author's posts through one of them."""
+    by_author = defaultdict(list)
+    for author, text in drafts:
+        by_author[author].append(text)
+
+    def post_all(author: int) -> list[tuple[int, int]]:
+        with system.client(author) as client:
+            answers = [client.post("/posts", json={"content": text}).raise_for_status() for text in by_author[author]]
+        assert {answer.status_code for answer in answers} == {202}
+        return [(int(answer.json()["id"]), int(answer.json()["event_id"])) for answer in answers]
+
+    with ThreadPoolExecutor(8) as pool:
+        for author, accepted in zip(by_author, pool.map(post_all, by_author), strict=True):
+            for post_id, event_id in accepted:
+                model.posts[post_id] = author
+                model.events.add(event_id)
+
+
+def change_follows(system: System, model: Model, chance: random.Random, count: int) -> None:
+    authors = sorted(set(model.posts.values()))
+    readers = sorted({follower for follower, _ in model.follows})
+    for _ in range(count):
+        follower, followee = chance.choice(readers), chance.choice(authors)
+        if follower == followee:
+            continue
+        with system.client(follower) as client:
+            if (follower, followee) in model.follows:
+                answer = client.delete(f"/follows/{followee}")
+                model.follows.discard((follower, followee))
+            else:
+                answer = client.put(f"/follows/{followee}")
+                model.follows.add((follower, followee))
+        assert answer.status_code == 202
+        model.events.add(int(answer.json()["event_id"]))
+
+
+def delete_posts(system: System, model: Model, chance: random.Random, count: int) -> None:
+    for post_id in chance.sample(sorted(model.posts), count):
+        with system.client(model.posts.pop(post_id)) as client:
+            answer = client.delete(f"/posts/{post_id}")
+        assert answer.status_code == 202
+        model.events.add(int(answer.json()["event_id"]))
+
+
+def test_every_feed_equals_the_join_after_real_traffic_and_a_killed_worker(tmp_path: Path) -> None:
+    kafka.create_topics()
+    file, follows = real_data.follow_graph(tmp_path)
+    chance = random.Random(SEED)
+    drafts = real_data.posts(POSTS, follows, SEED)
+    call_command("import_follows", file)
+    model = Model(follows)
+    with running(tmp_path) as system:
+        first, _second = system.worker(), system.worker()
+        system.api()
+        write(system, model, drafts[: POSTS // 2])
+        first.kill()
+        write(system, model, drafts[POSTS // 2 :])
+        third = system.worker()
+        change_follows(system, model, chance, 100)
+        wait_until(lambda: settled(model.events))
+        delete_posts(system, model, chance, 50)
+        wait_until(lambda: settled(model.events))
+
+        readers = chance.sample(sorted({user for pair in model.follows for user in pair}), READERS)
+        with system.client(1, scope="feeds:read") as client:
+            for reader in readers:
+                assert read_feed(client, reader) == model.feed(reader)
+        call_command("verify_feeds")
+        assert third.stop() == 0
