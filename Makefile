@@ -13,7 +13,7 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install serve test lint bench format lock clean
+.PHONY: help demo install serve test lint bench env format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -49,6 +49,9 @@ lint: install ## style, types and the direction of imports
 
 bench: install ## measure the throughput and latency of this machine
 	@$(RUN) -m benchmarks $(ARGS)
+
+env: ## .env with random secrets for docker compose, unless there is one
+	@[ -e .env ] || (umask 077 && $(PYTHON) -c 'import re, secrets; print(re.sub(r"(?m)^(\w+)=$$", lambda m: m[1] + "=" + secrets.token_urlsafe(36), open(".env.example").read()), end="")' > .env)
 
 format: install ## let ruff rewrite the code
 	@$(RUN) -m ruff check --fix .
