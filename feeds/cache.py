@@ -9,7 +9,8 @@ Three rules make that so:
    from PostgreSQL alone. Once Redis answers again, someone opens the cache with a new generation; pages of the old
    one are never read again, whatever Redis kept.
 3. **Run id.** A Redis that restarts from a snapshot brings back pages that were invalidated since. So the server's run
-   id is part of each key, and a connection that breaks is an error, never silently made anew.
+   id is part of each key; and redis-py mends a broken connection silently, so a look-up during which a connection was
+   made asks for the run id again.
 """
 
 import threading
@@ -27,13 +28,14 @@ from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_redis import get_redis_connection
-from redis import Redis, RedisError
+from redis import Connection, Redis, RedisError
 
 from feeds.models import CacheState, new_generation
 
 TRUST_SECONDS = 1.0
 CLOSED_AT_LEAST = timedelta(seconds=2 * TRUST_SECONDS)
 LEASE_MS = 5_000
+LOOK_UPS = 3
 KEYS_A_COMMAND = 1_000
 
 _LEASE, _PAGE = b"L", b"P"
@@ -64,14 +66,19 @@ BYPASS = Lookup("bypass")
 
 def look_up(user_id: int) -> Lookup:
     """Return the cached first page of the user's feed, or a lease to `store` it. Redis down: a bypass."""
-    era = _trusted.era()
-    if era is None:
-        return BYPASS
-    try:
-        return _look_up(_key(user_id, era))
-    except RedisError as error:
-        _trusted.distrust(error)
-        return BYPASS
+    for _ in range(LOOK_UPS):
+        connections = _connections_made
+        era = _trusted.era()
+        if era is None:
+            return BYPASS
+        try:
+            lookup = _look_up(_key(user_id, era))
+        except RedisError as error:
+            _trusted.distrust(error)
+            return BYPASS
+        if connections == _connections_made or _trusted.still(era):
+            return lookup
+    return BYPASS
 
 
 def store(lookup: Lookup, page: bytes) -> bool:
@@ -173,6 +180,11 @@ class _Trusted:
                 self._refresh(time.monotonic() + TRUST_SECONDS)
             return self._era
 
+    def still(self, era: str) -> bool:
+        """Ask again at once, and tell whether the era is the same."""
+        self._until = 0.0
+        return self.era() == era
+
     def distrust(self, error: RedisError) -> None:
         """Do without Redis for a moment: each read that waits for a dead one costs its time-out."""
         log.warning("cache_unreachable", error=str(error))
@@ -195,10 +207,25 @@ class _Trusted:
 _trusted = _Trusted()
 
 
+_connections_made = 0
+
+
 @memoize
 def _redis() -> Redis:
     client: Redis = get_redis_connection("default")
+    return count_connections(client)
+
+
+def count_connections(client: Redis) -> Redis:
+    """Have each new connection of `client` counted, and return it."""
+    client.connection_pool.connection_kwargs["redis_connect_func"] = _on_connect
     return client
+
+
+def _on_connect(connection: Connection) -> None:
+    global _connections_made
+    _connections_made += 1
+    connection.on_connect()  # type: ignore[no-untyped-call]
 
 
 def _key(user_id: int, era: str) -> str:

@@ -148,7 +148,7 @@ CACHES: dict[str, Any] = {
             "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT,
             "SOCKET_TIMEOUT": REDIS_TIMEOUT,
             "IGNORE_EXCEPTIONS": True,
-            # A broken connection must be noticed, not repaired behind our back: see rule 3 of feeds.cache.
+            # A failure must be noticed, not tried again behind our back: see feeds.cache.
             "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
         },
     }

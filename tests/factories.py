@@ -1,0 +1,73 @@
+"""Rows and facts to test with."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import factory
+from django.db import transaction
+
+from eventbus.envelope import Event
+from eventbus.snowflake import EPOCH_MS, compose, time_of
+from feeds import handlers
+from feeds.events import UserFollowed, UserUnfollowed
+from posts.events import PostCreated, PostDeleted
+
+_sequence = itertools.count(1)
+
+
+def next_id() -> int:
+    """Return an id above every earlier one, as if minted a second later."""
+    return compose(EPOCH_MS + 1_000 * next(_sequence), 1, 0)
+
+
+class PostCreatedFactory(factory.Factory):
+    class Meta:
+        model = PostCreated
+
+    event_id = factory.LazyFunction(next_id)
+    post_id = factory.LazyFunction(next_id)
+    author_id = 1
+    content = factory.Sequence(lambda n: f"post {n} 世界")
+    created_at = factory.LazyAttribute(lambda post: time_of(post.post_id))
+
+
+class PostDeletedFactory(factory.Factory):
+    class Meta:
+        model = PostDeleted
+
+    event_id = factory.LazyFunction(next_id)
+    post_id = factory.LazyFunction(next_id)
+    author_id = 1
+
+
+class UserFollowedFactory(factory.Factory):
+    class Meta:
+        model = UserFollowed
+
+    event_id = factory.LazyFunction(next_id)
+    follower_id = 2
+    followee_id = 1
+
+
+class UserUnfollowedFactory(factory.Factory):
+    class Meta:
+        model = UserUnfollowed
+
+    event_id = factory.LazyFunction(next_id)
+    follower_id = 2
+    followee_id = 1
+
+
+def events_of(facts: Iterable[Any]) -> list[Event]:
+    return [fact.to_event() for fact in facts]
+
+
+@transaction.atomic
+def apply(*facts: Any, careful: bool = False) -> None:
+    """Apply facts as one batch, as a worker's transaction does."""
+    handlers.apply(events_of(facts), careful=careful, resume_after=None)
+
+
+def follow_all(followers: Sequence[int], followee: int) -> None:
+    apply(*(UserFollowedFactory(follower_id=follower, followee_id=followee) for follower in followers))

@@ -1,0 +1,162 @@
+"""Loading graphs in bulk, and proving and repairing feeds."""
+
+import gzip
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from feeds import verification
+from feeds.models import Feed, FeedEntry, Follow
+from posts.models import Post
+from posts.pagination import START
+from tests.factories import PostCreatedFactory, apply, follow_all
+from tests.feeds.test_convergence import feed
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def load(directory: Path, text: str, *options: str, name: str = "graph.csv") -> str:
+    file = directory / name
+    file.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    out = StringIO()
+    call_command("import_follows", str(file), *options, stdout=out)
+    return out.getvalue().strip()
+
+
+def pairs() -> set[tuple[int, int]]:
+    return set(Follow.objects.filter(active=True).values_list("follower_id", "followee_id"))
+
+
+@pytest.mark.parametrize("name", ["graph.csv", "graph.csv.gz"])
+def test_an_import_makes_each_pair_active_once(tmp_path: Path, name: str) -> None:
+    text = "follower,followee\n2,1\n3,1\n2,1\n"
+    assert load(tmp_path, text, name=name) == "3 follows read, 2 new"
+    assert load(tmp_path, text, name=name) == "3 follows read, 0 new"
+    assert pairs() == {(2, 1), (3, 1)}
+    assert Feed.objects.get(user_id=1).follower_count == 2
+
+
+def test_mutual_pairs_and_ids_from_zero(tmp_path: Path) -> None:
+    load(tmp_path, "user_a,user_b\n0,1\n", "--mutual", "--id-offset", "1")
+    assert pairs() == {(1, 2), (2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("follower,followee\n2,1\n3,x\n", "line 3: '3,x' is not a pair of whole numbers"),
+        ("follower,followee\n2,1\n3\n", "line 3: expected 2 columns, found 1"),
+        ("follower,followee\n0,1\n", "line 2: a user id must be"),
+        ("follower,followee\n9223372036854775808,1\n", "line 2: a user id must be"),
+        ("follower,followee\n5,5\n", "line 2: user 5 cannot follow themselves"),
+        ("a,b\n2,1\n", "line 1: the header must be follower,followee"),
+        ("", "line 1"),
+    ],
+)
+def test_a_bad_line_is_named_and_nothing_is_imported(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(CommandError) as failure:
+        load(tmp_path, text)
+    assert complaint in str(failure.value)
+    assert "Nothing was imported." in str(failure.value)
+    assert pairs() == set()
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"Cannot read .*: No such file"):
+        call_command("import_follows", str(tmp_path / "none.csv"))
+
+
+def test_feeds_are_right_at_once_after_an_import_over_existing_posts(tmp_path: Path) -> None:
+    posts = [PostCreatedFactory(author_id=1) for _ in range(3)]
+    apply(*posts)
+    load(tmp_path, "follower,followee\n2,1\n")
+    assert feed(2) == [post.post_id for post in reversed(posts)]
+    apply(later := PostCreatedFactory(author_id=1))
+    assert feed(2)[0] == later.post_id
+    assert len(feed(2)) == 4
+    assert verification.verify().equal
+
+
+def verify(*options: str) -> tuple[int, str]:
+    out = StringIO()
+    try:
+        call_command("verify_feeds", *options, stdout=out)
+    except SystemExit as leaving:
+        return int(str(leaving.code)), out.getvalue()
+    return 0, out.getvalue()
+
+
+@pytest.fixture
+def network(transactional_db: None) -> None:
+    follow_all([2, 3], followee=1)
+    apply(*[PostCreatedFactory(author_id=1) for _ in range(4)])
+
+
+def test_right_feeds_are_proved_right(network: None) -> None:
+    assert verify() == (0, "12 entries checked: 0 missing, 0 extra, 0 duplicate; 0 wrong follower counts\n")
+
+
+def _lose_an_entry() -> None:
+    FeedEntry.objects.filter(user_id=2).first().delete()  # type: ignore[union-attr]
+
+
+def _keep_a_deleted_post() -> None:
+    Post.objects.filter(id=Post.objects.latest("id").id).update(deleted_event_id=1)
+
+
+def _keep_an_unfollowed_author() -> None:
+    Follow.objects.filter(follower_id=2).update(active=False)
+
+
+def _invent_an_entry() -> None:
+    FeedEntry.objects.create(user_id=2, post_id=2**60, author_id=1)
+
+
+def _mistake_the_author() -> None:
+    FeedEntry.objects.filter(user_id=2).update(author_id=9)
+
+
+def _miscount() -> None:
+    Feed.objects.filter(user_id=1).update(follower_count=7)
+
+
+def _lose_a_count() -> None:
+    Feed.objects.filter(user_id=1).delete()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _lose_an_entry,
+        _keep_a_deleted_post,
+        _keep_an_unfollowed_author,
+        _invent_an_entry,
+        _mistake_the_author,
+        _miscount,
+        _lose_a_count,
+    ],
+)
+def test_each_kind_of_damage_is_found_and_repaired(network: None, damage: Any) -> None:
+    damage()
+    status, report = verify()
+    assert status == 1, report
+    assert verify("--repair")[0] == 0
+    assert verify()[0] == 0
+
+
+def test_one_users_feed_can_be_verified_alone(network: None) -> None:
+    _lose_an_entry()
+    assert verify("--user", "2")[0] == 1
+    assert verify("--user", "3")[0] == 0
+
+
+def test_rows_at_or_below_the_floor_are_nobodys_business(network: None) -> None:
+    newest = Post.objects.latest("id").id
+    Feed.objects.filter(user_id=2).update(floor=newest)
+    FeedEntry.objects.filter(user_id=2).delete()
+    assert verify()[0] == 0
+    assert len(feed(2)) == 4
+    assert Follow.objects.following_page(2, START, 5) == [1]
