@@ -51,6 +51,8 @@ class PostsView(APIView):
     @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
+        if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
+            raise ParseError("The body is empty.", code="malformed_json")
         content = _content(request.data)
         post = services.create_post(
             author_id=principal(request).user_id,

@@ -1,0 +1,338 @@
+"""The HTTP interface, row by row: statuses, codes, bodies and headers."""
+
+import json
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from django.core.management import call_command
+from django.test import Client
+from pytest_django import Settings
+
+from eventbus import kafka, producer
+from feedsite.authentication import issue_token
+from tests.e2e.real_data import DATA
+from tests.e2e.system import environment
+from tests.factories import PostCreatedFactory, PostDeletedFactory, apply, follow_all
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+MAX_ID = 2**63 - 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def topics() -> None:
+    kafka.create_topics()
+
+
+def client(user: int = 1, scope: str = "") -> Client:
+    return Client(headers={"Authorization": f"Bearer {issue_token(user, scope, 60)}"})
+
+
+def post(body: bytes | dict[str, Any], user: int = 1, content_type: str = "application/json") -> Any:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client(user).post("/posts", data, content_type=content_type)
+
+
+def told(answer: Any) -> tuple[int, str]:
+    body = answer.json()
+    assert set(body) == {"code", "detail"}
+    return answer.status_code, body["code"]
+
+
+def test_an_accepted_post_tells_its_ids_and_where_its_event_is() -> None:
+    answer = post({"content": "  hello 世界 \n"}, user=MAX_ID)
+    body = answer.json()
+    assert answer.status_code == 202
+    assert set(body) == {"id", "event_id", "author_id", "content", "created_at"}
+    assert (body["author_id"], body["content"]) == (str(MAX_ID), "hello 世界")
+    assert answer.headers["Location"] == f"/events/{body['event_id']}"
+    assert body["created_at"].endswith("Z")
+    assert len(body["created_at"]) == len("2026-01-02T12:00:00.345Z")
+
+
+def test_the_author_comes_from_the_token_alone() -> None:
+    assert post({"content": "x", "author_id": "2"}, user=1).json()["author_id"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "malformed_json"),
+        (b"", 400, "malformed_json"),
+        (b'{"content": "\\ud800"}', 400, "malformed_json"),
+        (b'{"content": NaN}', 400, "malformed_json"),
+        (b"[" * 100_000, 400, "malformed_json"),
+        (b"[]", 422, "not_an_object"),
+        (b"{}", 422, "content_required"),
+        (b'{"content": 5}', 422, "content_required"),
+        (b'{"content": null}', 422, "content_required"),
+        (b'{"content": " \\n\\u2003 "}', 422, "content_empty"),
+        (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
+        (json.dumps({"content": "世" * 5_001}).encode(), 422, "content_too_long"),
+        (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
+    ],
+)
+def test_a_bad_body_is_refused_with_a_code(body: bytes, status: int, code: str) -> None:
+    assert told(post(body)) == (status, code)
+
+
+def test_5000_characters_are_fine_however_they_are_written() -> None:
+    assert post({"content": "🌍" * 5_000}).status_code == 202  # 12 bytes each as escapes
+
+
+def test_other_media_types_and_methods_are_refused() -> None:
+    assert told(post(b"content=x", content_type="application/x-www-form-urlencoded")) == (415, "unsupported_media_type")
+    assert told(client().put("/posts")) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/nope", "/posts/0", "/posts/abc", "/feeds/9223372036854775808", "/posts/01"])
+def test_what_is_not_there_is_a_json_404(path: str) -> None:
+    assert told(client().get(path)) == (404, "not_found")
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the JSON test suite is not beside the repository")
+def test_the_json_test_suite() -> None:
+    with tarfile.open(DATA / "json_test_suite.tar.gz") as suite:
+        for member in suite:
+            kind = member.name.rpartition("/")[2][:2]
+            file = suite.extractfile(member)
+            if file is None or kind not in ("y_", "n_", "i_"):
+                continue
+            answer = post(file.read())
+            assert answer.status_code < 500, member.name
+            refused = told(answer)[1] in ("malformed_json", "payload_too_large") if answer.status_code != 202 else False
+            assert refused == (kind == "n_") or kind == "i_", member.name
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the naughty strings are not beside the repository")
+def test_naughty_strings_are_taken_as_they_are() -> None:
+    strings = [text.strip() for text in json.loads((DATA / "blns.json").read_text())]
+    for text in [text for text in strings if text and "\0" not in text][::5]:
+        assert post({"content": text}).json()["content"] == text
+
+
+def test_reading_a_post() -> None:
+    apply(kept := PostCreatedFactory(content="kept"), gone := PostCreatedFactory())
+    apply(PostDeletedFactory(post_id=gone.post_id))
+    assert client().get(f"/posts/{kept.post_id}").json()["content"] == "kept"
+    assert told(client().get(f"/posts/{gone.post_id}")) == (410, "gone")
+    assert told(client().get("/posts/12345")) == (404, "post_not_found")
+
+
+def test_deleting_a_post() -> None:
+    apply(mine := PostCreatedFactory(author_id=1))
+    assert client(1).delete(f"/posts/{mine.post_id}").status_code == 202
+    assert told(client(2).delete(f"/posts/{mine.post_id}")) == (403, "not_the_author")
+    assert told(client(1).delete("/posts/12345")) == (404, "post_not_found")
+
+
+def test_following_and_unfollowing() -> None:
+    for answer in (client(1).put("/follows/2"), client(1).delete("/follows/2")):
+        assert answer.status_code == 202
+        assert answer.json()["followee_id"] == "2"
+    assert told(client(1).put("/follows/1")) == (422, "cannot_follow_oneself")
+
+
+def pages(url: str, user: int, key: str = "id") -> list[list[str]]:
+    found, following = [], url
+    while following:
+        page = client(user).get(following).json()
+        assert set(page) == {"results", "next", "previous"}
+        found.append([row[key] for row in page["results"]])
+        following = page["next"]
+    return found
+
+
+def test_lists_are_paged_to_their_end_and_back() -> None:
+    posts = [PostCreatedFactory(author_id=1) for _ in range(7)]
+    apply(*posts)
+    follow_all([2, 3, MAX_ID], followee=1)
+    ids = [str(post.post_id) for post in reversed(posts)]
+    for url, user in (("/users/1/posts?limit=3", 2), ("/feeds/2?limit=3", 2), ("/feeds/1?limit=3", 1)):
+        assert pages(url, user) == [ids[:3], ids[3:6], ids[6:]]
+        second = client(user).get(client(user).get(url).json()["next"]).json()
+        back = client(user).get(second["previous"]).json()
+        assert ([row["id"] for row in back["results"]], back["previous"]) == (ids[:3], None)
+        assert back["next"] is not None
+    assert pages("/users/1/followers?limit=2", 2, key="user_id") == [[str(MAX_ID), "3"], ["2"]]
+    assert pages("/users/2/following", 2, key="user_id") == [["1"]]
+    assert pages("/users/404/posts", 2) == [[]]
+
+
+def test_pages_stay_put_while_posts_arrive_and_go() -> None:
+    posts = [PostCreatedFactory(author_id=1) for _ in range(6)]
+    apply(*posts)
+    first = client(1).get("/feeds/1?limit=3").json()
+    apply(PostCreatedFactory(author_id=1), PostDeletedFactory(author_id=1, post_id=posts[2].post_id))
+    second = client(1).get(first["next"]).json()
+    assert [row["id"] for row in second["results"]] == [str(post.post_id) for post in (posts[1], posts[0])]
+    assert second["next"] is None
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "limit=x", "limit=", "cursor=x", "cursor=", "cursor=bzE", "cursor=%ff"]
+)
+def test_bad_paging_is_refused_or_harmless(query: str) -> None:
+    answer = client(1).get(f"/feeds/1?{query}")
+    assert answer.status_code == 200 or told(answer) in ((400, "invalid_limit"), (400, "invalid_cursor"))
+    assert answer.status_code == (200 if query == "cursor=bzE" else 400)
+
+
+def test_a_feed_is_its_owners_or_needs_the_scope() -> None:
+    assert client(1).get("/feeds/1").status_code == 200
+    assert told(client(1).get("/feeds/2")) == (403, "not_your_feed")
+    assert client(1, scope="feeds:read other").get("/feeds/2").status_code == 200
+
+
+def test_the_first_page_comes_from_the_cache_at_the_second_read() -> None:
+    apply(PostCreatedFactory(author_id=77))
+    first, second = client(77).get("/feeds/77"), client(77).get("/feeds/77")
+    assert (first.headers["X-Cache"], second.headers["X-Cache"]) == ("miss", "hit")
+    assert first.content == second.content
+    assert client(77).get("/feeds/77?limit=5").headers["X-Cache"] == "bypass"
+
+
+def test_without_kafka_a_write_is_503_and_nothing_was_accepted(settings: Settings) -> None:
+    settings.KAFKA_BOOTSTRAP_SERVERS, settings.KAFKA_PUBLISH_TIMEOUT_MS = "127.0.0.1:1", 300
+    producer.close()
+    try:
+        answer = post({"content": "x"})
+        assert told(answer) == (503, "not_accepted")
+        assert answer.headers["Retry-After"] == "1"
+        assert client().get("/readyz").status_code == 503
+    finally:
+        producer.close()
+
+
+# Tokens --------------------------------------------------------------------------------------------------------
+
+
+def status_with(token: str) -> tuple[int, str]:
+    answer = Client(headers={"Authorization": f"Bearer {token}"}).get("/feeds/1")
+    return (200, "") if answer.status_code == 200 else told(answer)
+
+
+def test_no_token_is_a_401_that_says_how() -> None:
+    answer = Client().get("/feeds/1")
+    assert told(answer) == (401, "not_authenticated")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_bad_tokens_are_refused(settings: Settings) -> None:
+    sign = partial(jwt.encode, key=settings.JWT_SIGNING_KEY, algorithm="HS256")
+    soon = int(time.time()) + 60
+    assert status_with(sign({"sub": "1", "exp": soon})) == (200, "")
+    assert status_with(sign({"sub": "1", "exp": soon - 120})) == (401, "token_expired")
+    assert status_with(sign({"sub": "1"})) == (401, "invalid_token")
+    assert status_with(sign({"exp": soon})) == (401, "invalid_token")
+    for sub in ("0", "abc", str(2**63), "01", ""):
+        assert status_with(sign({"sub": sub, "exp": soon})) == (401, "invalid_token")
+    assert status_with(jwt.encode({"sub": "1", "exp": soon}, "", algorithm="none")) == (401, "invalid_token")
+    assert status_with(jwt.encode({"sub": "1", "exp": soon}, "k" * 32, algorithm="HS256")) == (401, "invalid_token")
+    assert status_with("x" * 5_000) == (401, "invalid_token")
+
+
+def public_pem(key: Any) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    pem: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, form)
+    return pem.decode()
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
+def test_tokens_of_an_outside_issuer(settings: Settings, algorithm: str) -> None:
+    key: Any = (
+        rsa.generate_private_key(65_537, 2_048) if algorithm == "RS256" else ec.generate_private_key(ec.SECP256R1())
+    )
+    settings.JWT_PUBLIC_KEY = public_pem(key)
+    claims = {"sub": "1", "exp": int(time.time()) + 60}
+    assert status_with(jwt.encode(claims, key, algorithm=algorithm)) == (200, "")
+    own = jwt.encode(claims | {"x": 1}, settings.JWT_SIGNING_KEY, algorithm="HS256")
+    assert status_with(own) == (401, "invalid_token")
+    settings.JWT_SIGNING_KEY = ""
+    with pytest.raises(ValueError, match="issuer"):
+        issue_token(1, "", 60)
+
+
+@pytest.fixture
+def jwks() -> Iterator[tuple[str, Any]]:
+    """Serve a key set, as an identity provider does."""
+    key = rsa.generate_private_key(65_537, 2_048)
+    algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+    described = json.loads(algorithm.to_jwk(key.public_key())) | {"kid": "k1", "use": "sig"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"keys": [described]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/jwks.json", key
+    server.shutdown()
+
+
+def test_tokens_by_key_set(settings: Settings, jwks: tuple[str, Any]) -> None:
+    settings.JWT_JWKS_URL, key = jwks
+    claims = {"sub": "1", "exp": int(time.time()) + 60}
+    assert status_with(jwt.encode(claims, key, algorithm="RS256", headers={"kid": "k1"})) == (200, "")
+    assert status_with(jwt.encode(claims, key, algorithm="RS256", headers={"kid": "k2"})) == (401, "invalid_token")
+
+
+# Operations ----------------------------------------------------------------------------------------------------
+
+
+def test_probes_and_metrics() -> None:
+    assert Client().get("/healthz").content == b"ok\n"
+    assert Client().get("/readyz").content == b"postgresql: ok\nkafka: ok\nredis: ok\n"
+    post({"content": "x"})
+    metrics = Client().get("/metrics").content.decode()
+    assert 'events_published_total{result="ok",type="post.created"}' in metrics
+    assert "django_http_responses_total_by_status_view_method_total" in metrics
+
+
+def test_the_openapi_document_is_complete_and_its_page_loads_nothing_from_outside() -> None:
+    call_command("spectacular", "--validate", "--fail-on-warn", "--file", "/dev/null")
+    document = Client().get("/schema/", headers={"Accept": "application/json"}).content.decode()
+    for path in ("/posts", "/posts/{post_id}", "/follows/{user_id}", "/feeds/{user_id}", "/events/{event_id}"):
+        assert path in document
+    assert "3.1.0" in document
+    assert "https://" not in Client().get("/docs/").content.decode()
+
+
+def test_production_settings_pass_the_deployment_check() -> None:
+    production = environment() | {"DJANGO_HTTPS": "true", "DJANGO_SECRET_KEY": "k9" * 12 + "abcdefghijklmnopqrstuvwxyz"}
+    command = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
+    checked = subprocess.run(command, env=production, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("FEED_BATCH_MAX_EVENTS", "many", "FEED_BATCH_MAX_EVENTS"),
+        ("FEED_STRATEGY", "magic", "FEED_STRATEGY"),
+        ("KAFKA_PARTITIONS", "0", "KAFKA_PARTITIONS"),
+        ("JWT_SIGNING_KEY", "short", "JWT_SIGNING_KEY must be at least 32 bytes"),
+    ],
+)
+def test_a_wrong_setting_stops_a_process_with_one_sentence(variable: str, value: str, complaint: str) -> None:
+    command = [sys.executable, "manage.py", "check"]
+    variables = environment() | {variable: value}
+    checked = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert complaint in checked.stderr
+    assert len(checked.stderr.strip().splitlines()) == 1, checked.stderr
