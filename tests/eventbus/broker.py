@@ -1,0 +1,55 @@
+"""Topics of one test each, and what is in them."""
+
+from uuid import uuid4
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from eventbus import kafka
+from eventbus.subscription import Record
+
+TIMEOUT = 20.0  # seconds
+
+
+def unique_name() -> str:
+    return f"test-{uuid4().hex}"
+
+
+def create_topic(partitions: int = 1) -> str:
+    """Create an empty topic under a name of its own."""
+    topic = unique_name()
+    admin = AdminClient(kafka.client_config())
+    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(TIMEOUT)
+    return topic
+
+
+def partitions_of(topic: str) -> int:
+    metadata = AdminClient(kafka.client_config()).list_topics(timeout=TIMEOUT)
+    return len(metadata.topics[topic].partitions)
+
+
+def read_all(topic: str) -> list[Record]:
+    """Return every record of the topic, partition by partition to its end, without joining a group."""
+    return [record for partition in range(partitions_of(topic)) for record in _read_partition(topic, partition)]
+
+
+def _read_partition(topic: str, partition: int) -> list[Record]:
+    reader = Consumer(
+        kafka.client_config() | {"group.id": unique_name(), "enable.partition.eof": True, "fetch.wait.max.ms": 10}
+    )
+    reader.assign([TopicPartition(topic, partition, 0)])
+    records: list[Record] = []
+    try:
+        while True:
+            message = reader.poll(TIMEOUT)
+            assert message is not None, f"The broker did not tell the end of {topic}."
+            error = message.error()
+            if error is None:
+                records.append(Record.from_message(message))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                return records
+            else:
+                raise KafkaException(error)
+    finally:
+        reader.close()

@@ -1,0 +1,244 @@
+"""The consumer loop on a real broker: what is committed when, and who gets which record."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from threading import Event
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from prometheus_client import REGISTRY
+from pytest_django import Settings
+
+from eventbus import kafka, producer
+from eventbus.consumer import EventConsumer
+from eventbus.subscription import Record
+from tests.eventbus import broker
+from tests.eventbus.events import counted, eventually
+
+pytestmark = pytest.mark.usefixtures("quick_joins")
+
+Handle = Callable[["Member", list[Record]], None]
+
+
+class Member:
+    """A consumer in a thread of its own."""
+
+    def __init__(self, consumer: EventConsumer, handle: Handle, threads: ThreadPoolExecutor) -> None:
+        self.handled: list[bytes | None] = []  # values, in order
+        self.consumer = consumer
+        self._handle = handle
+        self._run: Future[None] = threads.submit(consumer.run, self._take)
+
+    def result(self) -> None:
+        """Wait for the end of the loop; raises what it raised."""
+        self._run.result(broker.TIMEOUT)
+
+    def is_in_the_group(self) -> bool:
+        return not self._run.done()
+
+    def leave(self) -> None:
+        self.consumer.stop()
+        self.result()
+
+    def _take(self, records: list[Record]) -> None:
+        self._handle(self, records)
+        self.handled += [record.value for record in records]
+
+
+class Group:
+    """Members of one consumer group on one topic."""
+
+    def __init__(self, partitions: int, threads: ThreadPoolExecutor) -> None:
+        self.topic = broker.create_topic(partitions)
+        self.name = broker.unique_name()
+        self._partitions = partitions
+        self._threads = threads
+        self._members: list[Member] = []
+        self._reader = Consumer(kafka.client_config() | {"group.id": self.name})
+
+    def join(
+        self,
+        handle: Handle = lambda _member, _records: None,
+        batch_max_events: int = 500,
+        batch_max_wait: float = 0.05,
+    ) -> Member:
+        consumer = EventConsumer(self.topic, self.name, batch_max_events, batch_max_wait)
+        self._members.append(Member(consumer, handle, self._threads))
+        return self._members[-1]
+
+    def committed(self) -> dict[int, int]:
+        """Return the offset that the group has committed in each partition; nothing for where it has not."""
+        asked = [TopicPartition(self.topic, partition) for partition in range(self._partitions)]
+        answered = self._reader.committed(asked, timeout=broker.TIMEOUT)
+        return {partition.partition: partition.offset for partition in answered if partition.offset >= 0}
+
+    def close(self) -> None:
+        for member in self._members:
+            member.consumer.stop()
+        self._reader.close()
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for the members; they leave in the background, and the module ends when all have."""
+    with ThreadPoolExecutor(20) as pool:
+        yield pool
+
+
+@pytest.fixture
+def group(threads: ThreadPoolExecutor) -> Iterator[Group]:
+    """A group on a topic of one partition."""
+    with closing(Group(1, threads)) as group:
+        yield group
+
+
+@pytest.fixture
+def group_of_two(threads: ThreadPoolExecutor) -> Iterator[Group]:
+    """A group on a topic of two partitions."""
+    with closing(Group(2, threads)) as group:
+        yield group
+
+
+# murmur2 puts these keys into these two partitions.
+KEYS = (b"2", b"1")
+
+
+def publish(topic: str, *values: bytes, partition: int = 0) -> None:
+    for value in values:
+        producer.publish_record(topic, KEYS[partition], value)
+
+
+def test_each_batch_is_committed_after_it_is_handled_also_the_last_one_before_a_stop(group: Group) -> None:
+    def handle(member: Member, records: list[Record]) -> None:
+        assert len(records) <= 3
+        assert group.committed() == ({0: len(member.handled)} if member.handled else {})
+        if records[-1].value == b"6":
+            member.consumer.stop()
+
+    values = [b"%d" % n for n in range(7)]
+    publish(group.topic, *values)
+    member = group.join(handle, batch_max_events=3)
+    member.result()
+    assert member.handled == values
+    assert group.committed() == {0: 7}
+
+
+def test_a_batch_whose_handling_fails_is_not_committed_and_goes_to_the_next(group: Group) -> None:
+    def fail(_member: Member, _records: list[Record]) -> None:
+        raise RuntimeError("the handler broke")
+
+    publish(group.topic, b"a", b"b")
+    with pytest.raises(RuntimeError, match="the handler broke"):
+        group.join(fail).result()
+    assert group.committed() == {}
+
+    successor = group.join()
+    eventually(lambda: successor.handled == [b"a", b"b"])
+
+
+def test_stop_ends_a_wait_and_leaves_the_batch_to_the_next(group: Group) -> None:
+    waiting = Event()
+
+    def wait_for_better_times(member: Member, _records: list[Record]) -> None:
+        waiting.set()
+        member.consumer.wait(3_600)
+
+    publish(group.topic, b"a")
+    member = group.join(wait_for_better_times)
+    assert waiting.wait(broker.TIMEOUT)
+    member.leave()
+    assert member.handled == []
+    assert group.committed() == {}
+
+
+def test_a_member_that_waits_longer_than_the_poll_interval_stays_and_misses_nothing(
+    group: Group, settings: Settings
+) -> None:
+    settings.KAFKA_MAX_POLL_INTERVAL_MS = settings.KAFKA_SESSION_TIMEOUT_MS
+    still_ours: list[bool] = []
+
+    def wait_once(member: Member, records: list[Record]) -> None:
+        if not still_ours:
+            publish(group.topic, b"c", b"d")
+            member.consumer.wait(settings.KAFKA_MAX_POLL_INTERVAL_MS / 1000 + 0.3)
+            publish(group.topic, b"e")
+            still_ours.extend(member.consumer.still_ours(record) for record in records)
+
+    publish(group.topic, b"a", b"b")
+    member = group.join(wait_once)
+    eventually(lambda: group.committed() == {0: 5})
+    assert member.handled == [b"a", b"b", b"c", b"d", b"e"]
+    assert set(still_ours) == {True}
+
+
+def test_members_share_the_partitions_and_one_takes_over_even_while_it_waits(group_of_two: Group) -> None:
+    group = group_of_two
+    published = 0
+
+    def publish_to_both() -> None:
+        nonlocal published
+        published += 1
+        publish(group.topic, b"left %d" % published, partition=0)
+        publish(group.topic, b"right %d" % published, partition=1)
+
+    def see_the_other_off(member: Member, _records: list[Record]) -> None:
+        if second.handled and second.is_in_the_group():
+            second.leave()
+            while member.consumer.partitions() != [0, 1]:
+                member.consumer.wait(0.2)
+
+    def both_worked_and_one_left() -> bool:
+        publish_to_both()
+        return bool(second.handled) and not second.is_in_the_group()
+
+    second = group.join()
+    first = group.join(see_the_other_off)
+    eventually(both_worked_and_one_left)
+    publish_to_both()
+    eventually(lambda: group.committed() == {0: published, 1: published})
+    assert len({*first.handled, *second.handled}) == 2 * published
+
+
+def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_it_came_back(
+    group_of_two: Group,
+) -> None:
+    group = group_of_two
+    others: list[Member] = []
+    seen_by_the_other: list[bytes | None] = []
+    not_ours: list[bytes | None] = []
+
+    def see_and_leave_uncommitted(member: Member, records: list[Record]) -> None:
+        seen_by_the_other.extend(record.value for record in records)
+        member.consumer.stop()
+        member.consumer.wait(0)
+
+    def hold_while_another_comes_and_goes(member: Member, records: list[Record]) -> None:
+        if not others:
+            others.append(group.join(see_and_leave_uncommitted))
+            while others[0].is_in_the_group() or member.consumer.partitions() != [0, 1]:
+                member.consumer.wait(0.2)
+            not_ours.extend(record.value for record in records if not member.consumer.still_ours(record))
+
+    publish(group.topic, b"left", partition=0)
+    publish(group.topic, b"right", partition=1)
+    member = group.join(hold_while_another_comes_and_goes, batch_max_events=2, batch_max_wait=0.5)
+    eventually(lambda: group.committed() == {0: 1, 1: 1})
+    assert seen_by_the_other == not_ours
+    assert len(not_ours) == 1
+    assert sorted(map(str, member.handled)) == sorted(map(str, [b"left", b"right", *not_ours]))
+
+
+def test_the_lag_is_exported_while_the_partition_is_ours(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "STATISTICS_INTERVAL_MS", 100)
+    labels = {"topic": group.topic, "partition": "0", "group": group.name}
+
+    def wait_until_the_lag_is_seen(member: Member, _records: list[Record]) -> None:
+        while counted("kafka_consumer_lag", **labels) != 3:
+            member.consumer.wait(0.1)
+        member.consumer.stop()
+
+    publish(group.topic, b"a", b"b", b"c")
+    group.join(wait_until_the_lag_is_seen).result()
+    assert group.committed() == {0: 3}
+    assert REGISTRY.get_sample_value("kafka_consumer_lag", labels) is None

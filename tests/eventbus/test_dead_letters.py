@@ -1,0 +1,162 @@
+"""Dead letters: the record whole, the reason in its headers, and a stop before they become a flood."""
+
+import os
+from datetime import UTC, datetime
+
+import pytest
+from pytest_django import Settings
+
+from eventbus import dead_letters, envelope, kafka
+from eventbus.dead_letters import DeadLetterWriter
+from eventbus.exceptions import DeadLetterFlood, InvalidEvent, PublishFailed, UndecodableEvent
+from eventbus.subscription import Delivery, Record
+from tests.eventbus import broker
+from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted
+
+BINARY = bytes(range(256))
+OWN_HEADERS = [("traceparent", b"00-1-2-01"), ("", BINARY), ("none", None), ("twice", b"1"), ("twice", b"2")]
+
+
+def context_of(dead_letter: Record) -> dict[str, str]:
+    """Return the `dlq.*` headers, without the prefix."""
+    headers = [(name, value) for name, value in dead_letter.headers if name.startswith("dlq.")]
+    assert len({name for name, _ in headers}) == len(headers)
+    return {name.removeprefix("dlq."): (value or b"").decode() for name, value in headers}
+
+
+def own_headers_of(dead_letter: Record) -> list[tuple[str, bytes | None]]:
+    return [header for header in dead_letter.headers if not header[0].startswith("dlq.")]
+
+
+def a_failure(depth: int = 1) -> ValueError:
+    """Return an error that was raised through `depth` calls."""
+    try:
+        _fail(depth)
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+def _fail(depth: int) -> None:
+    if depth == 0:
+        raise ValueError("the note is unreadable")
+    _fail(depth - 1)
+
+
+@pytest.mark.parametrize(("key", "value"), [(b"7", b'{"not": "an event"}'), (BINARY, BINARY), (b"", b""), (None, None)])
+def test_the_record_is_kept_byte_for_byte(dead_letter_events: str, key: bytes | None, value: bytes | None) -> None:
+    record = Record("notes", 3, 41, key, value, OWN_HEADERS, 1_700_000_000_123)
+    DeadLetterWriter("note-takers").write(record, UndecodableEvent(), None)
+    [dead_letter] = broker.read_all(dead_letter_events)
+    assert (dead_letter.key, dead_letter.value) == (key, value)
+    assert own_headers_of(dead_letter) == OWN_HEADERS
+
+
+def test_the_headers_tell_where_the_record_was_and_why_it_failed(dead_letter_events: str) -> None:
+    before = counted("dlq_messages_total", reason="ValueError")
+    event = an_event(41, key=7)
+    record = Record("notes", 3, 99, b"7", envelope.encode(event), [], 1_700_000_000_123)
+    delivery = Delivery(record, event, taken_at=0, attempts=3, first_failed_at=NOON)
+
+    DeadLetterWriter("note-takers").write(record, a_failure(), delivery)
+
+    [dead_letter] = broker.read_all(dead_letter_events)
+    context = context_of(dead_letter)
+    stack_trace = context.pop("stack_trace")
+    assert "in _fail" in stack_trace
+    assert stack_trace.endswith("ValueError: the note is unreadable\n")
+    assert context == {
+        "topic": "notes",
+        "partition": "3",
+        "offset": "99",
+        "timestamp_ms": "1700000000123",
+        "group": "note-takers",
+        "exception": "builtins.ValueError",
+        "message": "the note is unreadable",
+        "attempts": "3",
+        "first_failed_at": "2026-01-02T12:00:00.345+00:00",
+        "event_id": "41",
+        "event_type": TYPE,
+    }
+    assert counted("dlq_messages_total", reason="ValueError") == before + 1
+
+
+def test_a_record_that_never_became_an_event_has_no_event_id(dead_letter_events: str) -> None:
+    started = datetime.now(UTC).replace(microsecond=0)
+    DeadLetterWriter("note-takers").write(Record("notes", 0, 0, b"1", b"?", [], 0), UndecodableEvent(), None)
+    context = context_of(broker.read_all(dead_letter_events)[0])
+    assert (context["event_id"], context["event_type"], context["attempts"]) == ("", "", "0")
+    assert datetime.fromisoformat(context["first_failed_at"]) >= started
+
+
+def test_headers_do_not_grow_however_often_a_record_is_replayed_and_fails(dead_letter_events: str) -> None:
+    record = Record("notes", 0, 0, b"1", b"?", OWN_HEADERS, 0)
+    for round_number in range(1, 6):
+        DeadLetterWriter("note-takers").write(record, InvalidEvent(f"round {round_number}"), None)
+        record = broker.read_all(dead_letter_events)[-1]
+        assert own_headers_of(record) == OWN_HEADERS
+        assert len(record.headers) == len(OWN_HEADERS) + 12
+        assert context_of(record)["message"] == f"round {round_number}"
+
+
+def test_a_replay_keeps_the_number_of_its_entry(dead_letter_events: str) -> None:
+    replay = Record("notes", 0, 0, b"1", b"?", [(dead_letters.ENTRY, b"12")], 0)
+    DeadLetterWriter("note-takers").write(replay, UndecodableEvent(), None)
+    assert dead_letters.entry_of(broker.read_all(dead_letter_events)[0]) == 12
+
+
+@pytest.mark.parametrize("number", [None, b"", b"-1", b"one", b"9" * 5_000])
+def test_a_header_that_is_no_entry_number_names_no_entry(number: bytes | None) -> None:
+    assert dead_letters.entry_of(Record("notes", 0, 0, b"1", b"?", [(dead_letters.ENTRY, number)], 0)) is None
+
+
+def test_long_messages_and_stack_traces_are_cut(dead_letter_events: str) -> None:
+    error = InvalidEvent("long " * 100_000)
+    error.__cause__ = a_failure(depth=500)
+    DeadLetterWriter("note-takers").write(a_record(an_event()), error, None)
+    context = context_of(broker.read_all(dead_letter_events)[0])
+    assert len(context["message"]) == dead_letters.MAX_MESSAGE_CHARS
+    assert len(context["stack_trace"]) == dead_letters.MAX_STACK_TRACE_CHARS
+
+
+def test_a_message_that_is_no_text_is_written_all_the_same(dead_letter_events: str) -> None:
+    DeadLetterWriter("note-takers").write(a_record(an_event()), InvalidEvent("half an emoji: \ud83d"), None)
+    assert context_of(broker.read_all(dead_letter_events)[0])["message"] == "half an emoji: ?"
+
+
+def test_the_biggest_record_there_can_be_still_fits_with_its_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    topic = broker.unique_name()
+    monkeypatch.setattr(kafka, "DEAD_LETTER_EVENTS", topic)
+    monkeypatch.setattr(kafka, "TOPICS", (topic,))
+    kafka.create_topics()
+    value = os.urandom(kafka.MAX_MESSAGE_BYTES - 200)
+    error = InvalidEvent("👍" * dead_letters.MAX_STACK_TRACE_CHARS)
+    DeadLetterWriter("note-takers").write(Record("notes", 0, 0, b"1", value, OWN_HEADERS, 0), error, None)
+    assert [dead_letter.value for dead_letter in broker.read_all(topic)] == [value]
+
+
+def test_a_dead_letter_that_kafka_does_not_take_is_an_error(dead_letter_events: str) -> None:
+    before = counted("dlq_messages_total", reason="UndecodableEvent")
+    too_big = Record("notes", 0, 0, b"1", b"x" * 2 * kafka.MAX_MESSAGE_BYTES, (), 0)
+    with pytest.raises(PublishFailed):
+        DeadLetterWriter("note-takers").write(too_big, UndecodableEvent(), None)
+    assert counted("dlq_messages_total", reason="UndecodableEvent") == before
+
+
+def test_a_flood_is_stopped_before_it_drains_the_topic(dead_letter_events: str, settings: Settings) -> None:
+    settings.DLQ_FLOOD_COUNT = 5
+    writer = DeadLetterWriter("note-takers")
+    for _ in range(5):
+        writer.write(a_record(an_event()), UndecodableEvent(), None)
+    with pytest.raises(DeadLetterFlood, match="5 events became dead letters within 60 s, the last by ValueError"):
+        writer.write(a_record(an_event()), a_failure(), None)
+    assert len(broker.read_all(dead_letter_events)) == 5
+
+
+def test_as_many_dead_letters_over_a_longer_time_are_no_flood(dead_letter_events: str, settings: Settings) -> None:
+    settings.DLQ_FLOOD_COUNT = 5
+    settings.DLQ_FLOOD_SECONDS = 0
+    writer = DeadLetterWriter("note-takers")
+    for _ in range(10):
+        writer.write(a_record(an_event()), UndecodableEvent(), None)
+    assert len(broker.read_all(dead_letter_events)) == 10

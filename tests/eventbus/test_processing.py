@@ -1,0 +1,470 @@
+"""From a batch to committed effects: each event exactly once, or a dead letter, never neither."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eventbus import dead_letters, retry
+from eventbus.envelope import Event
+from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
+from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
+from eventbus.processing import Processor
+from eventbus.subscription import Delivery, Record
+from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted, eventually
+from tests.eventbus.journal import Journal, execute, processed
+
+pytestmark = pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
+
+GARBAGE = b"no event"
+
+
+class Worker:
+    """A processor with collaborators that only write down what they are asked."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.buried: list[tuple[Record, BaseException, Delivery | None]] = []
+        self.waits: list[float] = []
+        self.lost: set[int] = set()  # partitions that another consumer has now
+        self.dead_letter_failures: list[Exception] = []
+        self.on_wait: Callable[[], None] = lambda: None
+        self.on_bury: Callable[[], None] = lambda: None
+        self.processor = Processor(journal.subscription(), self.bury, self.wait, self.still_ours)
+
+    def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
+        if self.dead_letter_failures:
+            raise self.dead_letter_failures.pop(0)
+        self.on_bury()
+        self.buried.append((record, error, delivery))
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.on_wait()
+
+    def still_ours(self, record: Record) -> bool:
+        return record.partition not in self.lost
+
+    def process(self, *batch: Event | Record) -> None:
+        self.processor.process([a_record(one) if isinstance(one, Event) else one for one in batch])
+
+    @property
+    def buried_ids(self) -> list[int]:
+        return [delivery.event.event_id for _, _, delivery in self.buried if delivery]
+
+
+@pytest.fixture
+def journal() -> Iterator[Journal]:
+    yield Journal()
+    execute("DROP TABLE journal")
+
+
+@pytest.fixture
+def worker(journal: Journal) -> Worker:
+    return Worker(journal)
+
+
+def events_of_different_keys(count: int) -> list[Event]:
+    return [an_event(event_id, key=event_id) for event_id in range(1, count + 1)]
+
+
+# A batch in which nothing fails -----------------------------------------------------------------------------
+
+
+def test_a_batch_is_applied_in_order_recorded_and_followed_up_in_one_go(worker: Worker, journal: Journal) -> None:
+    observed = counted("event_processing_duration_seconds_count", type=TYPE)
+    worker.process(an_event(3), an_event(1, key=2), an_event(2))
+    assert journal.rows() == [3, 1, 2]
+    assert journal.calls == journal.followed_up == [[3, 1, 2]]
+    assert processed() == {1, 2, 3}
+    assert (worker.buried, worker.waits, journal.careful_calls) == ([], [], 0)
+    assert counted("event_processing_duration_seconds_count", type=TYPE) == observed + 3
+
+
+def test_an_empty_batch_does_nothing(worker: Worker, journal: Journal) -> None:
+    worker.process()
+    assert (journal.calls, journal.followed_up) == ([], [])
+
+
+def test_each_part_of_the_plan_is_a_transaction_of_its_own(worker: Worker, journal: Journal) -> None:
+    journal.part_size = 2
+    worker.process(*events_of_different_keys(5))
+    assert journal.calls == journal.followed_up == [[1, 2], [3, 4], [5]]
+    assert execute("SELECT count(DISTINCT xid) FROM journal") == [(3,)]
+
+
+def test_twins_in_one_batch_are_applied_once(worker: Worker, journal: Journal) -> None:
+    worker.process(an_event(1), an_event(2), an_event(1, fails="bug"))
+    assert journal.rows() == [1, 2]
+    assert worker.buried == []
+
+
+# Redelivery and crashes ----------------------------------------------------------------------------------------
+
+
+def test_a_redelivery_applies_nothing_again_but_repeats_the_follow_up(worker: Worker, journal: Journal) -> None:
+    before = counted("events_redelivered_total", type=TYPE)
+    worker.process(an_event(1), an_event(2))
+    worker.process(an_event(2), an_event(3))
+    assert journal.rows() == [1, 2, 3]
+    assert journal.followed_up == [[1, 2], [2, 3]]
+    assert counted("events_redelivered_total", type=TYPE) == before + 1
+
+
+def test_a_crash_before_the_commit_leaves_nothing(worker: Worker, journal: Journal) -> None:
+    batch = [an_event(1), an_event(2, fails="crash", times=1), an_event(3)]
+    with pytest.raises(SystemExit):
+        worker.process(*batch)
+    assert (journal.rows(), processed(), journal.followed_up) == ([], set(), [])
+    worker.process(*batch)
+    assert journal.rows() == [1, 2, 3]
+
+
+def test_a_crash_after_the_commit_is_made_up_for_by_the_redelivery(worker: Worker, journal: Journal) -> None:
+    journal.follow_up_failures = [SystemExit()]
+    with pytest.raises(SystemExit):
+        worker.process(an_event(1))
+    assert journal.rows() == [1]
+    worker.process(an_event(1))
+    assert journal.rows() == [1]
+    assert journal.followed_up == [[1], [1]]
+
+
+def test_workers_that_have_the_same_events_at_the_same_time_apply_them_once(journal: Journal) -> None:
+    together = Barrier(4)
+
+    def work(_number: int) -> Worker:
+        worker = Worker(journal)
+        try:
+            together.wait()
+            worker.process(*events_of_different_keys(20))
+        finally:
+            connection.close()
+        return worker
+
+    with ThreadPoolExecutor(4) as pool:
+        workers = list(pool.map(work, range(4)))
+    assert sorted(journal.rows()) == list(range(1, 21))
+    assert [worker.buried for worker in workers] == [[], [], [], []]
+
+
+def test_events_of_one_key_are_never_applied_by_two_workers_at_once(worker: Worker, journal: Journal) -> None:
+    def work_too() -> None:
+        try:
+            Worker(journal).process(an_event(2))
+        finally:
+            connection.close()
+
+    def another_comes(events: list[int]) -> None:
+        if events == [1]:
+            pool.submit(work_too)
+            eventually(lambda: execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+            assert journal.calls == [[1]]
+
+    journal.on_apply = another_comes
+    with ThreadPoolExecutor(1) as pool:
+        worker.process(an_event(1))
+    assert journal.calls == [[1], [2]]
+    assert worker.buried == []
+
+
+def test_rows_that_are_there_already_cost_a_careful_try_not_a_dead_letter(worker: Worker, journal: Journal) -> None:
+    # As after a replay of an event whose record of being processed was pruned: a plain insert violates the key.
+    worker.process(an_event(1, fails="constraint", times=1))
+    assert journal.rows() == [1]
+    assert (len(journal.calls), journal.careful_calls) == (2, 1)
+    assert worker.buried == []
+
+
+@pytest.mark.parametrize(("fails", "state"), [(None, DeadLetter.State.RESOLVED), ("bug", DeadLetter.State.REPLAYED)])
+def test_a_replay_resolves_its_dead_letter_with_its_own_effect_or_not_at_all(
+    worker: Worker, fails: str | None, state: DeadLetter.State
+) -> None:
+    group = DeadLetterGroup.objects.create(first_seen=NOON, last_seen=NOON)
+    entry = DeadLetter.objects.create(
+        group=group, topic="notes", headers=[], last_failed_at=NOON, state=DeadLetter.State.REPLAYED
+    )
+    worker.process(replace(a_record(an_event(1, fails=fails)), headers=[(dead_letters.ENTRY, b"%d" % entry.id)]))
+    entry.refresh_from_db()
+    assert entry.state == state
+
+
+# One bad event -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["bug", "constraint", "check"])
+def test_a_bad_event_among_500_costs_only_itself(worker: Worker, journal: Journal, fails: str) -> None:
+    batch = events_of_different_keys(500)
+    batch[240] = an_event(241, key=241, fails=fails)
+    worker.process(*batch)
+    assert worker.buried_ids == [241]
+    assert sorted(journal.rows()) == [n for n in range(1, 501) if n != 241]
+    assert processed() == set(journal.rows())
+    # Halving 500 takes nine steps; trying each event alone would take 500.
+    assert len(journal.calls) <= 1 + 2 * 9 + retry.MAX_ATTEMPTS
+
+
+def test_bytes_that_are_no_event_cost_only_themselves(worker: Worker, journal: Journal) -> None:
+    garbage = Record("notes", 0, 2, b"1", GARBAGE, (), 0)
+    worker.process(an_event(1), garbage, an_event(2))
+    assert journal.calls == [[1, 2]]
+    assert [(record, delivery) for record, _, delivery in worker.buried] == [(garbage, None)]
+
+
+def test_several_bad_events_share_their_waits(worker: Worker, journal: Journal) -> None:
+    bad = [an_event(event_id, key=event_id, fails="bug") for event_id in range(100, 105)]
+    worker.process(*events_of_different_keys(20), *bad)
+    assert sorted(worker.buried_ids) == [100, 101, 102, 103, 104]
+    assert sorted(journal.rows()) == list(range(1, 21))
+    assert len(worker.waits) == retry.MAX_ATTEMPTS - 1
+
+
+def test_later_events_of_a_key_wait_until_the_failing_one_is_applied(worker: Worker, journal: Journal) -> None:
+    worker.process(an_event(1), an_event(2, fails="bug", times=3), an_event(3), an_event(4, key=2))
+    assert journal.rows() == [4, 1, 2, 3]
+    assert worker.buried == []
+
+
+def test_later_events_of_a_key_go_on_once_the_failing_one_is_a_dead_letter(worker: Worker, journal: Journal) -> None:
+    rows_at_burial: list[list[int]] = []
+    worker.on_bury = lambda: rows_at_burial.append(journal.rows())
+    worker.process(an_event(1), an_event(2, fails="bug"), an_event(3), an_event(4, key=2))
+    assert rows_at_burial == [[4, 1]]
+    assert journal.rows() == [4, 1, 3]
+
+
+def test_later_events_of_a_key_wait_in_later_parts_of_the_plan_too(worker: Worker, journal: Journal) -> None:
+    journal.part_size = 2
+    worker.process(an_event(1, fails="bug", times=2), an_event(2, key=2), an_event(3), an_event(4, key=2))
+    assert journal.rows() == [2, 4, 1, 3]
+
+
+class TestAnyBatch:
+    """Whatever fails in whatever batch, cut into whatever parts."""
+
+    commands = st.sampled_from(
+        [
+            {},
+            {},
+            {"fails": "check"},
+            {"fails": "bug"},
+            {"fails": "bug", "times": 2},
+            {"fails": "constraint"},
+            {"fails": "outage", "times": 1},
+        ]
+    )
+    batches = st.lists(st.tuples(st.integers(1, 4), commands), max_size=12)
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(batches, st.integers(1, 12))
+    def test_every_event_is_applied_once_in_the_order_of_its_key_or_buried(
+        self, journal: Journal, batch: Sequence[tuple[int, dict[str, Any]]], part_size: int
+    ) -> None:
+        ProcessedEvent.objects.all().delete()
+        journal = Journal(part_size)
+        worker = Worker(journal)
+        events = [an_event(n, key, **command) for n, (key, command) in enumerate(batch, start=1)]
+        hopeless = {event.event_id for event in events if event.payload and "times" not in event.payload}
+
+        worker.process(*events)
+
+        rows = journal.rows()
+        assert sorted(rows) == [event.event_id for event in events if event.event_id not in hopeless]
+        assert sorted(worker.buried_ids) == sorted(hopeless)
+        key_of = {event.event_id: event.key for event in events}
+        for key in key_of.values():
+            of_key = [event_id for event_id in rows if key_of[event_id] == key]
+            assert of_key == sorted(of_key)
+
+        worker.process(*(event for event in events if event.event_id not in hopeless))
+        assert journal.rows() == rows
+        assert processed() == set(rows)
+
+
+# Which failures are tried again, and how often -----------------------------------------------------------------
+
+
+def test_poison_found_by_the_check_is_a_dead_letter_at_once(worker: Worker, journal: Journal) -> None:
+    worker.process(an_event(1, fails="check"))
+    assert worker.buried_ids == [1]
+    assert (journal.calls, worker.waits) == ([], [])
+
+
+def test_poison_found_by_the_database_is_a_dead_letter_without_waiting(worker: Worker, journal: Journal) -> None:
+    worker.process(an_event(1, fails="constraint"), an_event(2, key=2))
+    assert worker.buried_ids == [1]
+    assert worker.waits == []
+
+
+def test_a_bug_gets_its_attempts_and_then_becomes_a_dead_letter(worker: Worker, journal: Journal) -> None:
+    before = counted("event_retry_total", type=TYPE, reason="RuntimeError")
+    worker.process(an_event(1, fails="bug"), an_event(2))
+    [(record, error, delivery)] = worker.buried
+    assert str(error) == "a bug in the handler"
+    assert delivery is not None
+    assert delivery.record is record
+    assert delivery.first_failed_at is not None
+    assert delivery.attempts == retry.MAX_ATTEMPTS == 3
+    assert journal.tries(1) == (1, 3)
+    assert len(worker.waits) == 2
+    assert all(0 <= wait <= retry.BASE_SECONDS * 2**n for n, wait in enumerate(worker.waits))
+    assert counted("event_retry_total", type=TYPE, reason="RuntimeError") == before + 2
+
+
+def test_a_bug_that_goes_away_costs_no_dead_letter(worker: Worker, journal: Journal) -> None:
+    worker.process(an_event(1, fails="bug", times=3))
+    assert journal.rows() == [1]
+    assert worker.buried == []
+
+
+def test_an_outage_is_waited_out_however_long_it_takes(worker: Worker, journal: Journal) -> None:
+    before = counted("event_retry_total", type="", reason="OperationalError")
+    worker.process(an_event(1), an_event(2, key=2, fails="outage", times=6))
+    assert journal.rows() == [1, 2]
+    assert worker.buried == []
+    assert len(worker.waits) == 6
+    assert counted("event_retry_total", type="", reason="OperationalError") == before + 6
+    # The whole batch is tried again: halving it would only add load to a database in trouble.
+    assert journal.calls == [[1, 2]] * 7
+
+
+def test_an_outage_while_planning_is_waited_out_too(worker: Worker, journal: Journal) -> None:
+    outages = [OperationalError(), OperationalError()]
+    plan = journal.plan
+
+    def plan_in_an_outage(events: Sequence[Event]) -> list[list[Event]]:
+        if outages:
+            raise outages.pop()
+        return plan(events)
+
+    journal.plan = plan_in_an_outage  # type: ignore[method-assign]
+    Worker(journal).process(an_event(1))
+    assert journal.rows() == [1]
+
+
+def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
+    worker: Worker, journal: Journal
+) -> None:
+    journal.follow_up_failures = [OperationalError(), RuntimeError("the cache is odd"), RuntimeError("still")]
+    worker.process(an_event(1))
+    assert journal.rows() == [1]
+    assert journal.followed_up == [[1]] * 4
+    assert worker.buried == []
+
+
+# Dead letters must be durable --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails", ["check", "bug"])
+def test_the_batch_is_not_done_before_its_dead_letter_is_written(worker: Worker, journal: Journal, fails: str) -> None:
+    worker.dead_letter_failures = [PublishTimedOut()] * 10
+    worker.process(an_event(1, fails=fails), an_event(2))
+    assert worker.buried_ids == [1]
+    assert len(worker.waits) >= 10
+    assert journal.rows() == [2]
+
+
+@pytest.mark.parametrize("fails", ["check", "bug"])
+def test_a_flood_of_dead_letters_stops_the_worker(worker: Worker, journal: Journal, fails: str) -> None:
+    worker.dead_letter_failures = [DeadLetterFlood()]
+    with pytest.raises(DeadLetterFlood):
+        worker.process(an_event(1, fails=fails), an_event(2))
+    assert processed() == set()
+
+
+def test_a_worker_told_to_stop_leaves_the_failing_event_to_the_next(worker: Worker, journal: Journal) -> None:
+    def stop() -> None:
+        raise WorkerStopping
+
+    worker.on_wait = stop
+    batch = [an_event(1, fails="bug", times=3), an_event(2, key=2)]
+    with pytest.raises(WorkerStopping):
+        worker.process(*batch)
+    assert journal.rows() == [2]
+    Worker(journal).process(*batch)
+    assert journal.rows() == [2, 1]
+    assert worker.buried == []
+
+
+def test_a_worker_told_to_stop_during_an_outage_leaves_the_batch_to_the_next(worker: Worker, journal: Journal) -> None:
+    def stop() -> None:
+        raise WorkerStopping
+
+    worker.on_wait = stop
+    with pytest.raises(WorkerStopping):
+        worker.process(an_event(1, fails="outage"), an_event(2, key=2))
+    assert journal.calls == [[1, 2]]
+    assert (processed(), worker.buried) == (set(), [])
+
+
+# Partitions that leave -----------------------------------------------------------------------------------------
+
+
+def test_records_of_a_partition_that_left_are_another_consumers(worker: Worker, journal: Journal) -> None:
+    worker.lost = {1}
+    worker.process(a_record(an_event(1), partition=1), a_record(an_event(2), partition=0))
+    assert journal.calls == journal.followed_up == [[2]]
+    assert processed() == {2}
+
+
+def test_a_batch_of_which_nothing_is_ours_any_more_is_left_alone(worker: Worker, journal: Journal) -> None:
+    worker.lost = {0}
+    worker.process(an_event(1), an_event(2))
+    assert (journal.calls, journal.followed_up) == ([], [])
+
+
+def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(worker: Worker, journal: Journal) -> None:
+    worker.on_wait = lambda: worker.lost.add(1)
+    worker.process(
+        a_record(an_event(1, key=1, fails="bug"), partition=1),
+        a_record(an_event(2, key=1), partition=1),
+        a_record(an_event(3, key=3), partition=0),
+    )
+    assert journal.rows() == [3]
+    assert worker.buried == []
+
+
+# Events too big for one transaction -----------------------------------------------------------------------------
+
+
+def test_an_event_may_take_several_transactions_and_is_processed_at_the_end(worker: Worker, journal: Journal) -> None:
+    journal.parts_of_one = 3
+    seen: list[set[int]] = []
+    worker.on_wait = lambda: seen.append(processed())
+    worker.process(an_event(1))
+    assert execute("SELECT event_id, part FROM journal ORDER BY n") == [(1, 1), (1, 2), (1, 3)]
+    assert execute("SELECT count(DISTINCT xid) FROM journal") == [(3,)]
+    assert seen == [set(), set()]
+    assert worker.waits == [0, 0]
+    assert journal.followed_up == [[1]]
+    assert processed() == {1}
+
+
+def test_a_worker_that_another_overtakes_between_the_transactions_does_no_more(
+    worker: Worker, journal: Journal
+) -> None:
+    journal.parts_of_one = 2
+    worker.on_wait = lambda: Worker(journal).process(an_event(1))
+    worker.process(an_event(1))
+    assert execute("SELECT part FROM journal ORDER BY n") == [(1,), (1,), (2,)]
+    assert processed() == {1}
+
+
+def test_a_crash_between_the_transactions_starts_the_event_again(worker: Worker, journal: Journal) -> None:
+    journal.parts_of_one = 2
+
+    def crash() -> None:
+        raise SystemExit
+
+    worker.on_wait = crash
+    with pytest.raises(SystemExit):
+        worker.process(an_event(1))
+    assert (execute("SELECT part FROM journal"), processed()) == ([(1,)], set())
+    Worker(journal).process(an_event(1))
+    assert execute("SELECT part FROM journal ORDER BY n") == [(1,), (1,), (2,)]
+    assert processed() == {1}
