@@ -1,0 +1,126 @@
+"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from django.conf import settings
+
+from benchmarks import http_load, requests, tables, workload
+from benchmarks.limits import TOPIC
+from benchmarks.load import Load
+from benchmarks.stand import ROOT, Stand
+from eventbus import kafka
+from feeds import handlers
+
+CONNECTIONS = (32, 64, 128)
+WARM_UP_SECONDS = 2.0
+USERS = range(1, 51)
+PROCESSES = 2  # as many as the API has workers
+
+Measure = Callable[[int, float], Load]
+
+
+def run(stand: Stand, quick: bool) -> None:
+    """Measure at each number of connections, the API and its limits in turn, without workers beside them."""
+    runs, seconds = (1, 2.0) if quick else (3, 3.0)
+    workload.load(workload.even_network(followers=20, authors=len(USERS), users=500))
+    fill_feeds()
+    _create_limit_topic()
+    with stand.api() as port, stand.api(APPLICATION="benchmarks.limits:application", PAGE_BYTES=_page(port)) as bare:
+        posts, feeds = requests.posts(USERS), requests.feeds(USERS)
+        measures: dict[str, Measure] = {
+            "POST /posts": lambda c, s: http_load.closed(port, posts, c, s),
+            "limit: bare WSGI + Kafka": lambda c, s: http_load.closed(bare, posts, c, s),
+            "limit: Kafka alone": _kafka,
+            "GET /feeds/{id}, cached": lambda c, s: http_load.closed(port, feeds, c, s),
+            "limit: bare WSGI": lambda c, s: http_load.closed(bare, feeds, c, s),
+        }
+        results = _measure(measures, runs, seconds)
+    _report(results, runs)
+
+
+def _measure(measures: dict[str, Measure], runs: int, seconds: float) -> dict[tuple[str, int], list[Load]]:
+    results: dict[tuple[str, int], list[Load]] = defaultdict(list)
+    for name, measure in measures.items():
+        tables.progress(f"warming up: {name}")
+        measure(CONNECTIONS[0], WARM_UP_SECONDS)
+    for connections in CONNECTIONS:
+        for number in range(runs):
+            tables.progress(f"API at {connections} connections: run {number + 1} of {runs}")
+            for name, measure in measures.items():
+                results[name, connections].append(measure(connections, seconds))
+    return results
+
+
+def _report(results: dict[tuple[str, int], list[Load]], runs: int) -> None:
+    limits = {"POST /posts": "limit: bare WSGI + Kafka", "GET /feeds/{id}, cached": "limit: bare WSGI"}
+    rows: list[list[tables.Cell]] = []
+    for (name, connections), loads in results.items():
+        rates = [load.rate for load in loads]
+        bare = [load.rate for load in results.get((limits.get(name, ""), connections), [])]
+        rows.append(
+            [
+                name,
+                str(connections),
+                median(rates),
+                median(load.p50_ms for load in loads),
+                median(load.p99_ms for load in loads),
+                tables.ratio(rates, bare) if bare else "",
+                str(sum(load.errors for load in loads)),
+            ]
+        )
+    order = list(dict.fromkeys(name for name, _connections in results))
+    rows.sort(key=lambda row: order.index(str(row[0])))
+    head = ["request", "connections", "req/s", "p50 ms", "p99 ms", "of limit", "errors"]
+    tables.table(f"API, {settings_line()}, medians of {runs} runs", head, rows)
+
+
+def settings_line() -> str:
+    """Return what the API ran with."""
+    return f"`bin/serve`, linger {settings.KAFKA_LINGER_MS} ms, no worker beside it"
+
+
+def _kafka(waits: int, seconds: float) -> Load:
+    """Keep `waits` records under way, spread over as many processes as the API has."""
+    with ThreadPoolExecutor(PROCESSES) as threads:
+        parts = list(threads.map(lambda _n: _kafka_process(waits // PROCESSES, seconds), range(PROCESSES)))
+    return Load(
+        rate=sum(part["rate"] for part in parts),
+        p50_ms=median(part["p50"] for part in parts) * 1000,
+        p99_ms=max(part["p99"] for part in parts) * 1000,
+        errors=0,
+    )
+
+
+def _kafka_process(waits: int, seconds: float) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.kafka_limit", str(waits), str(seconds)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def fill_feeds() -> None:
+    """Give every user's feed a full first page."""
+    workload.process(handlers.subscription(), [workload.records(list(USERS) * 20)])
+
+
+def _create_limit_topic() -> None:
+    admin = AdminClient(kafka.client_config())
+    admin.create_topics([NewTopic(TOPIC, settings.KAFKA_PARTITIONS, 1)])[TOPIC].result()
+
+
+def _page(port: int) -> str:
+    """Return the size of the page that is read."""
+    first = requests.feeds([USERS[0]])[0]
+    token = first.partition("Authorization: ")[2].partition("\r\n")[0]
+    url = f"http://127.0.0.1:{port}/feeds/{USERS[0]}"
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": token}), timeout=10) as answer:
+        return str(len(answer.read()))

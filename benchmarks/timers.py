@@ -1,0 +1,71 @@
+"""Where the time of a batch goes, measured from outside: no production code knows of it."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from django.db import connection
+
+from eventbus.subscription import Subscription
+
+# The first pattern found in a statement names its part.
+STATEMENTS = {
+    "advisory_xact_lock": "locks of the authors",
+    'INSERT INTO "processed_events"': "processed_events: record",
+    '"processed_events"': "processed_events: look up",
+    "INTO processed_events": "processed_events: record",
+    "INTO posts": "posts: insert",
+    "INTO feed_entries": "feed_entries: insert",
+    "feeds": "feeds: look up, ensure",
+}
+
+
+class Timers:
+    """Seconds by part. Parts nest: the time of an inner one is not counted for the outer one as well."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` with its own time counted for `part`."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            self._inner.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                total = time.perf_counter() - started
+                self.seconds[part] += total - self._inner.pop()
+                self._inner[-1] += total
+
+        return run
+
+    def subscription(self, subscription: Subscription) -> Subscription:
+        """Return `subscription` with each of its functions timed."""
+        return replace(
+            subscription,
+            check=self.timed("Python: check", subscription.check),
+            plan=self.timed("Python: plan", subscription.plan),
+            apply=self.timed("Python: apply", subscription.apply),
+            after_commit=self.timed("invalidation of cached pages", subscription.after_commit),
+        )
+
+    @contextmanager
+    def statements(self) -> Iterator[None]:
+        """Time each SQL statement, and commits."""
+        commit = connection.commit
+        connection.commit = self.timed("commit", commit)  # type: ignore[method-assign]
+        try:
+            with connection.execute_wrapper(self._statement):
+                yield
+        finally:
+            connection.commit = commit  # type: ignore[method-assign]
+
+    def _statement(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+        part = next((name for pattern, name in STATEMENTS.items() if pattern in sql), "other statements")
+        return self.timed(part, execute)(sql, params, many, context)

@@ -1,0 +1,86 @@
+"""From a post's 202 to its appearance in a follower's feed, seen by polling over HTTP."""
+
+import http.client
+import json
+import time
+from subprocess import Popen
+
+from benchmarks import http_load, requests, tables, workload
+from benchmarks.load import Plan
+from benchmarks.stand import Stand
+from feedsite.authentication import issue_token
+
+PAUSE_SECONDS = 0.02
+POLL_SECONDS = 0.001
+PATIENCE_SECONDS = 30.0
+LOAD_RATE = 500.0
+LOAD_FOLLOWERS = 20
+SETTLE_SECONDS = 2.0
+
+AUTHOR, READER = 900_001, 900_002
+
+
+def run(stand: Stand, quick: bool) -> None:
+    """Measure on an idle system, then under a steady load of posts by others."""
+    posts = 50 if quick else 200
+    network = workload.even_network(followers=LOAD_FOLLOWERS)
+    network.follows.append((READER, AUTHOR))
+    workload.load(network)
+    rows: list[list[tables.Cell]] = []
+    with stand.api() as port, stand.worker("run_fanout"):
+        tables.progress("time to visible, idle")
+        probe = Probe(port)
+        probe.measure(5)
+        rows.append(["idle", *_figures(probe.measure(posts)), ""])
+        tables.progress(f"time to visible, with {LOAD_RATE:.0f} posts/s beside")
+        seconds = SETTLE_SECONDS + posts * (PAUSE_SECONDS + 0.1)
+        plan = Plan(port, requests.posts(network.authors), connections=32, seconds=seconds, rate=LOAD_RATE)
+        with http_load.start(plan) as load:
+            time.sleep(SETTLE_SECONDS)
+            times = probe.measure(posts, alongside=load)
+            beside = http_load.result(load)
+        name = f"beside {beside.rate:.0f} posts/s to {LOAD_FOLLOWERS} followers each"
+        rows.append([name, *_figures(times), str(beside.errors)])
+    head = ["system", "posts", "p50 ms", "p99 ms", "max ms", "errors of the load"]
+    tables.table("From 202 to visible in a follower's feed", head, rows)
+
+
+class Probe:
+    """An author who posts and a follower who polls, one connection each."""
+
+    def __init__(self, port: int) -> None:
+        self._author = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        self._reader = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        self._posting = {"Authorization": f"Bearer {issue_token(AUTHOR, '', 3600)}", "Content-Type": "application/json"}
+        self._reading = {"Authorization": f"Bearer {issue_token(READER, '', 3600)}"}
+
+    def measure(self, posts: int, alongside: "Popen[str] | None" = None) -> list[float]:
+        """Return the seconds of up to `posts` posts, as long as the process `alongside` lives."""
+        times: list[float] = []
+        while len(times) < posts and (alongside is None or alongside.poll() is None):
+            times.append(self._time_to_visible())
+            time.sleep(PAUSE_SECONDS)
+        return times
+
+    def _time_to_visible(self) -> float:
+        self._author.request("POST", "/posts", json.dumps({"content": workload.TEXT}), self._posting)
+        answer = self._author.getresponse()
+        post = json.loads(answer.read())
+        accepted = time.perf_counter()
+        if answer.status != 202:
+            raise RuntimeError(f"not accepted: {post}")
+        while not self._sees(post["id"]):
+            if time.perf_counter() - accepted > PATIENCE_SECONDS:
+                raise RuntimeError("a post did not get visible")
+            time.sleep(POLL_SECONDS)
+        return time.perf_counter() - accepted
+
+    def _sees(self, post_id: str) -> bool:
+        self._reader.request("GET", f"/feeds/{READER}", headers=self._reading)
+        results = json.loads(self._reader.getresponse().read())["results"]
+        return any(post["id"] == post_id for post in results)
+
+
+def _figures(times: list[float]) -> list[tables.Cell]:
+    milliseconds = [seconds * 1000 for seconds in times]
+    return [str(len(times)), *(tables.percentile(milliseconds, percent) for percent in (50, 99, 100))]

@@ -1,0 +1,86 @@
+"""Who follows whom, and who posts: an even network, and real ones where their files are at hand."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from django.db import connection
+
+from benchmarks.stand import ROOT
+from eventbus import envelope, idempotency, kafka
+from eventbus.csvfiles import open_csv
+from eventbus.processing import Processor
+from eventbus.subscription import Record, Subscription
+from feeds import imports
+from posts import services
+
+DATA = ROOT.parent / "shared" / "data"
+GRAPH = "graph_github_musae.csv.gz"
+TEXT = "A post of ordinary length, as people write them: has anyone been up to the old lighthouse this week?"
+Batches = Sequence[list[Record]]
+TABLES = "posts, feeds, feed_entries, follows, processed_events"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Follows, and the authors of the posts to come, each as likely as it is listed."""
+
+    name: str
+    follows: list[tuple[int, int]]
+    authors: list[int]
+
+
+def even_network(followers: int, authors: int = 200, users: int = 10_000) -> Network:
+    """Return a network in which every author has the same number of followers."""
+    dice = random.Random(1)
+    readers = range(1_001, 1_001 + users)
+    follows = [(reader, author) for author in range(1, authors + 1) for reader in dice.sample(readers, followers)]
+    return Network(f"{followers} followers each", follows, list(range(1, authors + 1)))
+
+
+def real_network() -> Network | None:
+    """Return a real graph in which those with more followers post more often, or None without its file."""
+    file = DATA / GRAPH
+    if not file.exists():
+        return None
+    with open_csv(file) as lines:
+        follows = list(imports.read_pairs(lines, mutual=True, id_offset=1))
+    followers = Counter(followee for _follower, followee in follows)
+    dice = random.Random(2)
+    authors = dice.choices(list(followers), [count**0.5 for count in followers.values()], k=5_000)
+    return Network("real graph (GitHub, 37,700 users)", follows, authors)
+
+
+def load(network: Network) -> None:
+    """Make `network` the only content of the database, with fresh statistics."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {TABLES}")
+    imports.import_follows(network.follows)
+    with connection.cursor() as cursor:
+        cursor.execute(f"VACUUM ANALYZE {TABLES}")
+
+
+def records(authors: Iterable[int]) -> list[Record]:
+    """Return a new `post.created` record of each author, as the worker gets it from Kafka."""
+    return [_record(author, offset) for offset, author in enumerate(authors)]
+
+
+def _record(author: int, offset: int) -> Record:
+    event = services.new_post(author_id=author, content=TEXT, ids=idempotency.fresh()).to_event()
+    key, value = envelope.encode_key(event.key), envelope.encode(event)
+    return Record(kafka.FEED_EVENTS, 0, offset, key, value, (), 0)
+
+
+def process(subscription: Subscription, batches: Batches) -> float:
+    """Process the batches as `run_fanout` does, from bytes to invalidated pages; return the seconds."""
+    processor = Processor(subscription, _no_dead_letter, time.sleep, lambda record: True)
+    started = time.perf_counter()
+    for batch in batches:
+        processor.process(batch)
+    return time.perf_counter() - started
+
+
+def _no_dead_letter(record: Record, error: BaseException, _delivery: object) -> None:
+    raise RuntimeError(f"no event here may fail: {record.value!r}") from error
