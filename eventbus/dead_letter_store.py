@@ -13,10 +13,12 @@ from django.db.models import F
 
 from eventbus import dead_letters, retry
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
+from eventbus.snowflake import MAX_ID
 from eventbus.subscription import Record
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
 MAX_GROUP_MESSAGE_CHARS = 300
+MAX_INT = 2**31 - 1  # of PostgreSQL's integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,14 @@ class Failure:
         failed_at = datetime.fromtimestamp(max(0, record.timestamp_ms) / 1000, UTC)
         return cls(
             topic=context.get("topic", record.topic)[:249],
-            partition=_number(context, "partition", record.partition),
+            partition=_number(context, "partition", record.partition, maximum=MAX_INT),
             offset=_number(context, "offset", record.offset),
             timestamp_ms=_number(context, "timestamp_ms", record.timestamp_ms),
             group=context.get("group", "")[:255],
             exception=context.get("exception", "unknown")[:255],
             message=context.get("message", ""),
             stack_trace=context.get("stack_trace", ""),
-            retries=_number(context, "attempts", 0),
+            retries=_number(context, "attempts", 0, maximum=MAX_INT),
             first_failed_at=_time(context, "first_failed_at", failed_at),
             failed_at=failed_at,
             event_id=_number(context, "event_id", 0) or None,
@@ -150,7 +152,8 @@ def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> Dead
         key=record.key,
         value=record.value,
         headers=[
-            [name, None if value is None else base64.b64encode(value).decode()]
+            # PostgreSQL's JSON knows no NUL.
+            [name.replace("\0", "\\0"), None if value is None else base64.b64encode(value).decode()]
             for name, value in record.headers
             if not name.startswith(dead_letters.PREFIX)
         ],
@@ -164,14 +167,16 @@ def _state_after_failure(entry: DeadLetter) -> DeadLetter.State:
     return DeadLetter.State.PARKED if entry.replays >= settings.DLQ_MAX_REPLAYS else DeadLetter.State.OPEN
 
 
-def _number(context: Mapping[str, str], name: str, default: int) -> int:
+def _number(context: Mapping[str, str], name: str, default: int, *, maximum: int = MAX_ID) -> int:
     text = context.get(name, "")
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else default
+    if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= maximum:
+        return int(text)
+    return default
 
 
 def _time(context: Mapping[str, str], name: str, default: datetime) -> datetime:
     try:
         moment = datetime.fromisoformat(context.get(name, ""))
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else default
+    except (ValueError, OverflowError):
         return default
-    return moment if moment.tzinfo else default

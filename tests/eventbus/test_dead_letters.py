@@ -6,9 +6,11 @@ from datetime import UTC, datetime
 import pytest
 from pytest_django import Settings
 
-from eventbus import dead_letters, envelope, kafka
+from eventbus import dead_letter_store, dead_letters, envelope, kafka
 from eventbus.dead_letters import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, InvalidEvent, PublishFailed, UndecodableEvent
+from eventbus.models import DeadLetter
+from eventbus.snowflake import MAX_ID
 from eventbus.subscription import Delivery, Record
 from tests.eventbus import broker
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted
@@ -141,6 +143,32 @@ def test_a_dead_letter_that_kafka_does_not_take_is_an_error(dead_letter_events: 
     with pytest.raises(PublishFailed):
         DeadLetterWriter("note-takers").write(too_big, UndecodableEvent(), None)
     assert counted("dlq_messages_total", reason="UndecodableEvent") == before
+
+
+@pytest.mark.django_db
+def test_the_highest_event_id_there_can_be_is_stored(dead_letter_events: str) -> None:
+    event = an_event(MAX_ID)
+    DeadLetterWriter("note-takers").write(a_record(event), a_failure(), Delivery(a_record(event), event, taken_at=0))
+    dead_letter_store.store(broker.read_all(dead_letter_events))
+    assert DeadLetter.objects.get().event_id == MAX_ID
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("a\0b", BINARY),
+        ("dlq.partition", b"9" * 18),
+        ("dlq.offset", b"9" * 40),
+        ("dlq.attempts", b"-1"),
+        ("dlq.topic", b"t" * 1_000),
+        ("dlq.event_type", b"\xff\0"),
+        ("dlq.first_failed_at", b"0001-01-01T00:00:00+23:59"),
+    ],
+)
+def test_no_odd_header_keeps_a_dead_letter_from_being_stored(header: tuple[str, bytes]) -> None:
+    dead_letter_store.store([Record("dead-letter-events", 0, 0, b"1", b"?", [header], 0)])
+    assert bytes(DeadLetter.objects.get().value or b"") == b"?"
 
 
 def test_a_flood_is_stopped_before_it_drains_the_topic(dead_letter_events: str, settings: Settings) -> None:
