@@ -1,13 +1,19 @@
 """CSV files for the importers."""
 
+import csv
 import gzip
 import io
+import zlib
 from pathlib import Path
 from typing import TextIO
 
 
 class BadLine(ValueError):
     """A line of the file cannot be used; the message names it."""
+
+
+# What reading a file may raise beside `OSError`: a cut or damaged .gz, other encodings, a field without end.
+UNUSABLE = (BadLine, UnicodeDecodeError, EOFError, zlib.error, csv.Error)
 
 
 def open_csv(path: Path) -> TextIO:

@@ -64,14 +64,23 @@ FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::
 WHERE user_id = followee
 """
 
-# In id order, before anything else touches them: transactions that update several feeds cannot deadlock.
 _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
+
+
+def lock_feeds(facts: Iterable[UserFollowed | UserUnfollowed]) -> None:
+    """Hold the `feeds` rows of everyone in `facts` until the transaction ends.
+
+    To be called once a transaction, with all it will follow and unfollow: in one go and in id order, such transactions
+    cannot deadlock.
+    """
+    users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
+    with connection.cursor() as cursor:
+        cursor.execute(_LOCK_FEEDS, [list(users)])
 
 
 def follow(facts: Sequence[UserFollowed]) -> None:
     """Make the pairs active and put the followees' posts into the followers' feeds."""
     facts = _last_of_each_pair(facts)
-    _lock_feeds(facts)
     active_before = _active(facts)
     written = _write(facts, active=True)
     _count([pair for pair in written if pair not in active_before], step=1)
@@ -83,7 +92,6 @@ def follow(facts: Sequence[UserFollowed]) -> None:
 def unfollow(facts: Sequence[UserUnfollowed]) -> None:
     """Make the pairs inactive and take the followees' posts out of the followers' feeds."""
     facts = _last_of_each_pair(facts)
-    _lock_feeds(facts)
     active_before = _active(facts)
     written = _write(facts, active=False)
     _count([pair for pair in written if pair in active_before], step=-1)
@@ -98,12 +106,6 @@ def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
         if pair not in last or last[pair].event_id < fact.event_id:
             last[pair] = fact
     return list(last.values())
-
-
-def _lock_feeds(facts: Iterable[UserFollowed | UserUnfollowed]) -> None:
-    users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK_FEEDS, [list(users)])
 
 
 def _active(facts: Iterable[UserFollowed | UserUnfollowed]) -> set[Pair]:

@@ -71,6 +71,8 @@ def apply(events: Sequence[Event], *, careful: bool, resume_after: int | None) -
         return _apply_part(to_fact(events[0]), resume_after)
     facts = [to_fact(event) for event in events]
     _ensure_feeds(facts)
+    if follow_facts := [fact for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)]:
+        follows.lock_feeds(follow_facts)
     for step in _steps(facts):
         _apply_step(step, careful)
     return None

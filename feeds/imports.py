@@ -50,7 +50,9 @@ UPDATE feeds SET floor = newest.id
 FROM (
     SELECT follower_id, max(latest.id) AS id
     FROM follows
-    CROSS JOIN LATERAL (SELECT id FROM posts WHERE author_id = followee_id ORDER BY id DESC LIMIT 1) AS latest
+    CROSS JOIN LATERAL (
+        SELECT id FROM posts WHERE author_id = followee_id AND deleted_event_id IS NULL ORDER BY id DESC LIMIT 1
+    ) AS latest
     WHERE event_id = %s
     GROUP BY 1
 ) AS newest

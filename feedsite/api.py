@@ -95,6 +95,15 @@ def not_found(_request: HttpRequest, exception: Exception) -> HttpResponse:
     )
 
 
+def bad_request(_request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer what Django itself refuses, such as a host name that is not allowed."""
+    return HttpResponse(
+        orjson.dumps(error_body("bad_request", "The request cannot be answered as it is.")),
+        content_type="application/json",
+        status=400,
+    )
+
+
 def server_error(_request: HttpRequest) -> HttpResponse:
     """Answer what no view foresaw; the traceback is in the log."""
     return HttpResponse(

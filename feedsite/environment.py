@@ -15,6 +15,10 @@ from feedsite.embedded import addresses
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 POSITIVE = validate.Range(min=1)
+REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
+RATE = validate.Regexp(
+    r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z", error="Must be a number a time, such as 60/min."
+)
 
 
 def read() -> dict[str, Any]:
@@ -35,7 +39,7 @@ def _read(env: Env) -> dict[str, Any]:
     return {
         "FEED_DATA_DIR": data_dir,
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
-        "REDIS_URL": env.str("REDIS_URL", "") or embedded.get("REDIS_URL", ""),
+        "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS) or embedded.get("REDIS_URL", ""),
         "KAFKA_BOOTSTRAP_SERVERS": env.str("KAFKA_BOOTSTRAP_SERVERS", "")
         or embedded.get("KAFKA_BOOTSTRAP_SERVERS", ""),
         # Web
@@ -59,7 +63,7 @@ def _read(env: Env) -> dict[str, Any]:
         "DLQ_FLOOD_COUNT": env.int("DLQ_FLOOD_COUNT", 500, validate=POSITIVE),
         "DLQ_FLOOD_SECONDS": env.int("DLQ_FLOOD_SECONDS", 60, validate=POSITIVE),
         "DLQ_MAX_REPLAYS": env.int("DLQ_MAX_REPLAYS", 5, validate=POSITIVE),
-        "API_POST_RATE": env.str("API_POST_RATE", ""),
+        "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
         "LOG_LEVEL": env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
     }

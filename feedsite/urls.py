@@ -20,5 +20,6 @@ urlpatterns = [
     path("admin/", admin.site.urls),
 ]
 
+handler400 = "feedsite.api.bad_request"
 handler404 = "feedsite.api.not_found"
 handler500 = "feedsite.api.server_error"

@@ -103,5 +103,5 @@ def test_a_follow_costs_the_same_queries_for_any_number_of_pairs(
     large_tables: None, django_assert_num_queries: Any
 ) -> None:
     facts = [UserFollowedFactory(follower_id=9000, followee_id=followee) for followee in range(1001, 1051)]
-    with django_assert_num_queries(5):  # lock feeds, active before, write, count, back-fill
+    with django_assert_num_queries(4):  # active before, write, count, back-fill
         follows.follow(facts)

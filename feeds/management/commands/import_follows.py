@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus.csvfiles import BadLine, open_csv
+from eventbus.csvfiles import UNUSABLE, open_csv
 from feeds import cache, imports
 
 
@@ -26,7 +26,7 @@ class Command(BaseCommand):
             with open_csv(file) as lines:
                 pairs = imports.read_pairs(lines, mutual=mutual, id_offset=id_offset)
                 done = imports.import_follows(tqdm(pairs, unit=" follows", unit_scale=True, disable=None))
-        except (BadLine, UnicodeDecodeError) as error:
+        except UNUSABLE as error:
             raise CommandError(f"{file}: {error}. Nothing was imported.") from error
         except OSError as error:
             raise CommandError(f"Cannot read {file}: {error.strerror or error}.") from error

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
 from eventbus import node_lease, producer
-from eventbus.csvfiles import BadLine, open_csv
+from eventbus.csvfiles import UNUSABLE, open_csv
 from eventbus.exceptions import EventBusError
 from posts import imports
 
@@ -26,7 +26,7 @@ class Command(BaseCommand):
             with open_csv(file) as lines:
                 drafts = tqdm(imports.read_drafts(lines), total=total, unit=" posts", unit_scale=True, disable=None)
                 done = imports.publish_all(drafts)
-        except (BadLine, UnicodeDecodeError) as error:
+        except UNUSABLE as error:
             raise CommandError(f"{file}: {error}. Nothing was published.") from error
         except OSError as error:
             raise CommandError(f"Cannot read {file}: {error.strerror or error}.") from error
