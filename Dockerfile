@@ -16,13 +16,15 @@ COPY eventbus eventbus
 COPY posts posts
 COPY feeds feeds
 COPY feedsite feedsite
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    HOST=0.0.0.0 FEED_DATA_DIR=/tmp/feed PROMETHEUS_MULTIPROC_DIR=/tmp/feed/metrics LOG_FORMAT=json
+# All that is written at run time goes under FEED_DATA_DIR (bin/serve keeps the API's metrics there), so the rest of the
+# file system may be read-only. The workers must not share that metrics directory: PROMETHEUS_MULTIPROC_DIR stays unset.
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 FEED_DATA_DIR=/tmp/feed LOG_FORMAT=json
 # The secrets the settings ask for are of this one command only: they are not in the image.
-RUN DATABASE_URL=postgresql://none/none DJANGO_SECRET_KEY=only-to-collect-static-files-at-build-time \
-    JWT_SIGNING_KEY=only-to-collect-static-files-at-build-time REDIS_URL=redis://none KAFKA_BOOTSTRAP_SERVERS=none \
-    PROMETHEUS_MULTIPROC_DIR= python manage.py collectstatic --noinput
-USER feed
+RUN python -m compileall -q eventbus posts feeds feedsite && \
+    DATABASE_URL=postgresql://none/none REDIS_URL=redis://none KAFKA_BOOTSTRAP_SERVERS=none \
+    DJANGO_SECRET_KEY=only-to-collect-static-files-at-build-time JWT_SIGNING_KEY=only-to-collect-static-files-at-build-time \
+    python manage.py collectstatic --noinput
+USER 10001
 EXPOSE 8000 9100
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
