@@ -1,0 +1,89 @@
+"""Post events: what is published is what is consumed, and what breaks the schema is refused."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventbus import envelope
+from eventbus.envelope import Event
+from eventbus.exceptions import InvalidEvent
+from eventbus.snowflake import EPOCH_MS, MAX_ID, compose
+from posts.events import MAX_CONTENT_CHARS, PostCreated, PostDeleted
+from tests.factories import PostCreatedFactory, PostDeletedFactory
+
+ids = st.integers(1, MAX_ID)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
+moments = st.integers(0, 10**11).map(lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms * 10))
+
+
+def consumed(event: Event) -> Event:
+    """Return what a consumer decodes from the record of `event`."""
+    return envelope.decode(envelope.encode(event), envelope.encode_key(event.key))
+
+
+@given(ids, ids, ids, texts, moments)
+def test_a_created_post_survives_the_journey_through_kafka(
+    event_id: int, post_id: int, author_id: int, content: str, created_at: datetime
+) -> None:
+    post = PostCreated(event_id, post_id, author_id, content, created_at)
+    assert PostCreated.from_event(consumed(post.to_event())) == post
+
+
+@given(ids, ids, ids)
+def test_a_deletion_survives_the_journey_through_kafka(event_id: int, post_id: int, author_id: int) -> None:
+    deletion = PostDeleted(event_id, post_id, author_id)
+    assert PostDeleted.from_event(consumed(deletion.to_event())) == deletion
+
+
+def test_ids_travel_as_strings_under_the_key_of_the_author() -> None:
+    created = PostCreatedFactory(author_id=MAX_ID, post_id=MAX_ID - 1, content="hello")
+    event = created.to_event()
+    assert (event.type, event.version) == ("post.created", 1)
+    assert event.key == event.actor_id == MAX_ID
+    assert event.payload == {"post_id": str(MAX_ID - 1), "content": "hello"}
+    deleted = PostDeletedFactory(author_id=MAX_ID, post_id=MAX_ID - 1).to_event()
+    assert (deleted.type, deleted.version, deleted.key) == ("post.deleted", 1, MAX_ID)
+    assert deleted.payload == {"post_id": str(MAX_ID - 1)}
+
+
+def test_a_deletion_knows_when_the_post_was_created() -> None:
+    deletion = PostDeletedFactory(post_id=compose(EPOCH_MS + 1_234, node_id=7, sequence=9))
+    assert deletion.post_created_at == datetime(2024, 1, 1, 0, 0, 1, 234_000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("content", ["x", "x" * MAX_CONTENT_CHARS, "🌍" * MAX_CONTENT_CHARS])
+def test_content_of_1_to_5000_characters_is_taken(content: str) -> None:
+    event = PostCreatedFactory(content=content).to_event()
+    assert PostCreated.from_event(consumed(event)).content == content
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        ({"post_id": "1"}, "content must be"),
+        ({"post_id": "1", "content": ""}, "content must be"),
+        ({"post_id": "1", "content": 5}, "content must be"),
+        ({"post_id": "1", "content": "a\0b"}, "content must be"),
+        ({"post_id": "1", "content": "x" * (MAX_CONTENT_CHARS + 1)}, "content must be"),
+        ({"content": "x"}, "post_id must be"),
+        ({"post_id": 1, "content": "x"}, "post_id must be"),
+        ({"post_id": "0", "content": "x"}, "post_id must be"),
+        ({"post_id": "01", "content": "x"}, "post_id must be"),
+        ({"post_id": str(MAX_ID + 1), "content": "x"}, "post_id must be"),
+    ],
+)
+def test_a_payload_that_breaks_the_schema_is_refused(payload: dict[str, Any], complaint: str) -> None:
+    event = replace(PostCreatedFactory().to_event(), payload=payload)
+    with pytest.raises(InvalidEvent, match=complaint):
+        PostCreated.from_event(event)
+
+
+@pytest.mark.parametrize("fact", [PostCreatedFactory(author_id=1), PostDeletedFactory(author_id=1)])
+def test_an_event_under_someone_elses_key_is_refused(fact: PostCreated | PostDeleted) -> None:
+    event = replace(fact.to_event(), key=2)
+    with pytest.raises(InvalidEvent, match="The key must be the author"):
+        type(fact).from_event(event)
