@@ -13,10 +13,10 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install serve test lint bench env format lock clean
+.PHONY: help demo install serve test test-kafka lint bench env format lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: install ## everything at once, with sample data, until Ctrl-C
 	@exec $(MANAGE) demo $(ARGS)
@@ -40,6 +40,9 @@ serve: install ## the API alone, on PORT (8000)
 
 test: install ## the whole suite, on real servers of its own
 	@$(RUN) -m pytest $(ARGS)
+
+test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
+	@$(RUN) -m tests.kafka $(or $(ARGS),tests/eventbus tests/crash tests/e2e/test_real_graph.py)
 
 lint: install ## style, types and the direction of imports
 	@$(RUN) -m ruff check .
