@@ -16,6 +16,7 @@ from posts.events import PostCreated, PostDeleted
 
 Facts = Sequence[Any]
 
+POSTS = (PostCreated.TYPE, PostDeleted.TYPE)
 FACTS: dict[tuple[str, int], Callable[[Event], Any]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
@@ -108,13 +109,14 @@ def _apply_part(fact: PostCreated | PostDeleted, resume_after: int | None) -> in
 
 
 def _is_oversized(event: Event) -> bool:
+    """Tell whether the feeds a post is in do not fit one transaction; a follow is bounded by its cap."""
     limit: int = settings.FEED_BATCH_MAX_ROWS
-    return _rows(event, fanout.follower_counts([event.key])) > limit
+    return event.type in POSTS and _rows(event, fanout.follower_counts([event.key])) > limit
 
 
 def _rows(event: Event, followers: dict[int, int]) -> int:
     """Return how many feed rows `event` may change."""
-    if event.type in (PostCreated.TYPE, PostDeleted.TYPE):
+    if event.type in POSTS:
         return followers.get(event.key, 0) + 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap

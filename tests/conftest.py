@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventbus import node_lease, producer
+from feeds import cache
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,3 +21,9 @@ def a_lease_of_this_test() -> Iterator[None]:
     """Drop the snowflake lease with the test: emptying the tables gives its node to anyone who asks."""
     yield
     node_lease.forget()
+
+
+@pytest.fixture(autouse=True)
+def a_cache_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the state of the cache, which this process trusts for a second: the tables may be other ones by then."""
+    monkeypatch.setattr(cache, "_trusted", cache._Trusted())

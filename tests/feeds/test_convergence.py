@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from eventbus.exceptions import InvalidEvent
-from feeds import handlers, timeline, verification
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds import handlers, verification
 from feeds.models import Feed, FeedEntry, Follow
-from posts.events import PostCreated, PostDeleted
+from posts.events import PostCreated
 from posts.models import Post
-from posts.pagination import START, Position
+from posts.pagination import START
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
@@ -26,54 +25,11 @@ from tests.factories import (
     events_of,
     follow_all,
 )
+from tests.feeds.model import Step, expected_feed, feed, history
 
 pytestmark = pytest.mark.django_db
 
 USERS = range(1, 6)
-Step = tuple[str, int, int]
-
-
-def feed(user: int) -> list[int]:
-    """Return the whole feed, read in pages of three."""
-    posts: list[int] = []
-    position = START
-    while page := timeline.read(user, position, 3):
-        posts += [row.id for row in page]
-        position = Position(page[-1].id - 1, newer=False)
-    return posts
-
-
-def history(steps: Sequence[Step]) -> list[Any]:
-    """Turn steps into facts, as clients would cause them."""
-    facts: list[Any] = []
-    for kind, one, other in steps:
-        posts = [fact for fact in facts if isinstance(fact, PostCreated) and fact.author_id == one]
-        if kind == "post":
-            facts.append(PostCreatedFactory(author_id=one))
-        elif kind == "delete" and posts:
-            facts.append(PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one))
-        elif kind == "follow" and one != other:
-            facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
-        elif kind == "unfollow" and one != other:
-            facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
-    return facts
-
-
-def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
-    """Return the feed in plain Python: the last event of a pair decides, a deleted post stays deleted."""
-    last: dict[tuple[int, int], UserFollowed | UserUnfollowed] = {}
-    for fact in facts:
-        if isinstance(fact, UserFollowed | UserUnfollowed):
-            pair = (fact.follower_id, fact.followee_id)
-            if pair not in last or last[pair].event_id < fact.event_id:
-                last[pair] = fact
-    authors = {
-        followee for (follower, followee), fact in last.items() if follower == user and type(fact) is UserFollowed
-    }
-    deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
-    posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}
-    mine = (post for post, author in posts.items() if author in authors | {user} and post not in deleted)
-    return sorted(mine, reverse=True)
 
 
 def deliver(facts: Sequence[Any], chance: random.Random) -> None:

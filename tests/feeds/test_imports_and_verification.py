@@ -13,7 +13,7 @@ from feeds.models import Feed, FeedEntry, Follow
 from posts.models import Post
 from posts.pagination import START
 from tests.factories import PostCreatedFactory, apply, follow_all
-from tests.feeds.test_convergence import feed
+from tests.feeds.model import feed
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

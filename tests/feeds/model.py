@@ -1,0 +1,52 @@
+"""Feeds as they are read, and as they must be: kept in plain Python from the facts alone."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from feeds import timeline
+from feeds.events import UserFollowed, UserUnfollowed
+from posts.events import PostCreated, PostDeleted
+from posts.pagination import START, Position
+from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
+
+Step = tuple[str, int, int]  # kind, user, another user or which of the posts
+FollowFact = UserFollowed | UserUnfollowed
+
+
+def feed(user: int) -> list[int]:
+    """Return the whole feed, read in pages of three."""
+    posts: list[int] = []
+    position = START
+    while page := timeline.read(user, position, 3):
+        posts += [row.id for row in page]
+        position = Position(page[-1].id - 1, newer=False)
+    return posts
+
+
+def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
+    """Turn steps into facts, as clients would cause them; `first_user` is added to each user."""
+    facts: list[Any] = []
+    for kind, number, other_number in steps:
+        one, other = first_user + number, first_user + other_number
+        posts = [fact for fact in facts if isinstance(fact, PostCreated) and fact.author_id == one]
+        if kind == "post":
+            facts.append(PostCreatedFactory(author_id=one))
+        elif kind == "delete" and posts:
+            facts.append(PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one))
+        elif kind == "follow" and one != other:
+            facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
+        elif kind == "unfollow" and one != other:
+            facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
+    return facts
+
+
+def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
+    """Return the feed in plain Python: the last event of a pair decides, a deleted post stays deleted."""
+    last: dict[tuple[int, int], FollowFact] = {}
+    for fact in sorted((fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id):
+        last[fact.follower_id, fact.followee_id] = fact
+    authors = {pair[1] for pair, fact in last.items() if pair[0] == user and isinstance(fact, UserFollowed)}
+    deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
+    posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}
+    mine = (post for post, author in posts.items() if author in authors | {user} and post not in deleted)
+    return sorted(mine, reverse=True)

@@ -1,0 +1,69 @@
+"""Follow events, and the way from any event to its fact."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventbus import envelope
+from eventbus.exceptions import InvalidEvent, UnknownEventType
+from eventbus.snowflake import MAX_ID
+from feeds import handlers
+from feeds.events import UserFollowed, UserUnfollowed
+from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
+
+ids = st.integers(1, MAX_ID)
+
+ONE_OF_EACH: list[Any] = [
+    PostCreatedFactory(author_id=1),
+    PostDeletedFactory(author_id=1),
+    UserFollowedFactory(follower_id=2, followee_id=1),
+    UserUnfollowedFactory(follower_id=2, followee_id=1),
+]
+
+
+@pytest.mark.parametrize("fact", ONE_OF_EACH, ids=lambda fact: fact.TYPE)
+def test_every_kind_of_event_is_found_by_its_type_and_comes_back_as_the_same_fact(fact: Any) -> None:
+    event = fact.to_event()
+    delivered = envelope.decode(envelope.encode(event), envelope.encode_key(event.key))
+    assert handlers.to_fact(delivered) == fact
+
+
+def test_every_kind_of_event_is_under_the_key_of_the_user_whose_audience_it_concerns() -> None:
+    assert {fact.to_event().key for fact in ONE_OF_EACH} == {1}
+    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2]
+
+
+@given(st.sampled_from([UserFollowed, UserUnfollowed]), ids, ids, ids)
+def test_a_follow_survives_the_journey_through_kafka(
+    kind: type[UserFollowed] | type[UserUnfollowed], event_id: int, follower_id: int, followee_id: int
+) -> None:
+    if follower_id == followee_id:
+        followee_id = followee_id % MAX_ID + 1
+    fact = kind(event_id, follower_id, followee_id)
+    assert kind.from_event(fact.to_event()) == fact
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"payload": {"follower_id": "1"}}, "Nobody can follow themselves"),
+        ({"payload": {}}, "follower_id must be"),
+        ({"payload": {"follower_id": 2}}, "follower_id must be"),
+        ({"payload": {"follower_id": "0"}}, "follower_id must be"),
+        ({"payload": {"follower_id": str(MAX_ID + 1)}}, "follower_id must be"),
+    ],
+)
+def test_a_follow_that_breaks_the_schema_is_refused(change: dict[str, Any], complaint: str) -> None:
+    event = replace(UserFollowedFactory(follower_id=2, followee_id=1).to_event(), **change)
+    with pytest.raises(InvalidEvent, match=complaint):
+        handlers.to_fact(event)
+
+
+@pytest.mark.parametrize("change", [{"type": "post.liked"}, {"version": 2}])
+def test_a_type_or_version_nobody_handles_is_refused_by_name(change: dict[str, Any]) -> None:
+    event = replace(PostCreatedFactory().to_event(), **change)
+    with pytest.raises(UnknownEventType, match=f"{event.type} version {event.version}"):
+        handlers.to_fact(event)

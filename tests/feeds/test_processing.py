@@ -1,0 +1,298 @@
+"""Batches through the real processor: whatever is delivered, in whatever order and however often, ends as the join."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pytest_django import Settings
+
+from eventbus.exceptions import InvalidEvent, WorkerStopping
+from eventbus.models import ProcessedEvent
+from feeds import cache, verification
+from feeds.models import Feed, FeedEntry
+from posts.events import PostCreated
+from posts.models import Post
+from tests.eventbus.events import counted
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    UserFollowedFactory,
+    UserUnfollowedFactory,
+    follow_all,
+)
+from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.worker import Worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+NUMBERS = range(1, 6)
+
+steps = st.tuples(
+    st.sampled_from(["post", "post", "delete", "follow", "follow", "unfollow"]),
+    st.sampled_from(NUMBERS),
+    st.sampled_from(NUMBERS),
+)
+
+# Users of one example each, so that the tables need not be emptied between examples.
+_first_users = itertools.count(10, 10)
+
+
+class ForgetfulWorker(Worker):
+    """Is stopped now and then in the middle of a batch, gets batches again, and sees readers fill the cache."""
+
+    def __init__(self, users: Sequence[int], chance: random.Random) -> None:
+        super().__init__()
+        self.users = users
+        self.chance = chance
+        self.stops = lambda: chance.random() < 0.3
+
+    def deliver(self, facts: Sequence[Any]) -> None:
+        """Process facts in random batches, some of them twice."""
+        for batch in self._batches(facts):
+            for _ in range(self.chance.choice([1, 1, 1, 2])):
+                read_through_the_cache(self.chance.choice(self.users))
+                self._process_to_its_end(batch)
+            for user in self.users:
+                assert read_through_the_cache(user) == feed(user)[:3], "a page in the cache is stale"
+
+    def _process_to_its_end(self, batch: Sequence[Any]) -> None:
+        while True:
+            try:
+                return self.process(*batch)
+            except WorkerStopping:
+                continue  # the next worker gets the same batch
+
+    def _batches(self, facts: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        at = 0
+        while at < len(facts):
+            size = self.chance.choice([1, 2, 5, 40])
+            yield facts[at : at + size]
+            at += size
+
+
+def read_through_the_cache(user: int) -> list[int]:
+    """Read a short first page as the view does."""
+    lookup = cache.look_up(user)
+    if lookup.result == "hit":
+        return [int(post) for post in lookup.page.decode().split()]
+    page = feed(user)[:3]
+    cache.store(lookup, " ".join(map(str, page)).encode())
+    return page
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    history_steps=st.lists(steps, max_size=40),
+    seed=st.integers(0, 2**32),
+    shuffled=st.booleans(),
+    max_entries=st.sampled_from([1, 3, 800]),
+    max_rows=st.sampled_from([1, 2, 50_000]),
+)
+def test_any_order_batching_repetition_and_interruption_converges_to_the_join(
+    settings: Settings, history_steps: list[Step], seed: int, shuffled: bool, max_entries: int, max_rows: int
+) -> None:
+    # Small enough that a handful of events raises floors and that a post to two followers is one in parts.
+    settings.FEED_MAX_ENTRIES, settings.FEED_BATCH_MAX_ROWS = max_entries, max_rows
+    chance, first_user = random.Random(seed), next(_first_users)
+    users = [first_user + number for number in NUMBERS]
+    facts = history(history_steps, first_user)
+    delivered = facts + chance.choices(facts, k=len(facts) // 3) if facts else []
+    if shuffled:
+        chance.shuffle(delivered)
+
+    worker = ForgetfulWorker(users, chance)
+    worker.deliver(delivered)
+
+    assert worker.dead_letters == []
+    assert {user: feed(user) for user in users} == {user: expected_feed(facts, user) for user in users}
+    assert verification.verify(users).equal
+    events = {fact.event_id for fact in facts}
+    assert ProcessedEvent.objects.filter(event_id__in=events).count() == len(events)
+
+
+def test_a_batch_costs_the_same_queries_whatever_its_size() -> None:
+    follow_all(range(10, 20), followee=1)
+    worker = Worker()
+
+    def queries(posts: int) -> int:
+        batch = [PostCreatedFactory(author_id=author) for author in (1, 2, 3) for _ in range(posts)]
+        with CaptureQueriesContext(connection) as captured:
+            worker.process(*batch)
+        return len(captured)
+
+    queries(1)  # the feeds of new authors
+    assert queries(2) == queries(100)
+    assert feed(10) == feed(1)
+    assert len(feed(1)) == 103
+
+
+def test_each_row_is_counted_once_and_a_redelivery_writes_none() -> None:
+    follow_all(range(10, 20), followee=1)
+    batch = [PostCreatedFactory(author_id=1) for _ in range(5)]
+    before = counted("fanout_rows_total")
+    Worker().process(*batch)
+    assert counted("fanout_rows_total") == before + 5 * 11
+    Worker().process(*batch)
+    assert counted("fanout_rows_total") == before + 5 * 11
+
+
+def test_a_post_under_an_id_of_another_author_is_a_dead_letter_and_its_neighbours_arrive() -> None:
+    taken = PostCreatedFactory(author_id=1)
+    worker = Worker()
+    worker.process(taken)
+    before, after = PostCreatedFactory(author_id=2), PostCreatedFactory(author_id=2)
+    foreign = PostCreatedFactory(author_id=2, post_id=taken.post_id)
+    worker.process(before, foreign, after, other := PostCreatedFactory(author_id=3))
+    assert [type(error) for error in worker.dead_letters] == [InvalidEvent]
+    assert (feed(1), feed(2), feed(3)) == ([taken.post_id], [after.post_id, before.post_id], [other.post_id])
+
+
+def test_a_follow_may_fill_in_more_posts_than_fit_one_transaction(settings: Settings) -> None:
+    settings.FEED_BATCH_MAX_ROWS, settings.FEED_MAX_ENTRIES = 10, 20
+    worker = Worker()
+    worker.process(*[PostCreatedFactory(author_id=1) for _ in range(30)])
+    worker.process(UserFollowedFactory(follower_id=2, followee_id=1))
+    assert worker.dead_letters == []
+    assert len(feed(2)) == 30
+    worker.process(UserUnfollowedFactory(follower_id=2, followee_id=1))
+    assert (worker.dead_letters, feed(2)) == ([], [])
+
+
+# Authors with more followers than fit one transaction --------------------------------------------------------
+
+FOLLOWERS = range(10, 3_510)
+PART = 1_000
+
+
+@pytest.fixture
+def celebrity(settings: Settings) -> PostCreated:
+    """A post of user 1, who has 3,500 followers, where a transaction may write 1,000 rows."""
+    follow_all(FOLLOWERS, followee=1)
+    settings.FEED_BATCH_MAX_ROWS = PART
+    post: PostCreated = PostCreatedFactory(author_id=1)
+    return post
+
+
+def rows_of(post: PostCreated) -> int:
+    return FeedEntry.objects.filter(post_id=post.post_id).count()
+
+
+def stop_at(worker: Worker, wait: int) -> None:
+    """Have the worker told to stop where it looks for the n-th time."""
+    worker.waits = 0
+    worker.stops = lambda: worker.waits == wait
+
+
+def test_between_two_parts_of_a_post_the_worker_stays_in_its_group(celebrity: PostCreated) -> None:
+    worker = Worker()
+    worker.process(celebrity)
+    assert worker.waits == 4
+    assert rows_of(celebrity) == len(FOLLOWERS) + 1
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_a_post_that_a_stopped_worker_left_half_delivered_is_delivered_by_the_next(
+    celebrity: PostCreated, parts: int
+) -> None:
+    leaving, next_one = Worker(), Worker()
+    stop_at(leaving, parts)
+    neighbour = PostCreatedFactory(author_id=2)
+    with pytest.raises(WorkerStopping):
+        leaving.process(celebrity, neighbour)
+    assert rows_of(celebrity) == min(parts * PART, len(FOLLOWERS)) + 1
+    assert not ProcessedEvent.objects.filter(event_id=celebrity.event_id).exists()
+
+    next_one.process(celebrity, neighbour)
+    assert rows_of(celebrity) == len(FOLLOWERS) + 1
+    assert ProcessedEvent.objects.filter(event_id=celebrity.event_id).exists()
+    assert verification.verify().equal
+
+
+def test_a_deletion_that_was_left_half_done_is_done_by_the_next(celebrity: PostCreated) -> None:
+    Worker().process(celebrity)
+    deletion = PostDeletedFactory(author_id=1, post_id=celebrity.post_id)
+    leaving = Worker()
+    stop_at(leaving, 2)
+    with pytest.raises(WorkerStopping):
+        leaving.process(deletion)
+    assert rows_of(celebrity) == len(FOLLOWERS) - 2 * PART
+    assert feed(FOLLOWERS[-1]) == []  # a tombstone is seen at once, in whatever feed its row is left
+    Worker().process(deletion)
+    assert rows_of(celebrity) == 0
+    assert verification.verify().equal
+
+
+def test_who_follows_or_leaves_between_two_parts_of_a_post_gets_it_or_not(celebrity: PostCreated) -> None:
+    early, late, newcomer = FOLLOWERS[5], FOLLOWERS[-5], 5
+    worker = Worker()
+
+    def change_the_audience() -> bool:
+        if worker.waits == 2:
+            Worker().process(
+                UserFollowedFactory(follower_id=newcomer, followee_id=1),
+                UserUnfollowedFactory(follower_id=early, followee_id=1),
+                UserUnfollowedFactory(follower_id=late, followee_id=1),
+            )
+        return False
+
+    worker.stops = change_the_audience
+    worker.process(celebrity)
+    assert (feed(newcomer), feed(early), feed(late)) == ([celebrity.post_id], [], [])
+    assert rows_of(celebrity) == len(FOLLOWERS)
+    assert verification.verify().equal
+
+
+def test_a_post_deleted_between_two_of_its_parts_is_in_nobodys_feed(celebrity: PostCreated) -> None:
+    worker = Worker()
+
+    def delete() -> bool:
+        if worker.waits == 2:
+            Worker().process(PostDeletedFactory(author_id=1, post_id=celebrity.post_id))
+        return False
+
+    worker.stops = delete
+    worker.process(celebrity)
+    assert (rows_of(celebrity), feed(1)) == (0, [])
+    assert verification.verify().equal
+
+
+def test_an_author_who_shrank_between_two_parts_is_finished_all_the_same(
+    celebrity: PostCreated, settings: Settings
+) -> None:
+    settings.FEED_MAX_ENTRIES = 1  # lets many unfollows share a transaction
+    worker = Worker()
+
+    def shrink() -> bool:
+        if worker.waits == 1:
+            Worker().process(*[UserUnfollowedFactory(follower_id=user, followee_id=1) for user in FOLLOWERS[100:]])
+        return False
+
+    worker.stops = shrink
+    worker.process(celebrity)
+    assert Feed.objects.get(user_id=1).follower_count == 100
+    assert rows_of(celebrity) == 101
+    assert verification.verify().equal
+
+
+def test_the_pages_of_all_followers_are_dropped_however_many_they_are(celebrity: PostCreated) -> None:
+    readers = [1, FOLLOWERS[0], FOLLOWERS[PART], FOLLOWERS[-1]]
+    cache.invalidate(readers)
+    assert [read_through_the_cache(user) for user in readers] == [[]] * 4
+    assert {cache.look_up(user).result for user in readers} == {"hit"}
+    Worker().process(celebrity)
+    assert [read_through_the_cache(user) for user in readers] == [[celebrity.post_id]] * 4
+
+
+def test_a_post_among_many_of_large_authors_is_never_part_of_an_oversized_transaction(celebrity: PostCreated) -> None:
+    small = [PostCreatedFactory(author_id=author) for author in range(4, 9)]
+    worker = Worker()
+    worker.process(*small[:2], celebrity, *small[2:])
+    assert worker.waits == 4  # it was worked off in parts, the others were not
+    assert Post.objects.count() == 6
+    assert verification.verify().equal
