@@ -48,7 +48,7 @@ SELECT (SELECT max(follower_id) FROM part), (SELECT count(*) FROM delivered)
 _WITHDRAW = """
 DELETE FROM feed_entries
 USING unnest(%s::bigint[], %s::bigint[]) AS gone (id, author)
-WHERE post_id = id
+WHERE post_id = id AND author_id = author
   AND user_id IN (SELECT follower_id FROM follows WHERE followee_id = author AND active UNION ALL SELECT author)
 """
 
@@ -58,7 +58,8 @@ WITH part AS (
     WHERE followee_id = %(author)s AND active AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), withdrawn AS (
-    DELETE FROM feed_entries USING part WHERE user_id = part.follower_id AND post_id = %(post)s
+    DELETE FROM feed_entries USING part
+    WHERE user_id = part.follower_id AND post_id = %(post)s AND author_id = %(author)s
 )
 SELECT max(follower_id), 0 FROM part
 """
@@ -121,8 +122,8 @@ def withdraw_part(deletion: PostDeleted, resume_after: int | None) -> int | None
         Post.objects.bury([deletion])
         with connection.cursor() as cursor:
             cursor.execute(
-                "DELETE FROM feed_entries WHERE user_id = %s AND post_id = %s",
-                [deletion.author_id, deletion.post_id],
+                "DELETE FROM feed_entries WHERE user_id = %s AND post_id = %s AND author_id = %s",
+                [deletion.author_id, deletion.post_id, deletion.author_id],
             )
     return _part(_WITHDRAW_PART, deletion, resume_after)
 

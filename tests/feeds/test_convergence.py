@@ -95,8 +95,10 @@ def test_a_post_id_of_another_author_is_refused() -> None:
     apply(post)
     with pytest.raises(InvalidEvent, match="another author"), transaction.atomic():
         apply(PostCreatedFactory(author_id=2, post_id=post.post_id))
+    follow_all([3], followee=1)
+    follow_all([1, 3], followee=2)
     apply(PostDeletedFactory(author_id=2, post_id=post.post_id))
-    assert feed(1) == [post.post_id]
+    assert feed(1) == feed(3) == [post.post_id]
 
 
 def test_a_follow_of_a_long_history_raises_the_floor_and_every_post_can_still_be_read(settings: Settings) -> None:

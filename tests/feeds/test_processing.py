@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytest_django import Settings
@@ -86,19 +86,17 @@ def read_through_the_cache(user: int) -> list[int]:
     return page
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    history_steps=st.lists(steps, max_size=40),
-    seed=st.integers(0, 2**32),
-    shuffled=st.booleans(),
-    max_entries=st.sampled_from([1, 3, 800]),
-    max_rows=st.sampled_from([1, 2, 50_000]),
+# Small enough that a handful of events raises floors and that a post to two followers is one in parts.
+limits = st.fixed_dictionaries(
+    {"FEED_MAX_ENTRIES": st.sampled_from([1, 3, 800]), "FEED_BATCH_MAX_ROWS": st.sampled_from([1, 2, 50_000])}
 )
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(steps, max_size=40), st.integers(0, 2**32), st.booleans(), limits)
 def test_any_order_batching_repetition_and_interruption_converges_to_the_join(
-    settings: Settings, history_steps: list[Step], seed: int, shuffled: bool, max_entries: int, max_rows: int
+    history_steps: list[Step], seed: int, shuffled: bool, limits: dict[str, int]
 ) -> None:
-    # Small enough that a handful of events raises floors and that a post to two followers is one in parts.
-    settings.FEED_MAX_ENTRIES, settings.FEED_BATCH_MAX_ROWS = max_entries, max_rows
     chance, first_user = random.Random(seed), next(_first_users)
     users = [first_user + number for number in NUMBERS]
     facts = history(history_steps, first_user)
@@ -107,7 +105,8 @@ def test_any_order_batching_repetition_and_interruption_converges_to_the_join(
         chance.shuffle(delivered)
 
     worker = ForgetfulWorker(users, chance)
-    worker.deliver(delivered)
+    with override_settings(**limits):
+        worker.deliver(delivered)
 
     assert worker.dead_letters == []
     assert {user: feed(user) for user in users} == {user: expected_feed(facts, user) for user in users}
