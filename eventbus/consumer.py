@@ -87,18 +87,21 @@ class EventConsumer:
         Raises `WorkerStopping` when told to stop.
         """
         deadline = time.monotonic() + seconds
+        paused: set[Place] = set()
         try:
             while True:
                 if self._stopping:
                     raise WorkerStopping
                 # Every time round: a partition assigned meanwhile arrives unpaused.
+                paused |= self._assignments.keys()
                 self._consumer.pause(_partitions(self._assignments))
                 left = deadline - time.monotonic()
                 self._keep(self._consumer.poll(max(0.0, min(left, KEEP_ALIVE_SECONDS))))
                 if left <= 0:
                     return
         finally:
-            self._consumer.resume(_partitions(self._assignments))
+            # Also what has left meanwhile: librdkafka would keep it paused if it ever came back.
+            self._consumer.resume(_partitions(paused))
 
     def _take_batch(self) -> list[Record]:
         """Return the records of one poll: at once when there are any, after a second when there are none."""
