@@ -4,6 +4,7 @@ Kafka orders events of a key only within one partition and one living worker. A 
 or a frozen worker that wakes up breaks that order; the lock, held to the end of the transaction, does not.
 """
 
+import time
 from collections.abc import Iterable
 
 from django.db import connection
@@ -15,6 +16,14 @@ SELECT pg_advisory_xact_lock(key) FROM (SELECT DISTINCT unnest(%s::bigint[]) AS 
 """
 _BULK_SHARED = "SELECT pg_advisory_xact_lock_shared(0, %s)"
 _BULK_EXCLUSIVE = "SELECT pg_advisory_xact_lock(0, %s)"
+# Who holds the shared lock is a worker, importing or repairing nothing.
+_WORKERS = """
+SELECT virtualtransaction FROM pg_locks
+WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 2 AND mode = 'ShareLock' AND granted
+  AND pid <> pg_backend_pid() AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_STILL_OPEN = f"SELECT * FROM ({_WORKERS.replace('WHERE', 'WHERE virtualtransaction = ANY(%s) AND', 1)}) AS workers"  # noqa: S608 - constants
+WAIT_STEP_SECONDS = 0.005
 
 
 def acquire_keys(keys: Iterable[int]) -> None:
@@ -22,6 +31,21 @@ def acquire_keys(keys: Iterable[int]) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_BULK_SHARED, [BULK_LOAD])
         cursor.execute(_KEYS, [list(keys)])
+
+
+def join_workers() -> None:
+    """Keep imports and repairs out until the transaction ends, as `acquire_keys` does too."""
+    with connection.cursor() as cursor:
+        cursor.execute(_BULK_SHARED, [BULK_LOAD])
+
+
+def wait_for_workers() -> None:
+    """Return when every worker's transaction that is open now has ended. Keeps nobody out."""
+    with connection.cursor() as cursor:
+        cursor.execute(_WORKERS, [BULK_LOAD])
+        while open_now := cursor.fetchall():
+            time.sleep(WAIT_STEP_SECONDS)
+            cursor.execute(_STILL_OPEN, [[transaction for (transaction,) in open_now], BULK_LOAD])
 
 
 def acquire_bulk_load() -> None:

@@ -28,6 +28,7 @@ worker_stuck_seconds = Gauge(
     multiprocess_mode="max",
 )
 fanout_rows_total = Counter("fanout_rows_total", "Rows written to feed_entries.")
+feed_entries_trimmed_total = Counter("feed_entries_trimmed_total", "Rows of feed_entries dropped below a floor.")
 feed_cache_requests_total = Counter(
     "feed_cache_requests_total", "First-page reads, by what the cache answered.", ["result"]
 )

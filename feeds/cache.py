@@ -1,26 +1,30 @@
 """The cached first page of each feed in Redis, and how it never shows what an invalidation has outdated.
 
-Three rules make that so:
+Four rules make that so:
 
 1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very lease with its
    page. An invalidation deletes the key, lease or page: a reader that loaded before it can store nothing after it.
-2. **Closing.** A worker that cannot reach Redis to invalidate closes the cache in PostgreSQL (`cache_state`) and waits
+2. **Watching.** A post that is pulled invalidates no page, of which there may be millions. Instead a page names the
+   authors it may have to pull from, sealed with a token of each; a new post gives its author a new token, and a page
+   whose seal is broken is a miss.
+3. **Closing.** A worker that cannot reach Redis to invalidate closes the cache in PostgreSQL (`cache_state`) and waits
    `TRUST_SECONDS`, the time for which a process may rely on what it last read there. From then on every process reads
    from PostgreSQL alone. Once Redis answers again, someone opens the cache with a new generation; pages of the old
    one are never read again, whatever Redis kept.
-3. **Run id.** A Redis that restarts from a snapshot brings back pages that were invalidated since. So the server's run
+4. **Run id.** A Redis that restarts from a snapshot brings back pages that were invalidated since. So the server's run
    id is part of each key; and redis-py mends a broken connection silently, so a look-up during which a connection was
    made asks for the run id again.
 """
 
+import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import cache as memoize
-from typing import cast
+from typing import NamedTuple, cast
 
 import structlog
 from django.conf import settings
@@ -37,7 +41,10 @@ CLOSED_AT_LEAST = timedelta(seconds=2 * TRUST_SECONDS)
 LEASE_MS = 5_000
 LOOK_UPS = 3
 KEYS_A_COMMAND = 1_000
+MAX_WATCHED = 1_000
+REFRESH_PATIENCE_SECONDS = 0.25
 
+# A value is a lease, or a page: its seal, the authors it watches, the newest ids, and the body, a line each.
 _LEASE, _PAGE = b"L", b"P"
 
 _STORE = """
@@ -51,14 +58,23 @@ return 0
 log = structlog.get_logger(__name__)
 
 
+class CachedPage(NamedTuple):
+    """The first page of a feed as it is sent, and the ids of the newest posts, as `feeds.views` has made them."""
+
+    newest: bytes
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """What the cache answered: a page (`hit`), the right to store one (`miss`), or neither (`bypass`)."""
 
     result: str
-    page: bytes = b""
+    page: CachedPage | None = None
     key: str = ""
-    lease: bytes = b""
+    replaces: bytes = b""  # what a page to be stored must find in its place
+    era: str = ""
+    seal: bytes = b"\n"  # and the authors it seals
 
 
 BYPASS = Lookup("bypass")
@@ -72,7 +88,7 @@ def look_up(user_id: int) -> Lookup:
         if era is None:
             return BYPASS
         try:
-            lookup = _look_up(_key(user_id, era))
+            lookup = _look_up(user_id, era)
         except RedisError as error:
             _trusted.distrust(error)
             return BYPASS
@@ -81,28 +97,45 @@ def look_up(user_id: int) -> Lookup:
     return BYPASS
 
 
-def store(lookup: Lookup, page: bytes) -> bool:
-    """Store the page under the lease of `lookup`; False if an invalidation came between, or Redis is away."""
-    if not lookup.lease:
-        return False
+def watch(lookup: Lookup, authors: Sequence[int]) -> Lookup:
+    """Return `lookup` for a page that watches `authors`; to be called before what goes into the page is read."""
+    if not (authors and lookup.replaces):
+        return lookup
+    if len(authors) > MAX_WATCHED:
+        return BYPASS
     try:
-        return bool(_redis().eval(_STORE, 1, lookup.key, lookup.lease, _PAGE + page, settings.FEED_CACHE_TTL))
+        tokens = _tokens(authors, lookup.era, make=True)
+    except RedisError as error:
+        _trusted.distrust(error)
+        return BYPASS
+    return replace(lookup, seal=_sealed(authors, tokens))
+
+
+def store(lookup: Lookup, page: CachedPage) -> bool:
+    """Store the page in place of what `lookup` found; False if an invalidation came between, or Redis is away."""
+    if not lookup.replaces:
+        return False
+    value = b"\n".join([_PAGE + lookup.seal, *page])
+    try:
+        return bool(_redis().eval(_STORE, 1, lookup.key, lookup.replaces, value, settings.FEED_CACHE_TTL))
     except RedisError as error:
         _trusted.distrust(error)
         return False
 
 
-def invalidate(user_ids: Sequence[int]) -> None:
-    """Drop the pages and leases of these users; call it after the commit of what changes their feeds.
+def invalidate(user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
+    """Make void the pages and leases of these users, and all pages that watch these authors.
 
-    Returns only when no reader can see an outdated page any more. Raises `DatabaseError`.
+    Call it after the commit of what changes their feeds. Returns only when no reader can see an outdated page any
+    more. Raises `DatabaseError`.
     """
     # Read after the commit: a reader that stores in a later era than this one has loaded after it too.
     state = _read_state()
     if state.closed_at is not None:
+        wait_until_noticed(state.closed_at)
         return
     try:
-        _unlink(user_ids, _era(state))
+        _void(user_ids, authors, _era(state))
     except RedisError as error:
         log.warning("cache_unreachable", error=str(error))
         close()
@@ -113,24 +146,70 @@ def close() -> None:
 
     For changes to more feeds than are worth naming. The cache opens again by itself after a moment.
     """
+    mark_closed()
+    wait_until_noticed()
+
+
+def mark_closed() -> None:
+    """Close the cache with the commit of the current transaction; whoever commits then calls `wait_until_noticed`."""
     CacheState.objects.update_or_create(id=1, defaults={"closed_at": Now()})
     log.info("cache_closed")
-    time.sleep(TRUST_SECONDS)
 
 
-def _look_up(key: str) -> Lookup:
+def wait_until_noticed(closed_at: datetime | None = None) -> None:
+    """Wait until no process relies on a cache that was closed at `closed_at`, by default just now."""
+    passed = (timezone.now() - closed_at).total_seconds() if closed_at else 0.0
+    time.sleep(min(max(TRUST_SECONDS - passed, 0.0), TRUST_SECONDS))
+
+
+def _look_up(user_id: int, era: str) -> Lookup:
+    key = _key(user_id, era)
     value = cast(bytes | None, _redis().get(key))
     if value is None:
         lease = _LEASE + uuid.uuid4().bytes
         taken = _redis().set(key, lease, nx=True, px=LEASE_MS)
-        return Lookup("miss", key=key, lease=lease if taken else b"")
-    if value[:1] == _PAGE:
-        return Lookup("hit", page=value[1:])
-    return Lookup("miss")
+        return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
+    if value[:1] != _PAGE:
+        return Lookup("miss")
+    seal, authors, newest, body = value[1:].split(b"\n", 3)
+    if seal and not _is_whole(seal, [int(author) for author in authors.split(b",")], era):
+        return Lookup("miss", key=key, era=era, replaces=value)
+    return Lookup("hit", page=CachedPage(newest, body), key=key, era=era, replaces=value, seal=seal + b"\n" + authors)
 
 
-def _unlink(user_ids: Sequence[int], era: str) -> None:
+def _is_whole(seal: bytes, authors: Sequence[int], era: str) -> bool:
+    tokens = _tokens(authors, era, make=False)
+    return None not in tokens and _sealed(authors, tokens).startswith(seal)
+
+
+def _sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:
+    digest = hashlib.blake2b(b"".join(token or b"" for token in tokens), digest_size=16).hexdigest()
+    return f"{digest}\n{','.join(map(str, authors))}".encode()
+
+
+def _tokens(authors: Sequence[int], era: str, *, make: bool) -> list[bytes | None]:
+    """Return the token of each author; one that is missing is made, or None."""
+    keys = [_author_key(author, era) for author in authors]
+    tokens = cast(list[bytes | None], _redis().mget(keys))
+    missing = [key for key, token in zip(keys, tokens, strict=True) if token is None]
+    if not (missing and make):
+        return tokens
     pipeline = _redis().pipeline(transaction=False)
+    for key in missing:
+        pipeline.set(key, uuid.uuid4().bytes, nx=True, ex=_token_ttl())
+    pipeline.execute()
+    return cast(list[bytes | None], _redis().mget(keys))
+
+
+def _token_ttl() -> int:
+    # A page that outlives the token of an author it watches is a miss, no more.
+    return 2 * cast(int, settings.FEED_CACHE_TTL)
+
+
+def _void(user_ids: Sequence[int], authors: Collection[int], era: str) -> None:
+    pipeline = _redis().pipeline(transaction=False)
+    for author in authors:
+        pipeline.set(_author_key(author, era), uuid.uuid4().bytes, ex=_token_ttl())
     for start in range(0, len(user_ids), KEYS_A_COMMAND):
         pipeline.unlink(*[_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]])
     pipeline.execute()
@@ -164,21 +243,30 @@ def _era(state: CacheState) -> str:
 
 
 class _Trusted:
-    """The era as this process last read it, never relied on for longer than `TRUST_SECONDS`."""
+    """The era as this process last read it, never relied on for longer than `TRUST_SECONDS`.
+
+    With one exception: without PostgreSQL nothing can change a feed either, so what was true a moment ago still is.
+    """
 
     def __init__(self) -> None:
         self._era: str | None = None
         self._until = 0.0
+        self._unreadable = False
         self._lock = threading.Lock()
 
     def era(self) -> str | None:
         """Return the era whose pages count, or None while the cache is closed or Redis is away."""
         if time.monotonic() < self._until:
             return self._era
-        with self._lock:
+        # One thread asks. With PostgreSQL away that takes its connection time-out, for which nobody else waits.
+        if not self._lock.acquire(timeout=0 if self._unreadable else REFRESH_PATIENCE_SECONDS):
+            return self._era if self._unreadable else None
+        try:
             if time.monotonic() >= self._until:
-                self._refresh(time.monotonic() + TRUST_SECONDS)
+                self._refresh()
             return self._era
+        finally:
+            self._lock.release()
 
     def still(self, era: str) -> bool:
         """Ask again at once, and tell whether the era is the same."""
@@ -188,19 +276,21 @@ class _Trusted:
     def distrust(self, error: RedisError) -> None:
         """Do without Redis for a moment: each read that waits for a dead one costs its time-out."""
         log.warning("cache_unreachable", error=str(error))
-        with self._lock:
-            self._era, self._until = None, time.monotonic() + TRUST_SECONDS
+        self._era, self._until = None, time.monotonic() + TRUST_SECONDS
 
-    def _refresh(self, until: float) -> None:
+    def _refresh(self) -> None:
+        until = time.monotonic() + TRUST_SECONDS
         try:
             state = _read_state()
             self._era = None if state.closed_at is not None else _era(state)
+            self._unreadable = False
         except RedisError as error:
             log.warning("cache_unreachable", error=str(error))
             self._era = None
-        except DatabaseError:
-            # Without PostgreSQL nothing can change a feed either: what was true a moment ago still is.
-            log.warning("cache_state_unreadable")
+        except DatabaseError as error:
+            log.warning("cache_state_unreadable", error=str(error))
+            self._unreadable = True
+            until = time.monotonic() + TRUST_SECONDS
         self._until = until
 
 
@@ -231,3 +321,7 @@ def _on_connect(connection: Connection) -> None:
 def _key(user_id: int, era: str) -> str:
     # The braces keep a user's keys on one node of a Redis cluster.
     return f"feed:{{{user_id}}}:{era}"
+
+
+def _author_key(author_id: int, era: str) -> str:
+    return f"author:{{{author_id}}}:{era}"

@@ -1,19 +1,29 @@
-"""Fan-out on write: a post becomes one row in the feed of each follower and of its author.
+"""Fan-out: how a post reaches the feeds of its author and of their followers.
+
+- **push** (on write): one row in the feed of each, but for the feeds that rest;
+- **pull** (on read): no row at all; readers merge the post in, and their cached pages watch its author;
+- **hybrid**: push for authors of fewer than `FEED_PUSH_MAX_FOLLOWERS` followers, pull for the others.
+
+The choice is made once, when the post is stored, and kept with it. So an author who crosses the threshold, or a
+changed setting, loses and doubles nothing.
 
 Raw SQL because the rows of a whole batch must be written by one statement, sorted by the primary key: that is about
 1.5 times as fast as post by post, and far from anything an ORM could do row by row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from django.conf import settings
 from django.db import connection
 
 from eventbus import metrics
 from eventbus.exceptions import InvalidEvent
+from eventbus.snowflake import MAX_ID
 from feeds.models import Feed
 from posts.events import PostCreated, PostDeleted
-from posts.models import Post
+from posts.models import Fanout, Post
+
+NEVER = MAX_ID  # more followers than there can be
 
 # `feed_entries` of a post can only exist once its row in `posts` does, and all changes for an author happen under
 # the author's lock. So rows of a post stored in this very transaction cannot clash, and the plain form is safe;
@@ -22,9 +32,11 @@ _DELIVER = """
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower_id, post_id, author_id
 FROM unnest(%s::bigint[], %s::bigint[]) AS new (post_id, author_id)
-JOIN follows ON followee_id = author_id AND active
+JOIN follows ON followee_id = author_id AND active AND NOT idle
 UNION ALL
-SELECT author_id, post_id, author_id FROM unnest(%s::bigint[], %s::bigint[]) AS own (post_id, author_id)
+SELECT author_id, post_id, author_id
+FROM unnest(%s::bigint[], %s::bigint[]) AS own (post_id, author_id)
+JOIN feeds ON user_id = author_id AND NOT idle
 ORDER BY 1, 2
 """
 _DELIVER_CAREFULLY = _DELIVER + "ON CONFLICT DO NOTHING"
@@ -33,12 +45,12 @@ _DELIVER_CAREFULLY = _DELIVER + "ON CONFLICT DO NOTHING"
 _DELIVER_PART = """
 WITH part AS (
     SELECT follower_id FROM follows
-    WHERE followee_id = %(author)s AND active AND follower_id > %(after)s
+    WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), delivered AS (
     INSERT INTO feed_entries (user_id, post_id, author_id)
     SELECT follower_id, %(post)s, %(author)s FROM part
-    WHERE EXISTS (SELECT FROM posts WHERE id = %(post)s AND deleted_event_id IS NULL)
+    WHERE EXISTS (SELECT FROM posts WHERE id = %(post)s AND deleted_event_id IS NULL AND fanout = 0)
     ON CONFLICT DO NOTHING
     RETURNING 1
 )
@@ -48,14 +60,15 @@ SELECT (SELECT max(follower_id) FROM part), (SELECT count(*) FROM delivered)
 _WITHDRAW = """
 DELETE FROM feed_entries
 USING unnest(%s::bigint[], %s::bigint[]) AS gone (id, author)
-WHERE post_id = id AND author_id = author
-  AND user_id IN (SELECT follower_id FROM follows WHERE followee_id = author AND active UNION ALL SELECT author)
+WHERE post_id = id AND author_id = author AND user_id IN (
+    SELECT follower_id FROM follows WHERE followee_id = author AND active AND NOT idle UNION ALL SELECT author
+)
 """
 
 _WITHDRAW_PART = """
 WITH part AS (
     SELECT follower_id FROM follows
-    WHERE followee_id = %(author)s AND active AND follower_id > %(after)s
+    WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), withdrawn AS (
     DELETE FROM feed_entries USING part
@@ -64,34 +77,30 @@ WITH part AS (
 SELECT max(follower_id), 0 FROM part
 """
 
+# From now on readers look for posts of these authors when they read; see `feeds.cache` for what the time is for.
+_WATCH = "UPDATE feeds SET pulled_since = now() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
+
 
 def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
-    """Store `posts` and put each into its feeds. `careful`: their rows may exist already."""
-    targets = {post.post_id: post.author_id for post in posts}
-    new = Post.objects.store(posts)
-    careful = careful or len(new) < len(posts)
-    if careful:
-        targets = _stored(posts)
-    columns = [list(targets), list(targets.values())] * 2
-    with connection.cursor() as cursor:
-        cursor.execute(_DELIVER_CAREFULLY if careful else _DELIVER, columns)
-        metrics.fanout_rows_total.inc(cursor.rowcount)
-
-
-def _stored(posts: Sequence[PostCreated]) -> dict[int, int]:
-    """Return author by id of those of `posts` that are not deleted. Raises `InvalidEvent` on a foreign id."""
-    stored = Post.objects.in_bulk([post.post_id for post in posts])
-    for post in posts:
-        if stored[post.post_id].author_id != post.author_id:
-            raise InvalidEvent(f"Post {post.post_id} belongs to another author.")
-    return {post.id: post.author_id for post in stored.values() if post.deleted_event_id is None}
+    """Store `posts` and put those that are pushed into their feeds. `careful`: their rows may exist already."""
+    pulled = _pulled_authors([post.author_id for post in posts])
+    new = Post.objects.store(posts, pulled)
+    _watch(pulled)
+    targets, statement = {post.post_id: post.author_id for post in posts if post.author_id not in pulled}, _DELIVER
+    if careful or len(new) < len(posts):
+        targets, statement = _stored_to_push(posts), _DELIVER_CAREFULLY
+    if targets:
+        with connection.cursor() as cursor:
+            cursor.execute(statement, [list(targets), list(targets.values())] * 2)
+            metrics.fanout_rows_total.inc(cursor.rowcount)
 
 
 def withdraw(deletions: Sequence[PostDeleted]) -> None:
-    """Leave tombstones of the posts and take them out of every feed."""
+    """Leave tombstones of the posts, and take those that were pushed out of every feed."""
     Post.objects.bury(deletions)
+    pushed = _pushed(deletions)
     with connection.cursor() as cursor:
-        cursor.execute(_WITHDRAW, [[d.post_id for d in deletions], [d.author_id for d in deletions]])
+        cursor.execute(_WITHDRAW, [[d.post_id for d in pushed], [d.author_id for d in pushed]])
 
 
 def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
@@ -99,27 +108,34 @@ def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
 
     Each call writes at most `FEED_BATCH_MAX_ROWS` rows and may be repeated.
     """
-    if resume_after is None:
-        _deliver_to_author(post)
+    if resume_after is None and not _deliver_to_author(post):
+        return None
     return _part(_DELIVER_PART, post, resume_after)
 
 
-def _deliver_to_author(post: PostCreated) -> None:
-    Post.objects.store([post])
-    _stored([post])
+def _deliver_to_author(post: PostCreated) -> bool:
+    """Store the post and put it into its author's own feed; tell whether it is to be pushed to the followers too."""
+    pulled = _pulled_authors([post.author_id])
+    Post.objects.store([post], pulled)
+    _watch(pulled)
+    if not _stored_to_push([post]):
+        return False
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO feed_entries (user_id, post_id, author_id) "
-            "SELECT author_id, id, author_id FROM posts WHERE id = %s AND deleted_event_id IS NULL "
+            "SELECT user_id, %s, user_id FROM feeds WHERE user_id = %s AND NOT idle "
             "ON CONFLICT DO NOTHING",
-            [post.post_id],
+            [post.post_id, post.author_id],
         )
+    return True
 
 
 def withdraw_part(deletion: PostDeleted, resume_after: int | None) -> int | None:
     """Take one post out of the next followers' feeds; return the last of them, or None when all are done."""
     if resume_after is None:
         Post.objects.bury([deletion])
+        if not _pushed([deletion]):
+            return None
         with connection.cursor() as cursor:
             cursor.execute(
                 "DELETE FROM feed_entries WHERE user_id = %s AND post_id = %s AND author_id = %s",
@@ -142,6 +158,48 @@ def _part(statement: str, fact: PostCreated | PostDeleted, resume_after: int | N
     return part[0]
 
 
-def follower_counts(author_ids: Sequence[int]) -> dict[int, int]:
+def pulled_from() -> int:
+    """Return the number of followers from which on new posts of an author are left to be pulled by readers."""
+    match settings.FEED_STRATEGY:
+        case "pull":
+            return 0
+        case "hybrid":
+            threshold: int = settings.FEED_PUSH_MAX_FOLLOWERS
+            return threshold
+    return NEVER
+
+
+def follower_counts(author_ids: Iterable[int]) -> dict[int, int]:
     """Return how many followers each author has; authors without a row have none and are left out."""
     return dict(Feed.objects.filter(user_id__in=set(author_ids)).values_list("user_id", "follower_count"))
+
+
+def _pulled_authors(author_ids: Sequence[int]) -> set[int]:
+    counts = follower_counts(author_ids)
+    return {author_id for author_id in author_ids if counts.get(author_id, 0) >= pulled_from()}
+
+
+def _watch(authors: Iterable[int]) -> None:
+    if authors := sorted(authors):
+        with connection.cursor() as cursor:
+            cursor.execute(_WATCH, [authors])
+
+
+def _stored_to_push(posts: Sequence[PostCreated]) -> dict[int, int]:
+    """Return author by id of those of `posts` that are pushed and not deleted. Raises `InvalidEvent` on foreign ids."""
+    stored = Post.objects.in_bulk([post.post_id for post in posts])
+    for post in posts:
+        if stored[post.post_id].author_id != post.author_id:
+            raise InvalidEvent(f"Post {post.post_id} belongs to another author.")
+    return {
+        post.id: post.author_id
+        for post in stored.values()
+        if post.deleted_event_id is None and post.fanout == Fanout.PUSH
+    }
+
+
+def _pushed(deletions: Sequence[PostDeleted]) -> list[PostDeleted]:
+    """Return the deletions of posts that may have rows in feeds."""
+    pushed = Post.objects.filter(id__in=[deletion.post_id for deletion in deletions], fanout=Fanout.PUSH)
+    ids = set(pushed.values_list("id", flat=True))
+    return [deletion for deletion in deletions if deletion.post_id in ids]

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db import connection
 
 from eventbus import metrics
+from feeds import fanout
 from feeds.events import UserFollowed, UserUnfollowed
 
 Pair = tuple[int, int]  # follower, followee
@@ -21,11 +22,13 @@ WHERE active
 """  # noqa: S608 - composed of constants
 
 _WRITE = """
-INSERT INTO follows (follower_id, followee_id, active, event_id)
-SELECT follower, followee, %(active)s, event
+INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
+SELECT follower, followee, %(active)s, feeds.idle, event
 FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[]) AS new (follower, followee, event)
+JOIN feeds ON user_id = follower
 ORDER BY 1, 2
-ON CONFLICT (follower_id, followee_id) DO UPDATE SET active = EXCLUDED.active, event_id = EXCLUDED.event_id
+ON CONFLICT (follower_id, followee_id) DO UPDATE
+SET active = EXCLUDED.active, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
 WHERE follows.event_id <= EXCLUDED.event_id
 RETURNING follower_id, followee_id
 """
@@ -57,8 +60,12 @@ USING {_PAIRS} AS pair (follower, followee)
 WHERE user_id = follower AND author_id = followee
 """  # noqa: S608 - composed of constants
 
+# An author who comes to be pulled is watched by readers from now on, so that the first such post finds them ready.
 _COUNT = """
-UPDATE feeds SET follower_count = follower_count + change
+UPDATE feeds SET
+    follower_count = follower_count + change,
+    pulled_since = CASE WHEN follower_count + change >= %(pulled_from)s THEN coalesce(pulled_since, now())
+        ELSE pulled_since END
 FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::bigint[]) AS one (followee) GROUP BY 1)
     AS changes
 WHERE user_id = followee
@@ -125,7 +132,7 @@ def _write(facts: Sequence[UserFollowed] | Sequence[UserUnfollowed], *, active: 
 
 def _count(pairs: Sequence[Pair], *, step: int) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(_COUNT, {**_columns(pairs), "step": step})
+        cursor.execute(_COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()})
 
 
 def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
@@ -137,14 +144,13 @@ def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
 
 _AUDIENCE = """
 SELECT DISTINCT follower_id FROM follows
-WHERE followee_id = ANY(%(authors)s) AND active AND follower_id > %(after)s
+WHERE followee_id = ANY(%(authors)s) AND active AND NOT idle AND follower_id > %(after)s
 ORDER BY follower_id LIMIT %(limit)s
 """
 
 
-def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
-    """Yield, in bounded lists, every user whose feed shows posts of `authors`, and `others`."""
-    yield list(authors | others)
+def audience(authors: set[int]) -> Iterator[list[int]]:
+    """Yield, in bounded lists, the followers of `authors` whose feeds do not rest."""
     after, limit = 0, settings.FEED_BATCH_MAX_ROWS
     while authors:
         with connection.cursor() as cursor:

@@ -80,11 +80,13 @@ def apply(events: Sequence[Event], *, careful: bool, resume_after: int | None) -
 
 
 def invalidate(events: Sequence[Event]) -> None:
-    """Drop the cached first page of every feed that `events` change."""
+    """Make the cached first page of every feed that `events` change void."""
     facts = [to_fact(event) for event in events]
     authors = {fact.author_id for fact in facts if isinstance(fact, PostCreated | PostDeleted)}
     followers = {fact.follower_id for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)}
-    for users in follows.audience(authors, followers):
+    watched, by_every_page = Feed.objects.watched_among(authors)
+    cache.invalidate(list(authors | followers), watched)
+    for users in follows.audience(authors - by_every_page):
         cache.invalidate(users)
 
 
@@ -116,8 +118,11 @@ def _is_oversized(event: Event) -> bool:
 
 def _rows(event: Event, followers: dict[int, int]) -> int:
     """Return how many feed rows `event` may change."""
+    count = followers.get(event.key, 0)
+    if event.type == PostCreated.TYPE and count >= fanout.pulled_from():
+        return 1
     if event.type in POSTS:
-        return followers.get(event.key, 0) + 1
+        return count + 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
 
@@ -146,7 +151,7 @@ def _author(fact: Any) -> int:
 
 
 def _ensure_feeds(facts: Facts) -> None:
-    """Give everyone concerned a row in `feeds`, in id order so that workers cannot deadlock."""
+    """Give everyone concerned a row in `feeds`."""
     users = {_author(fact) for fact in facts}
     users |= {fact.follower_id for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)}
-    Feed.objects.bulk_create([Feed(user_id=user) for user in sorted(users)], ignore_conflicts=True)
+    Feed.objects.ensure(users)

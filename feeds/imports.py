@@ -10,6 +10,7 @@ from eventbus import locks, node_lease
 from eventbus.csvfiles import BadLine
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
+from feeds import cache, fanout
 
 
 class Imported(NamedTuple):
@@ -22,9 +23,12 @@ _COPY = "COPY staged_follows FROM STDIN"
 
 # A pair that is active already keeps its event id, so that importing a file twice changes nothing.
 _MERGE = """
-INSERT INTO follows (follower_id, followee_id, active, event_id)
-SELECT DISTINCT follower_id, followee_id, true, %s::bigint FROM staged_follows ORDER BY 1, 2
-ON CONFLICT (follower_id, followee_id) DO UPDATE SET active = true, event_id = EXCLUDED.event_id
+INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
+SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), %s::bigint
+FROM staged_follows LEFT JOIN feeds ON user_id = follower_id
+ORDER BY 1, 2
+ON CONFLICT (follower_id, followee_id) DO UPDATE
+SET active = true, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
 WHERE NOT follows.active AND follows.event_id < EXCLUDED.event_id
 """
 
@@ -34,8 +38,11 @@ SELECT follower_id FROM staged_follows UNION SELECT followee_id FROM staged_foll
 ON CONFLICT DO NOTHING
 """
 
+# The cache is closed with this, so no page is left that does not watch those who come to be pulled.
 _COUNTS = """
-UPDATE feeds SET follower_count = counted.n
+UPDATE feeds SET
+    follower_count = counted.n,
+    pulled_since = CASE WHEN counted.n >= %s THEN coalesce(pulled_since, 'epoch') ELSE pulled_since END
 FROM (
     SELECT followee_id, count(*) AS n FROM follows
     WHERE active AND followee_id IN (SELECT followee_id FROM staged_follows) GROUP BY 1
@@ -64,7 +71,8 @@ WHERE user_id = newest.follower_id AND floor < newest.id
 def import_follows(pairs: Iterable[tuple[int, int]]) -> Imported:
     """Make all `pairs` (follower, followee) active, or none of them when reading them fails.
 
-    Workers wait during the merge, so no post can fall between an import and a fan-out.
+    Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
+    commit; call `cache.wait_until_noticed` afterwards.
     """
     event_id = node_lease.next_id()
     with connection.cursor() as cursor:
@@ -78,8 +86,10 @@ def import_follows(pairs: Iterable[tuple[int, int]]) -> Imported:
         cursor.execute(_MERGE, [event_id])
         new = cursor.rowcount
         cursor.execute(_FEEDS)
-        cursor.execute(_COUNTS)
+        cursor.execute(_COUNTS, [fanout.pulled_from()])
         cursor.execute(_RAISE_FLOORS, [event_id])
+    if new:
+        cache.mark_closed()
     return Imported(lines, new)
 
 

@@ -2,14 +2,31 @@
 
 `feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now. `feed_entries` only makes it
 fast: the rows above `feeds.floor` of u are exactly the pushed part of that join above the floor, and nobody reads
-rows at or below it.
+rows at or below it. A feed whose reader stays away rests: its floor is `RESTING`, and the fan-out leaves it out.
 """
 
 import secrets
+from collections.abc import Collection
+from datetime import timedelta
 
-from django.db import models
+from django.conf import settings
+from django.db import connection, models
+from django.db.models.functions import Now
+from django.utils import timezone
 
+from eventbus.snowflake import MAX_ID
 from posts.pagination import Position
+
+CLOCK_SKEW_SECONDS = 60
+RESTING = MAX_ID  # the floor of a feed of which nothing is materialised
+
+
+_PULLED_BY = """
+SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
+WHERE follower_id = %(user)s AND active
+UNION ALL
+SELECT user_id FROM feeds WHERE user_id = %(user)s AND pulled_since IS NOT NULL
+"""
 
 
 class FollowQuerySet(models.QuerySet["Follow"]):
@@ -21,6 +38,12 @@ class FollowQuerySet(models.QuerySet["Follow"]):
         """Return up to `limit` of those the user follows beyond `position`, nearest to it first (one index scan)."""
         return self.filter(follower_id=user_id)._page("followee_id", position, limit)
 
+    def pulled_by(self, user_id: int) -> list[int]:
+        """Return those the user follows, or is, whose posts may have to be pulled (one look-up a followee)."""
+        with connection.cursor() as cursor:
+            cursor.execute(_PULLED_BY, {"user": user_id})
+            return [author for (author,) in cursor.fetchall()]
+
     def _page(self, column: str, position: Position, limit: int) -> list[int]:
         beyond = {f"{column}__{'gt' if position.newer else 'lte'}": position.id}
         users = self.filter(active=True, **beyond).order_by(column if position.newer else f"-{column}")
@@ -30,13 +53,15 @@ class FollowQuerySet(models.QuerySet["Follow"]):
 class Follow(models.Model):
     """One user following another; `event_id` is the event that last changed it, and the highest one wins.
 
-    An unfollow keeps the row inactive, so that a late or replayed follow from before it changes nothing.
+    An unfollow keeps the row inactive, so that a late or replayed follow from before it changes nothing. `idle` repeats
+    `feeds.idle` of the follower, so that the fan-out finds whom to write for in one index.
     """
 
     pk = models.CompositePrimaryKey("follower_id", "followee_id")
     follower_id = models.BigIntegerField()
     followee_id = models.BigIntegerField()
     active = models.BooleanField(default=True, db_default=True)
+    idle = models.BooleanField(default=False, db_default=False)
     event_id = models.BigIntegerField()
 
     objects = FollowQuerySet.as_manager()
@@ -44,27 +69,82 @@ class Follow(models.Model):
     class Meta:
         db_table = "follows"
         indexes = [
-            # The fan-out reads the followers of an author from this index alone.
             models.Index(
                 fields=["followee_id", "follower_id"],
                 condition=models.Q(active=True),
                 name="follows_by_followee",
-            )
+            ),
+            # The fan-out reads the followers to write for from this index alone.
+            models.Index(
+                fields=["followee_id", "follower_id"],
+                condition=models.Q(active=True, idle=False),
+                name="follows_to_deliver",
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.follower_id} → {self.followee_id}"
 
 
+_ENSURE = """
+INSERT INTO feeds (user_id)
+SELECT id FROM unnest(%s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
+ORDER BY 1
+ON CONFLICT DO NOTHING
+"""
+
+
+_NOTE_READ = """
+UPDATE feeds SET last_read_at = now(), rebuild_wanted = floor = %s WHERE user_id = %s RETURNING floor
+"""
+
+
+class FeedQuerySet(models.QuerySet["Feed"]):
+    def ensure(self, user_ids: Collection[int]) -> None:
+        """Give each user a row; in id order, so that workers cannot deadlock."""
+        with connection.cursor() as cursor:
+            cursor.execute(_ENSURE, [list(user_ids)])
+
+    def note_read(self, user_id: int) -> int | None:
+        """Remember that the feed is read, and that it is to be materialised if it rests; return its floor."""
+        with connection.cursor() as cursor:
+            cursor.execute(_NOTE_READ, [RESTING, user_id])
+            row: tuple[int] | None = cursor.fetchone()
+        return row[0] if row else None
+
+    def watched_among(self, author_ids: Collection[int]) -> tuple[set[int], set[int]]:
+        """Return which of the authors cached pages watch: those of some readers, and those of all their readers.
+
+        A page cached before an author was pulled for the first time does not watch them, but no page lives as long
+        as `FEED_CACHE_TTL` seconds.
+        """
+        pulled = self.filter(user_id__in=author_ids, pulled_since__isnull=False)
+        oldest_page = timezone.now() - timedelta(seconds=settings.FEED_CACHE_TTL + CLOCK_SKEW_SECONDS)
+        since = dict(pulled.annotate(old=models.Q(pulled_since__lt=oldest_page)).values_list("user_id", "old"))
+        return set(since), {author_id for author_id, old in since.items() if old}
+
+
 class Feed(models.Model):
-    """One row a user: from where up the feed is materialised, and how many followers the user has."""
+    """One row a user: what of the feed is materialised, when it was last read, and what the user is as an author."""
 
     user_id = models.BigIntegerField(primary_key=True)
-    floor = models.BigIntegerField(default=0, db_default=0)
+    floor = models.BigIntegerField(default=0, db_default=0, help_text="the feed is materialised above this post id")
+    idle = models.BooleanField(default=False, db_default=False, help_text="the fan-out leaves this feed out")
+    last_read_at = models.DateTimeField(db_default=Now(), help_text="at most an hour behind the last read")
+    rebuild_wanted = models.BooleanField(default=False, db_default=False)
     follower_count = models.BigIntegerField(default=0, db_default=0)
+    pulled_since = models.DateTimeField(
+        null=True, help_text="from when on posts of this author may be left to be pulled by readers"
+    )
+
+    objects = FeedQuerySet.as_manager()
 
     class Meta:
         db_table = "feeds"
+        indexes = [
+            models.Index(fields=["user_id"], condition=models.Q(pulled_since__isnull=False), name="feeds_pulled"),
+            models.Index(fields=["user_id"], condition=models.Q(rebuild_wanted=True), name="feeds_to_rebuild"),
+        ]
 
     def __str__(self) -> str:
         return f"feed of {self.user_id}"
@@ -83,6 +163,21 @@ class FeedEntry(models.Model):
 
     def __str__(self) -> str:
         return f"post {self.post_id} in the feed of {self.user_id}"
+
+
+class Housekeeping(models.Model):
+    """The single row that says where the walk over all feeds stands; see `feeds.housekeeping`."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    last_user_id = models.BigIntegerField(default=0)
+    due_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "housekeeping"
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="housekeeping_single_row")]
+
+    def __str__(self) -> str:
+        return f"walked up to {self.last_user_id}"
 
 
 def new_generation() -> int:

@@ -3,123 +3,223 @@
     expected(u) = pushed, undeleted posts above floor(u) by u and by everyone u follows
     stored(u)   = feed_entries of u above floor(u)
 
-Each query is one statement, hence one snapshot, so it is true also while workers run. A post to more followers than
-fit one transaction (`FEED_BATCH_MAX_ROWS`) shows as missing until its fan-out is through.
+Users are taken in ranges; each comparison is one statement, hence one snapshot, so it is true also while workers run.
+A post to more followers than fit one transaction (`FEED_BATCH_MAX_ROWS`) shows as missing until its fan-out is through.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
 from eventbus import locks
+from eventbus.snowflake import MAX_ID
+from feeds import cache
+from feeds.models import RESTING, Feed
 
-_USERS = "(%(all)s OR user_id = ANY(%(users)s))"
+# What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
+ROWS_A_RANGE = 1_000_000
+WORK_MEM = "256MB"
+SHOWN = 20
 
-_EXPECTED = f"""
+
+class Scope(NamedTuple):
+    """The users above `after` up to `up_to`; of them only `users`, if that is not None."""
+
+    after: int = 0
+    up_to: int = MAX_ID
+    users: list[int] | None = None
+
+    def sql(self, column: str) -> str:
+        condition = f"{column} > %(after)s AND {column} <= %(up_to)s"
+        return condition if self.users is None else f"{condition} AND {column} = ANY(%(users)s)"
+
+
+_EXPECTED = """
 SELECT reader AS user_id, posts.id AS post_id, posts.author_id
 FROM (
     SELECT follower_id AS reader, followee_id AS author FROM follows WHERE active
     UNION ALL
-    SELECT DISTINCT author_id, author_id FROM posts
+    SELECT user_id, user_id FROM feeds
 ) AS reads
-JOIN posts ON posts.author_id = reads.author AND deleted_event_id IS NULL AND fanout = 0
 LEFT JOIN feeds ON feeds.user_id = reader
-WHERE posts.id > coalesce(floor, 0) AND {_USERS.replace("user_id", "reader")}
-"""  # noqa: S608 - composed of constants
+JOIN posts ON posts.author_id = reads.author AND deleted_event_id IS NULL AND fanout = 0 AND id > coalesce(floor, 0)
+WHERE coalesce(floor, 0) < {resting} AND {scope}
+"""
 
-_STORED = f"""
+_STORED = """
 SELECT entry.user_id, entry.post_id, entry.author_id
 FROM feed_entries AS entry LEFT JOIN feeds ON feeds.user_id = entry.user_id
-WHERE entry.post_id > coalesce(floor, 0) AND {_USERS.replace("user_id", "entry.user_id")}
-"""  # noqa: S608 - composed of constants
+WHERE entry.post_id > coalesce(floor, 0) AND {scope}
+"""
 
-_MISSING = f"({_EXPECTED}) EXCEPT ALL ({_STORED})"
-_EXTRA = f"({_STORED}) EXCEPT ({_EXPECTED})"
-_DUPLICATE = f"""
-SELECT user_id, post_id, min(author_id) FROM ({_STORED}) AS stored GROUP BY 1, 2 HAVING count(*) > 1
-"""  # noqa: S608 - composed of constants
+_PAIRS = """
+WITH pairs AS (
+    SELECT
+        CASE WHEN stored.post_id IS NULL THEN 'missing' WHEN expected.post_id IS NULL THEN 'extra' ELSE 'equal' END
+            AS kind,
+        user_id, post_id, author_id
+    FROM ({expected}) AS expected FULL JOIN ({stored}) AS stored USING (user_id, post_id, author_id)
+)
+"""
+_COUNT = "SELECT kind, count(*) FROM pairs GROUP BY 1"
+_FIRST = "SELECT kind, user_id, post_id, author_id FROM pairs WHERE kind <> 'equal' ORDER BY 1, 2, 3 LIMIT 20"
 
-_WRONG_COUNTS = f"""
-SELECT coalesce(user_id, followee_id) AS user_id FROM feeds
-FULL JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active GROUP BY 1) AS counted ON followee_id = user_id
-WHERE follower_count IS DISTINCT FROM coalesce(n, 0) AND {_USERS.replace("user_id", "coalesce(user_id, followee_id)")}
-"""  # noqa: S608 - composed of constants
+_DUPLICATES = "SELECT user_id, post_id FROM feed_entries WHERE {scope} GROUP BY 1, 2 HAVING count(*) > 1"
 
-SHOWN = 20
+_REMOVE_EXTRA = """
+DELETE FROM feed_entries USING pairs
+WHERE kind = 'extra' AND feed_entries.user_id = pairs.user_id AND feed_entries.post_id = pairs.post_id
+"""
+_ADD_MISSING = """
+INSERT INTO feed_entries (user_id, post_id, author_id)
+SELECT user_id, post_id, author_id FROM pairs WHERE kind = 'missing' ORDER BY 1, 2
+"""
+
+# Users of whom `feeds` or `follows` does not say what it must: no row, a wrong number of followers, a feed at rest
+# that the fan-out serves or the other way round, an author with pulled posts whom no reader watches.
+_WRONG_STATES = """
+SELECT user_id FROM (
+    SELECT coalesce(feeds.user_id, one.id) AS user_id,
+        feeds.user_id IS NULL OR follower_count <> coalesce(followers.n, 0) OR (idle AND floor < {resting})
+            OR (pulled_since IS NULL AND pulled.author_id IS NOT NULL) OR differing.follower_id IS NOT NULL AS wrong
+    FROM feeds
+    FULL JOIN (SELECT author_id FROM posts UNION SELECT follower_id FROM follows UNION SELECT followee_id FROM follows)
+        AS one (id) ON one.id = feeds.user_id
+    LEFT JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active GROUP BY 1) AS followers
+        ON followee_id = feeds.user_id
+    LEFT JOIN (SELECT DISTINCT author_id FROM posts WHERE deleted_event_id IS NULL AND fanout = 1) AS pulled
+        ON pulled.author_id = feeds.user_id
+    LEFT JOIN (
+        SELECT DISTINCT follower_id FROM follows JOIN feeds ON user_id = follower_id WHERE follows.idle <> feeds.idle
+    ) AS differing ON differing.follower_id = feeds.user_id
+) AS states
+WHERE wrong AND {scope}
+"""
+_MEND_STATES = """
+INSERT INTO feeds (user_id, follower_count, pulled_since)
+SELECT
+    id, (SELECT count(*) FROM follows WHERE followee_id = id AND active),
+    (SELECT now() FROM posts WHERE author_id = id AND deleted_event_id IS NULL AND fanout = 1 LIMIT 1)
+FROM unnest(%(wrong)s::bigint[]) AS wrong (id) ORDER BY 1
+ON CONFLICT (user_id) DO UPDATE SET
+    follower_count = EXCLUDED.follower_count,
+    pulled_since = coalesce(feeds.pulled_since, EXCLUDED.pulled_since),
+    floor = CASE WHEN feeds.idle THEN {resting} ELSE feeds.floor END
+"""
+_MEND_FOLLOWS = """
+UPDATE follows SET idle = feeds.idle FROM feeds
+WHERE user_id = follower_id AND user_id = ANY(%(wrong)s) AND follows.idle <> feeds.idle
+"""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One kind of difference: how many rows, the first of them, and whose feeds they are in."""
-
-    kind: str
-    count: int
-    first: Sequence[tuple[int, int, int]]  # user, post, author
-    users: frozenset[int]
+class Difference(NamedTuple):
+    kind: str  # missing, extra or duplicate
+    user_id: int
+    post_id: int
+    author_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
-    entries: int
-    missing: Difference
-    extra: Difference
-    duplicate: Difference
-    wrong_follower_counts: int
+    """What `verify` has found: how much of what, and the first differences."""
+
+    entries: int = 0
+    missing: int = 0
+    extra: int = 0
+    duplicate: int = 0
+    wrong_states: int = 0
+    first: list[Difference] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
-        return not (self.missing.count or self.extra.count or self.duplicate.count or self.wrong_follower_counts)
+        return not (self.missing or self.extra or self.duplicate or self.wrong_states)
 
 
-def verify(users: Sequence[int] | None = None) -> Report:
-    """Compare the stored feeds of `users` (None: all) with their definition."""
-    return Report(
-        entries=_count(_STORED, users),
-        missing=_difference("missing", _MISSING, users),
-        extra=_difference("extra", _EXTRA, users),
-        duplicate=_difference("duplicate", _DUPLICATE, users),
-        wrong_follower_counts=_count(_WRONG_COUNTS, users),
-    )
+Track = Callable[[Sequence[Scope]], Iterable[Scope]]
+
+
+def verify(users: Sequence[int] | None = None, track: Track = iter) -> Report:
+    """Compare the stored feeds of `users` (None: all) with their definition; `track` goes through the ranges."""
+    report = Report(wrong_states=len(_wrong_states(users)))
+    for scope in track(scopes(users)):
+        _verify(scope, report)
+    return report
+
+
+def repair(users: Sequence[int] | None = None, track: Track = iter) -> None:
+    """Make the stored feeds of `users` (None: all) equal to their definition; for each range in turn workers wait.
+
+    Every page cached so far is void, and no longer shown, when this returns.
+    """
+    _repair_states(users)
+    for scope in track(scopes(users)):
+        _repair(scope)
+    cache.wait_until_noticed()
+
+
+def scopes(users: Sequence[int] | None = None) -> list[Scope]:
+    """Divide the users into ranges of about `ROWS_A_RANGE` rows."""
+    if users is not None:
+        return [Scope(users=list(users))]
+    step = _users_a_range()
+    ends: list[int] = []
+    feeds = Feed.objects.order_by("user_id").values_list("user_id", flat=True)
+    while end := feeds.filter(user_id__gt=ends[-1] if ends else 0)[step - 1 : step].first():
+        ends.append(end)
+    return [Scope(after, up_to) for after, up_to in zip([0, *ends], [*ends, MAX_ID], strict=True)]
+
+
+def _users_a_range() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'feed_entries'::regclass")
+        rows: int = cursor.fetchone()[0]
+    return max(1, Feed.objects.count() * ROWS_A_RANGE // max(rows, ROWS_A_RANGE))
 
 
 @transaction.atomic
-def repair(users: Sequence[int] | None = None) -> None:
-    """Make the stored feeds of `users` (None: all) equal to their definition; workers wait meanwhile."""
+def _verify(scope: Scope, report: Report) -> None:
+    counts = dict(_run(_PAIRS + _COUNT, scope))
+    report.entries += counts.get("equal", 0) + counts.get("extra", 0)
+    report.missing += counts.get("missing", 0)
+    report.extra += counts.get("extra", 0)
+    duplicates = _run(_DUPLICATES, scope)
+    report.duplicate += len(duplicates)
+    if room := SHOWN - len(report.first):
+        report.first += [Difference("duplicate", user, post, 0) for user, post in duplicates][:room]
+        if counts.keys() - {"equal"}:
+            report.first += [Difference(*row) for row in _run(_PAIRS + _FIRST, scope)][:room]
+
+
+@transaction.atomic
+def _repair(scope: Scope) -> None:
     locks.acquire_bulk_load()
-    for statement in _repairs():
-        with connection.cursor() as cursor:
-            cursor.execute(statement, _values(users))
+    _run(_PAIRS + _REMOVE_EXTRA, scope)
+    _run(_PAIRS + _ADD_MISSING, scope)
+    cache.mark_closed()
 
 
-def _repairs() -> Iterator[str]:
-    yield f"""
-        DELETE FROM feed_entries USING ({_EXTRA}) AS extra
-        WHERE feed_entries.user_id = extra.user_id AND feed_entries.post_id = extra.post_id
-    """  # noqa: S608 - composed of constants
-    yield f"INSERT INTO feed_entries (user_id, post_id, author_id) {_MISSING} ORDER BY 1, 2 ON CONFLICT DO NOTHING"
-    yield f"""
-        INSERT INTO feeds (user_id, follower_count)
-        SELECT user_id, (SELECT count(*) FROM follows WHERE followee_id = user_id AND active)
-        FROM ({_WRONG_COUNTS}) AS wrong ORDER BY 1
-        ON CONFLICT (user_id) DO UPDATE SET follower_count = EXCLUDED.follower_count
-    """  # noqa: S608 - composed of constants
-
-
-def _difference(kind: str, query: str, users: Sequence[int] | None) -> Difference:
+@transaction.atomic
+def _repair_states(users: Sequence[int] | None) -> None:
+    locks.acquire_bulk_load()
+    wrong = _wrong_states(users)
     with connection.cursor() as cursor:
-        cursor.execute(query, _values(users))
-        rows = cursor.fetchall()
-    return Difference(kind, len(rows), sorted(rows)[:SHOWN], frozenset(row[0] for row in rows))
+        cursor.execute(_MEND_STATES.format(resting=RESTING), {"wrong": wrong})
+        cursor.execute(_MEND_FOLLOWS, {"wrong": wrong})
+    cache.mark_closed()
 
 
-def _count(query: str, users: Sequence[int] | None) -> int:
+@transaction.atomic
+def _wrong_states(users: Sequence[int] | None) -> list[int]:
+    return [user_id for (user_id,) in _run(_WRONG_STATES, Scope(users=None if users is None else list(users)))]
+
+
+def _run(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
+    expected = _EXPECTED.format(resting=RESTING, scope=scope.sql("reader"))
+    stored = _STORED.format(scope=scope.sql("entry.user_id"))
+    filled = statement.format(expected=expected, stored=stored, resting=RESTING, scope=scope.sql("user_id"))
     with connection.cursor() as cursor:
-        cursor.execute(f"SELECT count(*) FROM ({query}) AS counted", _values(users))  # noqa: S608 - constants
-        count: int = cursor.fetchone()[0]
-    return count
-
-
-def _values(users: Sequence[int] | None) -> dict[str, Any]:
-    return {"all": users is None, "users": list(users or [])}
+        cursor.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
+        cursor.execute(filled, scope._asdict())
+        return cursor.fetchall() if cursor.description else []

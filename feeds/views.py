@@ -1,28 +1,35 @@
 """The feed and follow API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
 from django.http import HttpResponse
-from drf_spectacular.utils import extend_schema
-from rest_framework.exceptions import PermissionDenied
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.exceptions import ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from eventbus import metrics
-from feeds import cache, services, timeline
+from eventbus.snowflake import MAX_ID
+from feeds import cache, services
+from feeds.cache import CachedPage, Lookup
 from feeds.events import FollowFact
 from feeds.models import Follow
+from feeds.timeline import Reader
 from posts import pagination
 from posts.errors import Unprocessable
+from posts.models import PostRow
 from posts.pagination import Page, Position
 from posts.principal import principal
-from posts.schemas import AcceptedSchema, PostList, UserList
+from posts.schemas import AcceptedSchema, NewPostsSchema, PostList, UserList
 from posts.views import IDEMPOTENCY, PAGING, accepted, event_headers, list_response, post_json, write_ids
 
 READ_ANY_FEED = "feeds:read"
+NEWEST_COUNTED = 100
+SINCE = OpenApiParameter("since", str, required=True, description="a post id; 0 counts from the first post")
+_MORE = "+"
 
 
 class FeedView(APIView):
@@ -31,12 +38,27 @@ class FeedView(APIView):
         """Read a feed, newest first. `X-Cache` says whether the first page came from the cache."""
         _require_reader(request, user_id)
         position, limit = pagination.position_of(request), pagination.limit_of(request)
-        if position != pagination.START or limit != pagination.DEFAULT_LIMIT:
-            body, result = _render(_page(user_id, position, limit)), "bypass"
+        if position == pagination.START and limit == pagination.DEFAULT_LIMIT:
+            page, lookup = _first_page(user_id)
+            body, result = page.body, lookup.result
         else:
-            body, result = _first_page(user_id)
+            body, result = _render(_page(Reader(user_id), position, limit)), "bypass"
         metrics.feed_cache_requests_total.labels(result).inc()
         return HttpResponse(_with_links(request, body), content_type="application/json", headers={"X-Cache": result})
+
+
+class NewPostsView(APIView):
+    @extend_schema(parameters=[SINCE], responses={200: NewPostsSchema})
+    def get(self, request: Request, user_id: int) -> HttpResponse:
+        """Tell how many posts of a feed are newer than `since`, up to 100, and which is the newest."""
+        _require_reader(request, user_id)
+        since = _since(request)
+        page, lookup = _first_page(user_id)
+        ids, more = _newest_ids(page)
+        if more and ids[-1] > since:
+            ids = _remember_newest(user_id, page, lookup)
+        body = {"count": sum(1 for post_id in ids if post_id > since), "newest_id": str(ids[0]) if ids else None}
+        return HttpResponse(orjson.dumps(body), content_type="application/json", headers={"X-Cache": lookup.result})
 
 
 class FollowView(APIView):
@@ -81,18 +103,32 @@ def _require_reader(request: Request, user_id: int) -> None:
         raise PermissionDenied(f"Reading someone else's feed needs the scope {READ_ANY_FEED}.", code="not_your_feed")
 
 
-def _first_page(user_id: int) -> tuple[bytes, str]:
-    """Return the first page and how it was had: cached, or read and cached on the way (cache-aside)."""
+def _since(request: Request) -> int:
+    text = request.GET.get("since", "")
+    if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
+        return int(text)
+    raise ParseError("since must be a post id.", code="invalid_since")
+
+
+def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:
+    """Return the first page and what the cache answered: it was there, or is read and cached on the way."""
     lookup = cache.look_up(user_id)
-    if lookup.result == "hit":
-        return lookup.page, "hit"
-    body = _render(_page(user_id, pagination.START, pagination.DEFAULT_LIMIT))
-    cache.store(lookup, body)
-    return body, lookup.result
+    if lookup.page:
+        return lookup.page, lookup
+    reader = Reader(user_id)
+    lookup = cache.watch(lookup, reader.pulled_authors)
+    page = _page(reader, pagination.START, pagination.DEFAULT_LIMIT)
+    cached = CachedPage(_newest(page.rows, more=page.next is not None), _render(page))
+    # Nobody invalidates the page of a feed that rests.
+    if not reader.rests:
+        cache.store(lookup, cached)
+    return cached, lookup
 
 
-def _page(user_id: int, position: Position, limit: int) -> Page:
-    return pagination.paginate(partial(timeline.read, user_id), lambda row: row.id, position, limit)
+def _page(reader: Reader, position: Position, limit: int) -> Page:
+    page = pagination.paginate(reader.read, lambda row: row.id, position, limit)
+    reader.note()
+    return page
 
 
 # A rendered page is the cursors of its neighbours and the JSON of its rows; the links depend on the host name that the
@@ -102,6 +138,25 @@ def _page(user_id: int, position: Position, limit: int) -> Page:
 def _render(page: Page) -> bytes:
     cursors = [position.encode() if position else "" for position in (page.next, page.previous)]
     return b"\n".join([*(cursor.encode() for cursor in cursors), orjson.dumps([post_json(row) for row in page.rows])])
+
+
+def _newest(rows: Sequence[PostRow], *, more: bool) -> bytes:
+    """Return the ids of the newest posts, with a sign at the end if that is not all and not yet `NEWEST_COUNTED`."""
+    return ",".join([str(row.id) for row in rows] + [_MORE] * more).encode()
+
+
+def _newest_ids(page: CachedPage) -> tuple[list[int], bool]:
+    ids = page.newest.decode().split(",") if page.newest else []
+    more = ids[-1:] == [_MORE]
+    return [int(post_id) for post_id in (ids[:-1] if more else ids)], more
+
+
+def _remember_newest(user_id: int, page: CachedPage, lookup: Lookup) -> list[int]:
+    """Read as many ids as are ever counted, and keep them with the cached page."""
+    rows = Reader(user_id).read(pagination.START, NEWEST_COUNTED)
+    if lookup.result == "hit":
+        cache.store(lookup, page._replace(newest=_newest(rows, more=False)))
+    return [row.id for row in rows]
 
 
 def _with_links(request: Request, body: bytes) -> bytes:

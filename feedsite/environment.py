@@ -15,6 +15,8 @@ from feedsite.embedded import addresses
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 POSITIVE = validate.Range(min=1)
+# Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
+MAX_CACHE_TTL = 43_200
 REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
 RATE = validate.Regexp(
     r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z", error="Must be a number a time, such as 60/min."
@@ -54,12 +56,14 @@ def _read(env: Env) -> dict[str, Any]:
         # Kafka
         **_kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded)),
         # Feeds
-        "FEED_STRATEGY": env.str("FEED_STRATEGY", "push", validate=validate.OneOf(["push"])),
+        "FEED_STRATEGY": env.str("FEED_STRATEGY", "hybrid", validate=validate.OneOf(["push", "pull", "hybrid"])),
+        "FEED_PUSH_MAX_FOLLOWERS": env.int("FEED_PUSH_MAX_FOLLOWERS", 10_000, validate=POSITIVE),
         "FEED_MAX_ENTRIES": env.int("FEED_MAX_ENTRIES", 800, validate=validate.Range(min=100)),
         "FEED_BATCH_MAX_EVENTS": env.int("FEED_BATCH_MAX_EVENTS", 500, validate=validate.Range(1, 5_000)),
         "FEED_BATCH_MAX_WAIT_MS": env.int("FEED_BATCH_MAX_WAIT_MS", 5, validate=validate.Range(0, 10_000)),
         "FEED_BATCH_MAX_ROWS": env.int("FEED_BATCH_MAX_ROWS", 50_000, validate=validate.Range(min=1_000)),
-        "FEED_CACHE_TTL": env.int("FEED_CACHE_TTL", 3_600, validate=POSITIVE),
+        "FEED_IDLE_DAYS": env.int("FEED_IDLE_DAYS", 30, validate=POSITIVE),
+        "FEED_CACHE_TTL": env.int("FEED_CACHE_TTL", 3_600, validate=validate.Range(1, MAX_CACHE_TTL)),
         "DLQ_FLOOD_COUNT": env.int("DLQ_FLOOD_COUNT", 500, validate=POSITIVE),
         "DLQ_FLOOD_SECONDS": env.int("DLQ_FLOOD_SECONDS", 60, validate=POSITIVE),
         "DLQ_MAX_REPLAYS": env.int("DLQ_MAX_REPLAYS", 5, validate=POSITIVE),

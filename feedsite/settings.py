@@ -176,10 +176,12 @@ KAFKA_QUEUE_MAX_MESSAGES = ENV["KAFKA_QUEUE_MAX_MESSAGES"]
 
 # Feeds -------------------------------------------------------------------------------------------------------
 FEED_STRATEGY = ENV["FEED_STRATEGY"]
+FEED_PUSH_MAX_FOLLOWERS = ENV["FEED_PUSH_MAX_FOLLOWERS"]
 FEED_MAX_ENTRIES = ENV["FEED_MAX_ENTRIES"]
 FEED_BATCH_MAX_EVENTS = ENV["FEED_BATCH_MAX_EVENTS"]
 FEED_BATCH_MAX_WAIT_MS = ENV["FEED_BATCH_MAX_WAIT_MS"]
 FEED_BATCH_MAX_ROWS = ENV["FEED_BATCH_MAX_ROWS"]
+FEED_IDLE_DAYS = ENV["FEED_IDLE_DAYS"]
 FEED_CACHE_TTL = ENV["FEED_CACHE_TTL"]
 
 # Dead letters -------------------------------------------------------------------------------------------------

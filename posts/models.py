@@ -1,6 +1,6 @@
 """The `posts` table and its query vocabulary."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -59,14 +59,17 @@ class PostQuerySet(models.QuerySet["Post"]):
         )
         return [PostRow(*row) for row in posts.values_list(*PostRow._fields)[:limit]]
 
-    def store(self, posts: Sequence[PostCreated]) -> set[int]:
-        """Insert `posts` in one statement; return the ids that were new (an existing row, or tombstone, stays)."""
+    def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
+        """Insert `posts` in one statement; return the ids that were new (an existing row, or tombstone, stays).
+
+        Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
+        """
         columns: list[list[Any]] = [
             [post.post_id for post in posts],
             [post.author_id for post in posts],
             [post.content for post in posts],
             [post.created_at for post in posts],
-            [Fanout.PUSH.value for _post in posts],
+            [(Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts],
         ]
         with connection.cursor() as cursor:
             cursor.execute(_INSERT, columns)
@@ -106,7 +109,14 @@ class Post(models.Model):
                 models.F("id").desc(),
                 condition=models.Q(deleted_event_id__isnull=True),
                 name="posts_by_author",
-            )
+            ),
+            # Serves readers who merge pulled posts into their feed; pushed posts cost it nothing.
+            models.Index(
+                "author_id",
+                models.F("id").desc(),
+                condition=models.Q(deleted_event_id__isnull=True, fanout=1),
+                name="posts_pulled",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -39,3 +39,8 @@ class UserSchema(serializers.Serializer[object]):
 
 class UserList(ListSchema):
     results = UserSchema(many=True)
+
+
+class NewPostsSchema(serializers.Serializer[object]):
+    count = serializers.IntegerField(max_value=100)
+    newest_id = serializers.CharField(allow_null=True)

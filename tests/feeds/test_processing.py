@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.conf import settings as django_settings
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,10 +15,14 @@ from pytest_django import Settings
 
 from eventbus.exceptions import InvalidEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
-from feeds import cache, verification
+from feeds import cache, housekeeping, verification
+from feeds.cache import CachedPage
 from feeds.models import Feed, FeedEntry
+from feeds.rebuild import rebuild
+from feeds.timeline import Reader
 from posts.events import PostCreated
 from posts.models import Post
+from posts.pagination import START
 from tests.eventbus.events import counted
 from tests.factories import (
     PostCreatedFactory,
@@ -58,8 +63,26 @@ class ForgetfulWorker(Worker):
             for _ in range(self.chance.choice([1, 1, 1, 2])):
                 read_through_the_cache(self.chance.choice(self.users))
                 self._process_to_its_end(batch)
+            self._keep_house()
             for user in self.users:
                 assert read_through_the_cache(user) == feed(user)[:3], "a page in the cache is stale"
+
+    def _keep_house(self) -> None:
+        """Do at random what happens beside the events, none of which may change a feed."""
+        user = self.chance.choice(self.users)
+        match self.chance.choice(["trim", "rest", "rebuild", "return", "strategy"]):
+            case "trim":
+                step_over(self.users)
+            case "rest":
+                put_to_rest(user)
+            case "rebuild":
+                rebuild([user])
+            case "return":
+                read_through_the_cache(user)
+                housekeeping.rebuild_wanted()
+            case "strategy":
+                django_settings.FEED_STRATEGY = self.chance.choice(["push", "pull", "hybrid"])
+                django_settings.FEED_PUSH_MAX_FOLLOWERS = self.chance.choice([1, 2, 3])
 
     def _process_to_its_end(self, batch: Sequence[Any]) -> None:
         while True:
@@ -79,16 +102,38 @@ class ForgetfulWorker(Worker):
 def read_through_the_cache(user: int) -> list[int]:
     """Read a short first page as the view does."""
     lookup = cache.look_up(user)
-    if lookup.result == "hit":
-        return [int(post) for post in lookup.page.decode().split()]
-    page = feed(user)[:3]
-    cache.store(lookup, " ".join(map(str, page)).encode())
+    if lookup.page:
+        return [int(post) for post in lookup.page.body.decode().split()]
+    reader = Reader(user)
+    lookup = cache.watch(lookup, reader.pulled_authors)
+    page = [row.id for row in reader.read(START, 3)]
+    reader.note()
+    if not reader.rests:
+        cache.store(lookup, CachedPage(b"", " ".join(map(str, page)).encode()))
     return page
+
+
+@transaction.atomic
+def step_over(users: Sequence[int]) -> None:
+    """Trim these users' feeds, and put those to rest that nobody reads."""
+    housekeeping.tidy(users)
+
+
+def put_to_rest(user: int) -> None:
+    """Let so much time pass without a read of the feed that it is put to rest."""
+    cache.invalidate([user])  # its page is long gone by then
+    Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
+    step_over([user])
 
 
 # Small enough that a handful of events raises floors and that a post to two followers is one in parts.
 limits = st.fixed_dictionaries(
-    {"FEED_MAX_ENTRIES": st.sampled_from([1, 3, 800]), "FEED_BATCH_MAX_ROWS": st.sampled_from([1, 2, 50_000])}
+    {
+        "FEED_STRATEGY": st.sampled_from(["push", "pull", "hybrid"]),
+        "FEED_PUSH_MAX_FOLLOWERS": st.sampled_from([1, 2, 3]),
+        "FEED_MAX_ENTRIES": st.sampled_from([1, 3, 800]),
+        "FEED_BATCH_MAX_ROWS": st.sampled_from([1, 2, 50_000]),
+    }
 )
 
 

@@ -31,5 +31,5 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"Cannot read {file}: {error.strerror or error}.") from error
         if done.new_follows:
-            cache.close()
+            cache.wait_until_noticed()
         self.stdout.write(f"{done.lines} follows read, {done.new_follows} new")

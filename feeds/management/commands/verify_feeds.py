@@ -2,12 +2,14 @@
 
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand
+from tqdm import tqdm
 
-from feeds import cache, verification
-from feeds.verification import Report
+from feeds import verification
+from feeds.verification import Report, Scope
 
 
 class Command(BaseCommand):
@@ -18,24 +20,27 @@ class Command(BaseCommand):
         parser.add_argument("--repair", action="store_true", help="make them equal; workers wait meanwhile")
 
     def handle(self, *_args: Any, user: list[int] | None, repair: bool, **_options: Any) -> None:
-        report = verification.verify(user)
+        report = verification.verify(user, _progress)
         self._print(report)
         if repair and not report.equal:
-            verification.repair(user)
-            cache.close()
+            verification.repair(user, _progress)
             self.stdout.write("repaired; now:")
-            report = verification.verify(user)
+            report = verification.verify(user, _progress)
             self._print(report)
         if not report.equal:
             sys.exit(1)
 
     def _print(self, report: Report) -> None:
-        for difference in (report.missing, report.extra, report.duplicate):
-            for user_id, post_id, author_id in difference.first:
-                self.stdout.write(f"{difference.kind}: post {post_id} by {author_id} in the feed of {user_id}")
-            if difference.count > len(difference.first):
-                self.stdout.write(f"{difference.kind}: … and {difference.count - len(difference.first)} more")
+        for kind, user_id, post_id, author_id in report.first:
+            self.stdout.write(f"{kind}: post {post_id} by {author_id} in the feed of {user_id}")
+        more = report.missing + report.extra + report.duplicate - len(report.first)
+        if more > 0:
+            self.stdout.write(f"… and {more} more")
         self.stdout.write(
-            f"{report.entries} entries checked: {report.missing.count} missing, {report.extra.count} extra, "
-            f"{report.duplicate.count} duplicate; {report.wrong_follower_counts} wrong follower counts"
+            f"{report.entries} entries checked: {report.missing} missing, {report.extra} extra, "
+            f"{report.duplicate} duplicate; {report.wrong_states} wrong follower counts or states"
         )
+
+
+def _progress(scopes: Sequence[Scope]) -> Iterable[Scope]:
+    return tqdm(scopes, unit=" ranges", disable=None)

@@ -1,0 +1,150 @@
+"""What is done for feeds off the hot path: rebuild those whose readers came back, trim, put to rest.
+
+Every `run_fanout` does it in a thread of its own, sharing the work: a walk over all feeds whose place is kept in
+`housekeeping`, and a queue, `feeds.rebuild_wanted`. Feeds are right without any of it; it makes them cheap.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Self
+
+import structlog
+from django.conf import settings
+from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from eventbus import locks, metrics
+from feeds.models import RESTING, Feed, Housekeeping
+from feeds.rebuild import rebuild
+
+POLL_SECONDS = 1.0
+STOP_SECONDS = 5.0
+REBUILDS_A_ROUND = 20
+USERS_A_STEP = 100
+# The walk sleeps so many times as long as it worked, and this long at the end of each round.
+REST_FACTOR = 9
+ROUND_SECONDS = 10.0
+
+_NEXT = "SELECT user_id FROM feeds WHERE user_id > %s ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED"
+
+# The floor goes to the first row past the cap; then what is at or below it is garbage.
+_RAISE_FLOORS = """
+UPDATE feeds SET floor = cut.post_id
+FROM (
+    SELECT user_id, (
+        SELECT post_id FROM feed_entries AS entry WHERE entry.user_id = feeds.user_id AND post_id > floor
+        ORDER BY post_id DESC OFFSET %(cap)s LIMIT 1
+    ) AS post_id
+    FROM feeds WHERE user_id = ANY(%(users)s)
+) AS cut
+WHERE feeds.user_id = cut.user_id AND cut.post_id IS NOT NULL
+"""
+
+_DROP_GARBAGE = """
+DELETE FROM feed_entries USING (
+    SELECT garbage.user_id, garbage.post_id FROM feeds CROSS JOIN LATERAL (
+        SELECT user_id, post_id FROM feed_entries AS entry WHERE entry.user_id = feeds.user_id AND post_id <= floor
+        ORDER BY post_id LIMIT %(limit)s
+    ) AS garbage
+    WHERE feeds.user_id = ANY(%(users)s)
+) AS garbage
+WHERE feed_entries.user_id = garbage.user_id AND feed_entries.post_id = garbage.post_id
+"""
+
+_REST = """
+WITH resting AS (
+    UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false
+    WHERE user_id = ANY(%(users)s) AND NOT idle AND last_read_at < %(read_before)s
+    RETURNING user_id
+)
+UPDATE follows SET idle = true FROM resting WHERE follower_id = user_id AND NOT follows.idle
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class Housekeeper:
+    """Keeps house in a thread of its own; use it as a context manager. Failures are logged and tried again."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stopping.set()
+        # The transaction in hand takes milliseconds; cut off by the end of the process, it is rolled back.
+        self._thread.join(timeout=STOP_SECONDS)
+
+    def _run(self) -> None:
+        pause = POLL_SECONDS
+        while not self._stopping.wait(pause):
+            pause = POLL_SECONDS
+            try:
+                close_old_connections()
+                rebuild_wanted()
+                pause = min(walk(), POLL_SECONDS)
+            except DatabaseError as error:
+                log.warning("housekeeping_failed", error=str(error))
+            except Exception:
+                log.exception("housekeeping_failed")
+        connection.close()
+
+
+def rebuild_wanted() -> int:
+    """Rebuild some of the feeds whose readers came back; return how many."""
+    users = list(Feed.objects.filter(rebuild_wanted=True).values_list("user_id", flat=True)[:REBUILDS_A_ROUND])
+    if users:
+        rebuild(users)
+        log.info("feeds_rebuilt", count=len(users))
+    return len(users)
+
+
+def walk() -> float:
+    """Take a step of the walk if it is due and nobody else is at it; return the seconds until the next."""
+    Housekeeping.objects.get_or_create(id=1)
+    with transaction.atomic():
+        locks.join_workers()
+        place = Housekeeping.objects.select_for_update(skip_locked=True).filter(due_at__lte=Now()).first()
+        if place is None:
+            return POLL_SECONDS
+        started = time.monotonic()
+        users = _lock_next(place.last_user_id)
+        tidy(users)
+        pause = REST_FACTOR * (time.monotonic() - started) if users else ROUND_SECONDS
+        place.last_user_id = users[-1] if users else 0
+        place.due_at = timezone.now() + timedelta(seconds=pause)
+        place.save()
+    return pause
+
+
+def tidy(user_ids: Sequence[int]) -> None:
+    """Put those of the feeds to rest that nobody reads, trim the others, and drop rows that nobody reads.
+
+    Within a transaction that holds their rows in `feeds`. Deletes at most `FEED_BATCH_MAX_ROWS` rows; the rest is for
+    the next time.
+    """
+    values = {
+        "users": list(user_ids),
+        "resting": RESTING,
+        "read_before": timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS),
+        "cap": settings.FEED_MAX_ENTRIES,
+        "limit": max(1, settings.FEED_BATCH_MAX_ROWS // USERS_A_STEP),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_REST, values)
+        cursor.execute(_RAISE_FLOORS, values)
+        cursor.execute(_DROP_GARBAGE, values)
+        metrics.feed_entries_trimmed_total.inc(cursor.rowcount)
+
+
+def _lock_next(after: int) -> list[int]:
+    with connection.cursor() as cursor:
+        cursor.execute(_NEXT, [after, USERS_A_STEP])
+        return [user_id for (user_id,) in cursor.fetchall()]

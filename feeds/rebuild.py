@@ -1,0 +1,91 @@
+"""Materialising a feed anew: after its reader was away, or by hand. Online: neither readers nor the fan-out wait.
+
+Lowering a floor is the one delicate step, for above it not a single post may be missing:
+
+    include the feed in the fan-out → wait for every transaction that may not have seen that → fill, lower the floor
+
+A crash between these leaves the floor where it was: the feed is right, and the next read asks for it again.
+"""
+
+from collections.abc import Sequence
+
+from django.conf import settings
+from django.db import connection, transaction
+
+from eventbus import locks
+from feeds import cache
+from feeds.models import Feed
+
+_INCLUDE_FEED = "UPDATE feeds SET idle = false WHERE user_id = %s AND idle"
+_INCLUDE_FOLLOWS = "UPDATE follows SET idle = false WHERE follower_id = %s AND idle"
+
+# One statement, hence one snapshot: rows that the fan-out adds meanwhile are neither seen nor touched. Of posts that
+# are being deleted this waits for the outcome, and the deletion of one found here waits for its row.
+_FILL = """
+WITH authors AS (
+    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND active UNION ALL SELECT %(user)s
+), nearest AS (
+    SELECT author, near.id FROM authors CROSS JOIN LATERAL (
+        SELECT id FROM posts WHERE author_id = author AND deleted_event_id IS NULL AND fanout = 0
+        ORDER BY id DESC LIMIT 1
+    ) AS near
+    ORDER BY near.id DESC LIMIT %(cap)s + 1
+), farthest AS (
+    SELECT min(id) AS id FROM nearest HAVING count(*) = %(cap)s + 1
+), found AS (
+    SELECT near.id FROM nearest CROSS JOIN LATERAL (
+        SELECT id FROM posts WHERE author_id = author AND deleted_event_id IS NULL AND fanout = 0
+          AND id >= coalesce((SELECT id FROM farthest), 0)
+        ORDER BY id DESC LIMIT %(cap)s + 1
+    ) AS near
+    ORDER BY near.id DESC LIMIT %(cap)s + 1
+), floor AS (
+    SELECT coalesce((SELECT min(id) FROM found HAVING count(*) = %(cap)s + 1), 0) AS id
+), wanted AS (
+    SELECT id, author_id FROM posts
+    WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND deleted_event_id IS NULL
+    ORDER BY id FOR SHARE
+), gone AS (
+    DELETE FROM feed_entries WHERE user_id = %(user)s AND post_id NOT IN (SELECT id FROM wanted)
+), lowered AS (
+    UPDATE feeds SET floor = (SELECT id FROM floor), rebuild_wanted = false WHERE user_id = %(user)s
+)
+INSERT INTO feed_entries (user_id, post_id, author_id) SELECT %(user)s, id, author_id FROM wanted ORDER BY 1, 2
+ON CONFLICT DO NOTHING
+"""
+
+
+def rebuild(user_ids: Sequence[int]) -> None:
+    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed, and nothing else. May be repeated.
+
+    A transaction a feed. Raises `DatabaseError`.
+    """
+    for user_id in user_ids:
+        _include(user_id)
+    locks.wait_for_workers()
+    for user_id in user_ids:
+        _fill(user_id)
+    cache.invalidate(user_ids)
+
+
+@transaction.atomic
+def _include(user_id: int) -> None:
+    _lock(user_id)
+    with connection.cursor() as cursor:
+        cursor.execute(_INCLUDE_FEED, [user_id])
+        cursor.execute(_INCLUDE_FOLLOWS, [user_id])
+
+
+@transaction.atomic
+def _fill(user_id: int) -> None:
+    feed = _lock(user_id)
+    # It may have been put to rest again meanwhile.
+    if feed is not None and not feed.idle:
+        with connection.cursor() as cursor:
+            cursor.execute(_FILL, {"user": user_id, "cap": settings.FEED_MAX_ENTRIES})
+
+
+def _lock(user_id: int) -> Feed | None:
+    """Hold the row of the feed until the transaction ends: follows, trims and other rebuilds of it wait."""
+    locks.join_workers()
+    return Feed.objects.select_for_update().filter(user_id=user_id).first()
