@@ -1,0 +1,68 @@
+"""Reading a topic again from its beginning, to rebuild what was lost from the log.
+
+The events take the ordinary path, so those that were processed before change nothing, and workers may go on running.
+"""
+
+import time
+from collections.abc import Callable
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from eventbus import kafka
+from eventbus.dead_letters import DeadLetterWriter
+from eventbus.processing import Processor
+from eventbus.subscription import Record, Subscription
+
+POLL_SECONDS = 1.0
+
+
+def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
+    """Process all that the topic holds now; return the number of records. `track` hears of each batch's size.
+
+    What cannot be processed becomes a dead letter, stored once for each origin. Commits no offsets: when interrupted,
+    start again. Raises `KafkaException`, `DeadLetterFlood`.
+    """
+    processor = Processor(
+        subscription,
+        DeadLetterWriter(subscription.group).write,
+        wait=time.sleep,
+        still_ours=lambda _record: True,
+    )
+    config = {"group.id": f"{subscription.group}-replay", "enable.partition.eof": True}
+    consumer = Consumer(kafka.consumer_config(subscription.group) | config)
+    try:
+        return _read_all(consumer, subscription, processor.process, track)
+    finally:
+        consumer.close()
+
+
+def _read_all(
+    consumer: Consumer,
+    subscription: Subscription,
+    process: Callable[[list[Record]], None],
+    track: Callable[[int], object],
+) -> int:
+    partitions = consumer.list_topics(subscription.topic, timeout=kafka.METADATA_TIMEOUT).topics[subscription.topic]
+    if partitions.error is not None:
+        raise KafkaException(partitions.error)
+    unfinished = set(partitions.partitions)
+    # Assigned by hand: this consumer joins no group and takes nothing away from the workers.
+    consumer.assign([TopicPartition(subscription.topic, number, OFFSET_BEGINNING) for number in unfinished])
+    total = 0
+    while unfinished:
+        messages = consumer.consume(subscription.batch_max_events, POLL_SECONDS)
+        unfinished -= {message.partition() for message in messages if _is_end(message)}
+        if records := [Record.from_message(message) for message in messages if message.error() is None]:
+            process(records)
+            total += len(records)
+            track(len(records))
+    return total
+
+
+def _is_end(message: Message) -> bool:
+    error = message.error()
+    if error is None:
+        return False
+    if error.code() == KafkaError._PARTITION_EOF:
+        return True
+    raise KafkaException(error)

@@ -1,0 +1,34 @@
+"""`manage.py replay_topic --from-beginning`"""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from confluent_kafka import KafkaException
+from django.core.management.base import BaseCommand, CommandError
+from tqdm import tqdm
+
+from eventbus import topic_replay
+from eventbus.exceptions import DeadLetterFlood
+from feeds import handlers
+
+
+class Command(BaseCommand):
+    help = (
+        "Process all events that Kafka still holds: into an empty database, this rebuilds posts, follows and feeds. "
+        "Events processed before change nothing. Load imported follows first: they are not in the log."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--from-beginning", action="store_true", required=True, help="say that you mean it")
+
+    def handle(self, *_args: Any, **_options: Any) -> None:
+        try:
+            with tqdm(unit=" events", unit_scale=True, disable=None) as progress:
+                total = topic_replay.replay(handlers.subscription(), progress.update)
+        except KafkaException as error:
+            raise CommandError(
+                f"Kafka cannot be read ({error.args[0].str()}): check that it runs, try again."
+            ) from error
+        except DeadLetterFlood as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(f"{total} events replayed")
