@@ -1,6 +1,6 @@
 """The cached first page of each feed in Redis, and how it never shows what an invalidation has outdated.
 
-Four rules make that so:
+Pages are also kept in the process itself (`feeds.near_cache`). Four rules keep them all fresh:
 
 1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very lease with its
    page. An invalidation deletes the key, lease or page: a reader that loaded before it can store nothing after it.
@@ -35,6 +35,7 @@ from django_redis import get_redis_connection
 from redis import Connection, Redis, RedisError
 
 from feeds.models import CacheState, new_generation
+from feeds.near_cache import NearCache
 
 TRUST_SECONDS = 1.0
 CLOSED_AT_LEAST = timedelta(seconds=2 * TRUST_SECONDS)
@@ -104,7 +105,7 @@ def watch(lookup: Lookup, authors: Sequence[int]) -> Lookup:
     if len(authors) > MAX_WATCHED:
         return BYPASS
     try:
-        tokens = _tokens(authors, lookup.era, make=True)
+        tokens = _tokens(authors, lookup.era)
     except RedisError as error:
         _trusted.distrust(error)
         return BYPASS
@@ -164,7 +165,7 @@ def wait_until_noticed(closed_at: datetime | None = None) -> None:
 
 def _look_up(user_id: int, era: str) -> Lookup:
     key = _key(user_id, era)
-    value = cast(bytes | None, _redis().get(key))
+    [value] = _near().get([key.encode()])
     if value is None:
         lease = _LEASE + uuid.uuid4().bytes
         taken = _redis().set(key, lease, nx=True, px=LEASE_MS)
@@ -178,7 +179,7 @@ def _look_up(user_id: int, era: str) -> Lookup:
 
 
 def _is_whole(seal: bytes, authors: Sequence[int], era: str) -> bool:
-    tokens = _tokens(authors, era, make=False)
+    tokens = _near().get([_author_key(author, era).encode() for author in authors])
     return None not in tokens and _sealed(authors, tokens).startswith(seal)
 
 
@@ -187,12 +188,12 @@ def _sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:
     return f"{digest}\n{','.join(map(str, authors))}".encode()
 
 
-def _tokens(authors: Sequence[int], era: str, *, make: bool) -> list[bytes | None]:
-    """Return the token of each author; one that is missing is made, or None."""
+def _tokens(authors: Sequence[int], era: str) -> list[bytes | None]:
+    """Return the token of each author, a new one where there is none."""
     keys = [_author_key(author, era) for author in authors]
     tokens = cast(list[bytes | None], _redis().mget(keys))
     missing = [key for key, token in zip(keys, tokens, strict=True) if token is None]
-    if not (missing and make):
+    if not missing:
         return tokens
     pipeline = _redis().pipeline(transaction=False)
     for key in missing:
@@ -304,6 +305,11 @@ _connections_made = 0
 def _redis() -> Redis:
     client: Redis = get_redis_connection("default")
     return count_connections(client)
+
+
+@memoize
+def _near() -> NearCache:
+    return NearCache(_redis().connection_pool)
 
 
 def count_connections(client: Redis) -> Redis:

@@ -1,16 +1,19 @@
 from django.contrib import admin
-from django.urls import include, path
+from django.urls import include, path, register_converter
 from django_prometheus.exports import ExportToDjangoView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from feedsite import health
 from feedsite.events import EventView
+from posts.converters import IdConverter
+
+register_converter(IdConverter, "id")
 
 admin.site.site_header = admin.site.site_title = "Feed backend"
 
 urlpatterns = [
-    path("", include("posts.urls")),
     path("", include("feeds.urls")),
+    path("", include("posts.urls")),
     path("events/<id:event_id>", EventView.as_view(), name="event"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),

@@ -1,7 +1,5 @@
 """The path converter for ids: 1 … 2^63-1 in decimal; anything else is a 404."""
 
-from django.urls import register_converter
-
 from eventbus.snowflake import MAX_ID
 
 
@@ -16,6 +14,3 @@ class IdConverter:
 
     def to_url(self, value: int) -> str:
         return str(value)
-
-
-register_converter(IdConverter, "id")

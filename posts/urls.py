@@ -1,6 +1,5 @@
 from django.urls import path
 
-from posts import converters as _converters  # noqa: F401 - registers <id:…>
 from posts.views import PostsView, PostView, UserPostsView
 
 urlpatterns = [

