@@ -19,7 +19,6 @@ from django.db import connection
 from eventbus import metrics
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import MAX_ID
-from feeds.models import Feed
 from posts.events import PostCreated, PostDeleted
 from posts.models import Fanout, Post
 
@@ -76,6 +75,8 @@ WITH part AS (
 )
 SELECT max(follower_id), 0 FROM part
 """
+
+_FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s)"
 
 # From now on readers look for posts of these authors when they read; see `feeds.cache` for what the time is for.
 _WATCH = "UPDATE feeds SET pulled_since = now() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
@@ -171,7 +172,9 @@ def pulled_from() -> int:
 
 def follower_counts(author_ids: Iterable[int]) -> dict[int, int]:
     """Return how many followers each author has; authors without a row have none and are left out."""
-    return dict(Feed.objects.filter(user_id__in=set(author_ids)).values_list("user_id", "follower_count"))
+    with connection.cursor() as cursor:
+        cursor.execute(_FOLLOWER_COUNTS, [list(set(author_ids))])
+        return dict(cursor.fetchall())
 
 
 def _pulled_authors(author_ids: Sequence[int]) -> set[int]:
