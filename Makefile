@@ -13,13 +13,16 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo install serve test test-kafka lint bench env format lock clean
+.PHONY: help demo load install serve test test-kafka lint bench env format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: install ## everything at once, with sample data, until Ctrl-C
 	@exec $(MANAGE) demo $(ARGS)
+
+load: install ## put a visible load on a running demo: PORT, RATE (posts/s), SECONDS
+	@$(MANAGE) load --port "$(PORT)" --rate "$(or $(RATE),200)" --seconds "$(or $(SECONDS),30)"
 
 # Built anew when the interpreter, the lock or the place changes, or when an earlier try did not finish.
 install: ## the virtual environment in .venv

@@ -2,12 +2,14 @@
 
 import os
 import re
+import shutil
 import threading
 from contextlib import suppress
 from typing import TextIO
 
 COLOURS = {"demo": 35, "api": 36, "run_fanout": 32, "run_dlq": 33}
 NAME_WIDTH = max(map(len, COLOURS))
+_ERASE_LINE = "\r\x1b[2K"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -16,7 +18,9 @@ class Log:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._coloured = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._terminal = stream.isatty()
+        self._coloured = self._terminal and not os.environ.get("NO_COLOR")
+        self._status = ""
         self._lock = threading.Lock()
 
     def line(self, source: str, text: str) -> None:
@@ -35,5 +39,20 @@ class Log:
         if not self._coloured:
             text = _ESCAPES.sub("", text)
         with self._lock, suppress(OSError):
-            self._stream.write(text)
+            self._stream.write(_ERASE_LINE + text + self._status if self._status else text)
             self._stream.flush()
+
+    def status(self, text: str) -> None:
+        """Show what changes all the time: as the last line of a terminal, elsewhere as a line in the log."""
+        if not self._terminal:
+            self.say(text)
+            return
+        with self._lock, suppress(OSError):
+            self._status = text[: shutil.get_terminal_size().columns - 1]
+            self._stream.write(_ERASE_LINE + self._status)
+            self._stream.flush()
+
+    def end_status(self) -> None:
+        """Show no status any more."""
+        if self._status:
+            self.status("")

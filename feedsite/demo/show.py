@@ -17,7 +17,7 @@ from django.core.management.base import CommandError
 from django.db import connection
 
 from eventbus import kafka
-from feedsite.demo import admin, ports, sample, text
+from feedsite.demo import admin, ports, pulse, sample, text
 from feedsite.demo.backlog import backlog
 from feedsite.demo.children import Children
 from feedsite.demo.client import Client
@@ -27,6 +27,7 @@ from feedsite.embedded import addresses, stack
 from posts.models import Post
 
 BEAT_SECONDS = 0.1
+PULSE_BEATS = 20
 DRAIN_SECONDS = 30.0  # without any progress
 WORKERS = {
     "run_fanout": (kafka.FEED_EVENTS, kafka.FANOUT_GROUP),
@@ -75,11 +76,22 @@ class Demo:
         self._log.block(text.requests(client))
         client.close()
         connection.close_pool()  # type: ignore[attr-defined]
+        self._show_pulse(places)
+
+    def _show_pulse(self, places: ports.Places) -> NoReturn:
+        """Show what the system does, every few seconds in which it does something."""
+        before, shown = pulse.read(places), ""
         while True:
-            self._pause(BEAT_SECONDS)
+            for _ in range(PULSE_BEATS):
+                self._pause(BEAT_SECONDS)
+            now = pulse.read(places)
+            if before and now and (line := pulse.line(before, now)) != shown:
+                self._log.status(shown := line)
+            before = now or before
 
     def stop(self) -> bool:
         """Stop the API, let the workers finish, stop them and the servers; tell whether nothing was cut short."""
+        self._log.end_status()
         self._children.stop("api", self._signals.is_impatient)
         drained = True
         for worker in WORKERS:

@@ -26,15 +26,20 @@ POSTS = 200
 BURST = 100
 
 
+def environment(data_dir: Path) -> dict[str, str]:
+    """Return what a shell has in which nothing was set but the place of the data."""
+    external = ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
+    kept = {name: value for name, value in os.environ.items() if name not in external}
+    return kept | {"FEED_DATA_DIR": str(data_dir)}
+
+
 class Demo:
     """A running `manage.py demo` and what it has written so far."""
 
     def __init__(self, data_dir: Path, port: int) -> None:
-        external = ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
-        environment = {name: value for name, value in os.environ.items() if name not in external}
         self.process = subprocess.Popen(
             [sys.executable, "manage.py", "demo"],
-            env=environment | {"FEED_DATA_DIR": str(data_dir), "FEED_EMBEDDED_FSYNC": "off", "PORT": str(port)},
+            env=environment(data_dir) | {"FEED_EMBEDDED_FSYNC": "off", "PORT": str(port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -90,6 +95,13 @@ def run(tmp_path: Path) -> Iterator[Callable[[int], Demo]]:
     stack.remove(tmp_path / "data", say=lambda line: None)
 
 
+def put_load_on(port: int, data_dir: Path) -> None:
+    command = [sys.executable, "manage.py", "load", "--port", str(port), "--rate", "20", "--seconds", "2"]
+    done = subprocess.run(command, env=environment(data_dir), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"[1-9]\d* posts accepted \(.* a second\), [1-9]\d* feeds read", done.stdout)
+
+
 def test_it_shows_a_feed_survives_a_kill_and_keeps_what_was_accepted(
     run: Callable[[int], Demo], tmp_path: Path
 ) -> None:
@@ -101,6 +113,8 @@ def test_it_shows_a_feed_survives_a_kill_and_keeps_what_was_accepted(
     assert len(feed) == 10
     for url in re.findall(r"http://127\.0\.0\.1:\d+/(?:docs/|admin/|metrics)", first.output):
         assert httpx.get(url, follow_redirects=True).status_code == 200
+    put_load_on(port, tmp_path / "data")
+    first.wait_for("feed rows/s")
 
     first.child("run_fanout").kill()
     first.wait_for("run_fanout started again")
