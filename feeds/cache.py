@@ -48,9 +48,10 @@ REFRESH_PATIENCE_SECONDS = 0.25
 # A value is a lease, or a page: its seal, the authors it watches, the newest ids, and the body, a line each.
 _LEASE, _PAGE = b"L", b"P"
 
-_STORE = """
+# With what the value expires: 'EX' seconds, 'PX' milliseconds, or 'KEEPTTL'.
+_REPLACE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then
-    redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+    redis.call('SET', KEYS[1], ARGV[2], unpack(ARGV, 3))
     return 1
 end
 return 0
@@ -117,8 +118,10 @@ def store(lookup: Lookup, page: CachedPage) -> bool:
     if not lookup.replaces:
         return False
     value = b"\n".join([_PAGE + lookup.seal, *page])
+    # A page that is added to lives no longer for it: it watches only those who were pulled when it was made.
+    expiry = ["KEEPTTL"] if lookup.page else ["EX", settings.FEED_CACHE_TTL]
     try:
-        return bool(_redis().eval(_STORE, 1, lookup.key, lookup.replaces, value, settings.FEED_CACHE_TTL))
+        return _replace(lookup.key, lookup.replaces, value, *expiry)
     except RedisError as error:
         _trusted.distrust(error)
         return False
@@ -161,6 +164,10 @@ def wait_until_noticed(closed_at: datetime | None = None) -> None:
     """Wait until no process relies on a cache that was closed at `closed_at`, by default just now."""
     passed = (timezone.now() - closed_at).total_seconds() if closed_at else 0.0
     time.sleep(min(max(TRUST_SECONDS - passed, 0.0), TRUST_SECONDS))
+
+
+def _replace(key: str, old: bytes, new: bytes, *expiry: str | int) -> bool:
+    return bool(_redis().eval(_REPLACE, 1, key, old, new, *expiry))
 
 
 def _look_up(user_id: int, era: str) -> Lookup:

@@ -304,3 +304,20 @@ def test_without_postgresql_cached_pages_are_shown_at_once(server: Server, monke
             waits.append(time.monotonic() - asked)
         assert first.result() == "hit page"
     assert min(waits) < 0.1 < time.monotonic() - started  # while one of them asks, the others do not wait
+
+
+def seconds_to_live(server: Server, user: int) -> int:
+    """Return how long the cached page of the user will be kept."""
+    (key,) = server.client().scan_iter(f"feed:{{{user}}}:*")
+    left: int = server.client().ttl(key)
+    return left
+
+
+def test_adding_to_a_cached_page_does_not_make_it_live_longer(server: Server, settings: Settings) -> None:
+    settings.FEED_CACHE_TTL = 60
+    read(1, b"page")
+    settings.FEED_CACHE_TTL = 3_600
+    assert cache.store(cache.look_up(1), CachedPage(newest=b"3,2,1", body=b"page")) is True
+    assert cache.look_up(1).page == CachedPage(newest=b"3,2,1", body=b"page")
+    # Pages that do not watch an author yet must be gone when he is left to those that do.
+    assert seconds_to_live(server, 1) <= 60
