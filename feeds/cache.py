@@ -173,15 +173,16 @@ def _replace(key: str, old: bytes, new: bytes, *expiry: str | int) -> bool:
 def _look_up(user_id: int, era: str) -> Lookup:
     key = _key(user_id, era)
     [value] = _near().get([key.encode()])
+    lease = _LEASE + uuid.uuid4().bytes
     if value is None:
-        lease = _LEASE + uuid.uuid4().bytes
-        taken = _redis().set(key, lease, nx=True, px=LEASE_MS)
+        taken = bool(_redis().set(key, lease, nx=True, px=LEASE_MS))
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     if value[:1] != _PAGE:
         return Lookup("miss")
     seal, authors, newest, body = value[1:].split(b"\n", 3)
     if seal and not _is_whole(seal, [int(author) for author in authors.split(b",")], era):
-        return Lookup("miss", key=key, era=era, replaces=value)
+        taken = _replace(key, value, lease, "PX", LEASE_MS)
+        return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     return Lookup("hit", page=CachedPage(newest, body), key=key, era=era, replaces=value, seal=seal + b"\n" + authors)
 
 

@@ -321,3 +321,14 @@ def test_adding_to_a_cached_page_does_not_make_it_live_longer(server: Server, se
     assert cache.look_up(1).page == CachedPage(newest=b"3,2,1", body=b"page")
     # Pages that do not watch an author yet must be gone when he is left to those that do.
     assert seconds_to_live(server, 1) <= 60
+
+
+def test_who_finds_a_page_outdated_by_a_pulled_post_has_a_lease_like_any_other(server: Server) -> None:
+    read(1, b"old", authors=[7])
+    cache.invalidate([], authors=[7])
+    slow = cache.look_up(1)  # may take its time, but not so long that its page watches too few authors
+    assert slow.result == "miss"
+    assert seconds_to_live(server, 1) <= cache.LEASE_MS / 1_000
+    assert read(1, b"new", authors=[7]) == "miss new"  # somebody else, who may not store it
+    assert cache.store(cache.watch(slow, [7]), a_page(b"new")) is True
+    assert read(1, b"", authors=[7]) == "hit new"
