@@ -222,6 +222,8 @@ def _void(user_ids: Sequence[int], authors: Collection[int], era: str) -> None:
     for start in range(0, len(user_ids), KEYS_A_COMMAND):
         pipeline.unlink(*[_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]])
     pipeline.execute()
+    # Redis answers us before it announces the change to others, but announces it before it answers another question.
+    _redis().ping()
 
 
 def _read_state() -> CacheState:

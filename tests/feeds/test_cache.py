@@ -241,7 +241,19 @@ def test_what_changes_in_redis_changes_here_at_once(server: Server, change: str)
         client.pexpire(key, 1)
         time.sleep(0.02)
         assert client.get(key) is None
+    client.ping()  # answered after the change is announced
     assert read(1, b"new") == "miss new"
+
+
+def test_when_an_invalidation_returns_a_page_kept_here_is_gone(server: Server) -> None:
+    shown = []
+    for _ in range(150):
+        read(1, b"page")
+        assert read(1, b"") == "hit page"
+        cache.invalidate([1])
+        shown.append(cache.look_up(1).result)
+        cache.invalidate([1])
+    assert set(shown) == {"miss"}
 
 
 def test_a_post_of_a_watched_author_voids_the_page_and_no_other(server: Server) -> None:
