@@ -94,8 +94,11 @@ ON CONFLICT DO NOTHING
 """
 
 
+# Who reads waits for nobody: imports and the walk hold many rows for long.
 _NOTE_READ = """
-UPDATE feeds SET last_read_at = now(), rebuild_wanted = floor = %s WHERE user_id = %s RETURNING floor
+UPDATE feeds SET last_read_at = now(), rebuild_wanted = floor = %s
+WHERE user_id = (SELECT user_id FROM feeds WHERE user_id = %s FOR UPDATE SKIP LOCKED)
+RETURNING floor
 """
 
 
@@ -106,7 +109,10 @@ class FeedQuerySet(models.QuerySet["Feed"]):
             cursor.execute(_ENSURE, [list(user_ids)])
 
     def note_read(self, user_id: int) -> int | None:
-        """Remember that the feed is read, and that it is to be materialised if it rests; return its floor."""
+        """Remember that the feed is read, and that it is to be materialised if it rests; return its floor.
+
+        None: there is no such feed, or someone holds its row.
+        """
         with connection.cursor() as cursor:
             cursor.execute(_NOTE_READ, [RESTING, user_id])
             row: tuple[int] | None = cursor.fetchone()

@@ -96,6 +96,7 @@ class Reader:
         self.user_id = user_id
         self.floor: int | None = None
         self.last_read_at: datetime | None = None
+        self._may_rest = False
 
     @cached_property
     def pulled_authors(self) -> Sequence[int]:
@@ -103,9 +104,9 @@ class Reader:
         return Follow.objects.pulled_by(self.user_id)
 
     @property
-    def rests(self) -> bool:
-        """Tell whether, at the last read, nothing of the feed was materialised."""
-        return self.floor == RESTING
+    def cacheable(self) -> bool:
+        """Tell whether changes will void a page that was read: they void none of a feed that rests, or soon may."""
+        return not self._may_rest
 
     def read(self, position: Position, limit: int) -> list[PostRow]:
         """Return up to `limit` posts beyond `position`, nearest to it first.
@@ -118,13 +119,16 @@ class Reader:
 
     def note(self) -> None:
         """Remember that the feed was read, about once an hour, and have it materialised if it rests. Never fails."""
-        if self.last_read_at is None or not (self.rests or timezone.now() - self.last_read_at > NOTED_EVERY):
+        rests = self.floor == RESTING
+        if self.last_read_at is None or not (rests or timezone.now() - self.last_read_at > NOTED_EVERY):
             return
         try:
-            self.floor = Feed.objects.note_read(self.user_id)
+            floor = Feed.objects.note_read(self.user_id)
         except DatabaseError as error:
             # Such as a standby that only reads: the page is right all the same.
             log.warning("read_not_noted", error=str(error))
+            floor = None
+        self._may_rest |= rests or floor in (None, RESTING)
 
     def _read_older(self, wanted: Range, limit: int) -> list[PostRow]:
         floor, posts = self._above_floor(_OLDER, wanted, limit)

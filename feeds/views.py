@@ -119,8 +119,7 @@ def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:
     lookup = cache.watch(lookup, reader.pulled_authors)
     page = _page(reader, pagination.START, pagination.DEFAULT_LIMIT)
     cached = CachedPage(_newest(page.rows, more=page.next is not None), _render(page))
-    # Nobody invalidates the page of a feed that rests.
-    if not reader.rests:
+    if reader.cacheable:
         cache.store(lookup, cached)
     return cached, lookup
 

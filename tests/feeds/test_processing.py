@@ -108,7 +108,7 @@ def read_through_the_cache(user: int) -> list[int]:
     lookup = cache.watch(lookup, reader.pulled_authors)
     page = [row.id for row in reader.read(START, 3)]
     reader.note()
-    if not reader.rests:
+    if reader.cacheable:
         cache.store(lookup, CachedPage(b"", " ".join(map(str, page)).encode()))
     return page
 
