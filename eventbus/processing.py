@@ -17,7 +17,7 @@ from django.db import transaction
 
 from eventbus import dead_letters, envelope, locks, metrics, retry
 from eventbus.envelope import Event
-from eventbus.exceptions import DeadLetterFlood, PoisonEvent, WorkerStopping
+from eventbus.exceptions import DeadLetterFlood, PoisonEvent, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.subscription import Delivery, Record, Subscription
 
@@ -68,6 +68,8 @@ class Processor:
         for record in records:
             delivery = None
             try:
+                if record.headers_error:
+                    raise UndecodableEvent(record.headers_error)
                 delivery = Delivery(record, envelope.decode(record.value, record.key), taken_at=time.monotonic())
                 self._subscription.check(delivery.event)
             except PoisonEvent as error:

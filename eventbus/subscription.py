@@ -10,6 +10,7 @@ from confluent_kafka import Message
 from eventbus.envelope import Event
 
 Events = Sequence[Event]
+Headers = Sequence[tuple[str, bytes | None]]
 
 
 def _known(number: int | None) -> int:
@@ -17,6 +18,18 @@ def _known(number: int | None) -> int:
     if number is None:
         raise ValueError("not a consumed message")
     return number
+
+
+def _headers(message: Message) -> tuple[Headers, str]:
+    """Return the headers, or none and the reason: the client gives up all of them for one name that is not UTF-8.
+
+    It raises `SystemError` for it, and from a second call returns tuples that crash the process when looked into.
+    """
+    try:
+        headers: Any = message.headers()
+    except (SystemError, UnicodeDecodeError) as error:
+        return (), f"The name of a header is not UTF-8: {error.__cause__ or error}"
+    return headers or (), ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +41,24 @@ class Record:
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes | None]]
+    headers: Headers
     timestamp_ms: int
+    headers_error: str = ""
+    """Why `headers` is empty although the record has some; "" when they could be read."""
 
     @classmethod
     def from_message(cls, message: Message) -> "Record":
-        headers: Any = message.headers()
+        """Return the record in `message`, whatever its bytes; call it once a message."""
+        headers, headers_error = _headers(message)
         return cls(
             topic=message.topic() or "",
             partition=_known(message.partition()),
             offset=_known(message.offset()),
             key=message.key(),
             value=message.value(),
-            headers=headers or (),
+            headers=headers,
             timestamp_ms=message.timestamp()[1],
+            headers_error=headers_error,
         )
 
     @property

@@ -13,7 +13,7 @@ from pytest_django import Settings
 from eventbus import kafka, producer
 from eventbus.consumer import EventConsumer
 from eventbus.subscription import Record
-from tests.eventbus import broker
+from tests.eventbus import broker, raw_headers
 from tests.eventbus.events import counted, eventually
 
 pytestmark = pytest.mark.usefixtures("quick_joins")
@@ -242,3 +242,18 @@ def test_the_lag_is_exported_while_the_partition_is_ours(group: Group, monkeypat
     group.join(wait_until_the_lag_is_seen).result()
     assert group.committed() == {0: 3}
     assert REGISTRY.get_sample_value("kafka_consumer_lag", labels) is None
+
+
+def test_a_header_name_that_is_no_text_costs_only_the_headers_of_that_record(group: Group) -> None:
+    raw_headers.publish(group.topic, b"1", b"a", [(b"fine", b"1"), (b"\xff\xfe", b"2")])
+    raw_headers.publish(group.topic, b"1", b"b", [(b"fine", b"1")])
+    handled: list[Record] = []
+    member = group.join(lambda _member, records: handled.extend(records))
+    eventually(lambda: group.committed() == {0: 2})
+    member.leave()
+    assert [(record.key, record.value, list(record.headers)) for record in handled] == [
+        (b"1", b"a", []),
+        (b"1", b"b", [("fine", b"1")]),
+    ]
+    assert "not UTF-8: 'utf-8' codec can't decode byte 0xff" in handled[0].headers_error
+    assert handled[1].headers_error == ""

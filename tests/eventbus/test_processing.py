@@ -216,6 +216,13 @@ def test_bytes_that_are_no_event_cost_only_themselves(worker: Worker, journal: J
     assert [(record, delivery) for record, _, delivery in worker.buried] == [(garbage, None)]
 
 
+def test_headers_that_cannot_be_read_make_one_dead_letter(worker: Worker, journal: Journal) -> None:
+    unreadable = replace(a_record(an_event(2, key=2)), headers_error="The name of a header is not UTF-8.")
+    worker.process(an_event(1), unreadable, an_event(3))
+    assert journal.calls == [[1, 3]]
+    assert [(record, str(error)) for record, error, _ in worker.buried] == [(unreadable, unreadable.headers_error)]
+
+
 def test_several_bad_events_share_their_waits(worker: Worker, journal: Journal) -> None:
     bad = [an_event(event_id, key=event_id, fails="bug") for event_id in range(100, 105)]
     worker.process(*events_of_different_keys(20), *bad)
