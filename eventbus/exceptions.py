@@ -36,6 +36,12 @@ class PublishTimedOut(PublishFailed):
     result = "timed_out"
 
 
+class RecordTooLarge(PublishFailed):
+    """The record is larger than Kafka takes."""
+
+    result = "too_large"
+
+
 class ProducerQueueFull(PublishFailed):
     """Too many events wait for Kafka already."""
 

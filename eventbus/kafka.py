@@ -16,8 +16,9 @@ FANOUT_GROUP = "fanout"
 DLQ_GROUP = "dlq"
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
-# A dead letter is the whole record and the headers that say why.
-DEAD_LETTER_HEADERS_BYTES = 128 * 1024
+# A dead letter is the whole record and the headers that say why. The limits of topics count compressed bytes, so the
+# record may be larger than its topic's limit by itself, and ours may compress worse than what its producer used.
+MAX_DEAD_LETTER_BYTES = 16 * 1024 * 1024
 METADATA_TIMEOUT = 10.0  # seconds
 STATISTICS_INTERVAL_MS = 5_000
 
@@ -46,7 +47,7 @@ def producer_config() -> Config:
         "partitioner": "murmur2_random",
         "linger.ms": settings.KAFKA_LINGER_MS,
         "message.timeout.ms": settings.KAFKA_PUBLISH_TIMEOUT_MS,
-        "message.max.bytes": MAX_MESSAGE_BYTES + DEAD_LETTER_HEADERS_BYTES,
+        "message.max.bytes": MAX_DEAD_LETTER_BYTES,
         "queue.buffering.max.messages": settings.KAFKA_QUEUE_MAX_MESSAGES,
         "compression.type": "lz4",
         "topic.metadata.refresh.interval.ms": 30_000,
@@ -104,7 +105,7 @@ def _ensure(admin: AdminClient, topic: str, partitions: int) -> str:
 
 def _new_topic(topic: str) -> NewTopic:
     hours = settings.KAFKA_RETENTION_HOURS
-    max_bytes = MAX_MESSAGE_BYTES + (DEAD_LETTER_HEADERS_BYTES if topic == DEAD_LETTER_EVENTS else 0)
+    max_bytes = MAX_DEAD_LETTER_BYTES if topic == DEAD_LETTER_EVENTS else MAX_MESSAGE_BYTES
     return NewTopic(
         topic,
         num_partitions=settings.KAFKA_PARTITIONS,

@@ -16,7 +16,7 @@ from django.conf import settings
 
 from eventbus import envelope, kafka, metrics
 from eventbus.envelope import Event
-from eventbus.exceptions import ProducerQueueFull, PublishFailed, PublishTimedOut
+from eventbus.exceptions import ProducerQueueFull, PublishFailed, PublishTimedOut, RecordTooLarge
 
 Headers = Sequence[tuple[str, bytes | None]]
 OnDelivery = Callable[[KafkaError | None], None]
@@ -46,7 +46,7 @@ class EventProducer:
         """Queue one record; `on_delivery` gets None or the error, from another thread. It must not raise.
 
         Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`. Raises
-        `PublishFailed` for what the client refuses by itself, such as a record that is too big.
+        `PublishFailed` for what the client refuses by itself; `RecordTooLarge` of these for a record that is too big.
         """
         deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
@@ -63,7 +63,7 @@ class EventProducer:
                     raise ProducerQueueFull from error
                 time.sleep(QUEUE_FULL_PAUSE)
             except KafkaException as error:
-                raise PublishFailed(f"Kafka refused the event: {error.args[0].str()}") from error
+                raise _refusal(error.args[0]) from error
             else:
                 return
 
@@ -104,9 +104,14 @@ class _Delivery:
             raise PublishTimedOut
         if self.error is None:
             return
-        if self.error.code() in (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT):
-            raise PublishTimedOut(f"Kafka did not acknowledge in time: {self.error.str()}")
-        raise PublishFailed(f"Kafka refused the event: {self.error.str()}")
+        raise _refusal(self.error)
+
+
+def _refusal(error: KafkaError) -> PublishFailed:
+    if error.code() in (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT):
+        return PublishTimedOut(f"Kafka did not acknowledge in time: {error.str()}")
+    kind = RecordTooLarge if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else PublishFailed
+    return kind(f"Kafka refused the event: {error.str()}")
 
 
 def publish(event: Event, headers: Headers = ()) -> None:
@@ -124,7 +129,7 @@ def publish(event: Event, headers: Headers = ()) -> None:
 
 
 def publish_record(topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
-    """Publish raw bytes and return once they are durable. Raises `PublishFailed`."""
+    """Publish raw bytes and return once they are durable. Raises `PublishFailed`; of these `RecordTooLarge`."""
     delivery = _Delivery()
     get().send(topic, key, value, headers, delivery.report)
     delivery.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)

@@ -11,15 +11,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
 from confluent_kafka import KafkaError
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from eventbus import dead_letters, kafka, producer
+from eventbus.exceptions import RecordTooLarge
 from eventbus.models import DeadLetter
 
 BATCH = 100
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -70,14 +74,19 @@ def _publish(entries: list[DeadLetter]) -> list[int]:
     acknowledged: list[int] = []
     for entry in entries:
         on_delivery = partial(_note, acknowledged, entry.id)
-        producer.get().send(entry.topic, _bytes(entry.key), _bytes(entry.value), _headers(entry), on_delivery)
+        try:
+            producer.get().send(entry.topic, _bytes(entry.key), _bytes(entry.value), _headers(entry), on_delivery)
+        except RecordTooLarge as error:
+            on_delivery(error)
     producer.get().flush()
     return list(acknowledged)
 
 
-def _note(acknowledged: list[int], entry_id: int, error: KafkaError | None) -> None:
+def _note(acknowledged: list[int], entry_id: int, error: KafkaError | RecordTooLarge | None) -> None:
     if error is None:
         acknowledged.append(entry_id)
+    else:
+        log.warning("dead_letter_not_replayed", entry=entry_id, error=str(error))
 
 
 def discard(entry_ids: Iterable[int], *, reason: str) -> int:

@@ -20,7 +20,7 @@ from django.db import (
 )
 
 from eventbus import metrics
-from eventbus.exceptions import PoisonEvent, PublishFailed
+from eventbus.exceptions import PoisonEvent, PublishFailed, RecordTooLarge
 
 MAX_ATTEMPTS = 3
 BASE_SECONDS = 0.1
@@ -38,7 +38,7 @@ TRANSIENT_SQLSTATES = ("08", "40", "53", "57", "58", "55P03", "25006", "25P0")
 def is_transient(error: BaseException) -> bool:
     """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
     if isinstance(error, PublishFailed | InterfaceError):
-        return True
+        return not isinstance(error, RecordTooLarge)
     if not isinstance(error, OperationalError | InternalError):
         return False
     sqlstate = getattr(error.__cause__, "sqlstate", None)

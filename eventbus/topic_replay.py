@@ -9,7 +9,7 @@ from collections.abc import Callable
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from eventbus import kafka
-from eventbus.dead_letters import DeadLetterWriter
+from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 

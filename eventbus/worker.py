@@ -17,7 +17,7 @@ from prometheus_client import start_http_server
 from eventbus import kafka, metrics, node_lease, producer
 from eventbus.consumer import EventConsumer, Handle
 from eventbus.dead_letter_store import DeadLetterStore
-from eventbus.dead_letters import DeadLetterWriter
+from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood
 from eventbus.models import DeadLetter
 from eventbus.processing import Processor

@@ -7,7 +7,7 @@ from confluent_kafka import KafkaError
 from pytest_django import Settings
 
 from eventbus import envelope, kafka, producer
-from eventbus.exceptions import InvalidEvent, ProducerQueueFull, PublishFailed, PublishTimedOut
+from eventbus.exceptions import InvalidEvent, ProducerQueueFull, PublishTimedOut, RecordTooLarge
 from eventbus.producer import EventProducer
 from eventbus.subscription import Record
 from tests.eventbus import broker
@@ -118,9 +118,9 @@ def test_raw_records_may_lack_key_value_and_header_values() -> None:
 
 
 def test_a_record_too_big_for_kafka_is_refused_at_once() -> None:
-    with pytest.raises(PublishFailed, match="too large") as caught:
-        producer.publish_record(broker.create_topic(), b"1", b"x" * 2 * kafka.MAX_MESSAGE_BYTES)
-    assert caught.value.result == "failed"
+    with pytest.raises(RecordTooLarge, match="too large") as caught:
+        producer.publish_record(broker.create_topic(), b"1", b"x" * (kafka.MAX_DEAD_LETTER_BYTES + 1))
+    assert caught.value.result == "too_large"
 
 
 @pytest.mark.usefixtures("own_producer")

@@ -64,6 +64,13 @@ def test_an_entry_that_kafka_did_not_acknowledge_stays_open(settings: Settings, 
     assert (state_of(entry), entry.replays) == (DeadLetter.State.OPEN, 0)
 
 
+def test_an_entry_too_big_for_kafka_stays_open_and_holds_up_no_other(feed_events: str) -> None:
+    too_big = an_entry(value=b"x" * (kafka.MAX_DEAD_LETTER_BYTES + 1))
+    fits = an_entry()
+    assert replay_all() == replay.Replayed(acknowledged=1, failed=1)
+    assert (state_of(too_big), state_of(fits)) == (DeadLetter.State.OPEN, DeadLetter.State.REPLAYED)
+
+
 def test_only_allow_listed_topics_are_replayed_to(feed_events: str) -> None:
     entry = an_entry(topic="somebody-elses-topic")
     assert replay_all() == replay.Replayed(skipped=1)
