@@ -55,12 +55,12 @@ class DeadLetterActions(ReadOnlyAdmin):
 
     @admin.action(description="Replay", permissions=["replay"])
     def replay_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> TemplateResponse | None:
-        entries = self.entries(queryset).filter(state__in=[DeadLetter.State.OPEN, DeadLetter.State.PARKED])
+        entries = self.entries(queryset) & DeadLetter.objects.replayable(parked=True, overdue=True)
         if "confirmed" not in request.POST:
             return self._confirm(request, queryset, entries, action="replay_selected", verb="Replay")
         ids = list(entries.values_list("id", flat=True))
         totals = Replayed()
-        for running_totals in replays.replay(ids, parked="parked" in request.POST):
+        for running_totals in replays.replay(ids, parked="parked" in request.POST, overdue="overdue" in request.POST):
             totals = running_totals
         self._log(request, queryset, f"Replayed {totals.acknowledged} dead letters.")
         level = messages.WARNING if totals.failed or totals.skipped else messages.SUCCESS
@@ -91,6 +91,7 @@ class DeadLetterActions(ReadOnlyAdmin):
             "selected": queryset.values_list("pk", flat=True),
             "count": entries.count(),
             "parked": entries.filter(state=DeadLetter.State.PARKED).count(),
+            "overdue": entries.filter(state=DeadLetter.State.REPLAYED).count(),
             "reason_missing": "confirmed" in request.POST,
             "examples": entries.order_by("id")[:5],
         }

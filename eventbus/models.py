@@ -1,11 +1,14 @@
 """Tables of the event path: processed events, dead letters, reserved ids and who may mint which."""
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from django.db import connection, models
 from django.db.models.functions import Now
 
 from eventbus.envelope import Event
+
+OVERDUE_AFTER = timedelta(minutes=10)
 
 # As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL does.
 _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s)"
@@ -102,6 +105,17 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
     def unresolved(self) -> "DeadLetterQuerySet":
         """Those that still wait for someone or something: open, replayed without an outcome yet, or parked."""
         return self.filter(state__in=DeadLetter.UNRESOLVED)
+
+    def replayable(self, *, parked: bool = False, overdue: bool = False) -> "DeadLetterQuerySet":
+        """Those that may be replayed: open; with `parked` also those replayed too often before; with `overdue` also
+        those whose last replay has had no outcome for `OVERDUE_AFTER`, such as one that Kafka lost.
+        """
+        chosen = models.Q(state=DeadLetter.State.OPEN)
+        if parked:
+            chosen |= models.Q(state=DeadLetter.State.PARKED)
+        if overdue:
+            chosen |= models.Q(state=DeadLetter.State.REPLAYED, last_replayed_at__lt=Now() - OVERDUE_AFTER)
+        return self.filter(chosen)
 
     def close_replayed(self, entries: Iterable[int]) -> None:
         """Mark entries resolved whose replay has just been processed."""

@@ -63,7 +63,7 @@ class Processor:
         return retry.until_possible(lambda: self._subscription.plan(events), self._wait)
 
     def _decode(self, records: Iterable[Record]) -> list[Delivery]:
-        """Decode and check records; what can never be applied is a dead letter at once. First of a twin wins."""
+        """Decode and check records; what can never be applied is a dead letter at once. The first of twins wins."""
         deliveries: dict[int, Delivery] = {}
         for record in records:
             delivery = None
@@ -75,7 +75,9 @@ class Processor:
             except PoisonEvent as error:
                 self._bury(record, error, delivery)
             else:
-                deliveries.setdefault(delivery.event.event_id, delivery)
+                first = deliveries.setdefault(delivery.event.event_id, delivery)
+                if first is not delivery and dead_letters.entry_of(record) is not None:
+                    first.replays.append(record)
         return list(deliveries.values())
 
     def _commit_neighbours(self, deliveries: list[Delivery], culprits: dict[int, Chain]) -> None:
@@ -117,7 +119,8 @@ class Processor:
         delivery.first_failed_at = delivery.first_failed_at or datetime.now(UTC)
         delivery.attempts += 1
         if retry.is_poison(error) or delivery.attempts >= retry.MAX_ATTEMPTS:
-            self._bury(delivery.record, error, delivery)
+            for record in delivery.records:
+                self._bury(record, error, delivery)
             return True
         metrics.event_retry_total.labels(delivery.event.type, retry.reason(error)).inc()
         return False
@@ -163,7 +166,7 @@ class Processor:
             more = self._subscription.apply(fresh, careful=careful, resume_after=resume_after)
         if more is None:
             ProcessedEvent.objects.record(fresh)
-            dead_letters.close_replayed(delivery.record for delivery in deliveries)
+            dead_letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
 

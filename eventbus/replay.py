@@ -28,36 +28,38 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay did: `skipped` entries were not open (any more) or come from a topic that is not replayable."""
+    """What a replay did: `skipped` entries were not replayable (any more), or their topic is not."""
 
     acknowledged: int = 0
     skipped: int = 0
     failed: int = 0
 
 
-def replay(entry_ids: Iterable[int], *, rate: float | None = None, parked: bool = False) -> Iterator[Replayed]:
+def replay(
+    entry_ids: Iterable[int], *, rate: float | None = None, parked: bool = False, overdue: bool = False
+) -> Iterator[Replayed]:
     """Replay entries, oldest first, at most `rate` a second; yield the running totals after each batch.
 
-    Only open entries are taken, with `parked` also those replayed too often before.
+    Only open entries are taken; for `parked` and `overdue` see `DeadLetterQuerySet.replayable`.
     """
     totals = Replayed()
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
     for ids in _batches(sorted(entry_ids), size):
         started = time.monotonic()
-        _replay_batch(ids, totals, parked=parked)
+        _replay_batch(ids, totals, parked=parked, overdue=overdue)
         yield totals
         if rate is not None:
             time.sleep(max(0.0, len(ids) / rate - (time.monotonic() - started)))
 
 
 @transaction.atomic
-def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool) -> None:
+def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool, overdue: bool) -> None:
     # The rows stay locked until Kafka has answered: nobody else replays them meanwhile, and the worker that
     # processes one waits for its new state.
-    states = [DeadLetter.State.OPEN, *([DeadLetter.State.PARKED] if parked else [])]
     entries = list(
-        DeadLetter.objects.select_for_update(skip_locked=True)
-        .filter(id__in=ids, state__in=states, topic__in=_replayable_topics())
+        DeadLetter.objects.replayable(parked=parked, overdue=overdue)
+        .filter(id__in=ids, topic__in=_replayable_topics())
+        .select_for_update(skip_locked=True)
         .order_by("id")
     )
     acknowledged = _publish(entries)

@@ -1,7 +1,7 @@
 """What a consumer of events needs to know of those who handle them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -75,6 +75,12 @@ class Delivery:
     taken_at: float  # monotonic seconds
     attempts: int = 0  # how often it was tried again, alone, after the failure of its batch
     first_failed_at: datetime | None = None
+    replays: list[Record] = field(default_factory=list)
+    """Later records of the same event in the batch that replay a dead letter; they share its outcome."""
+
+    @property
+    def records(self) -> list[Record]:
+        return [self.record, *self.replays]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.utils import timezone
 
-from eventbus.models import DeadLetter
+from eventbus.models import OVERDUE_AFTER, DeadLetter
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
 
@@ -61,6 +62,18 @@ def test_replaying_a_group_asks_first_and_is_logged(admin_client: Client, feed_e
     assert "2 replayed, 0 skipped" in told
     assert len(broker.read_all(feed_events)) == 2
     assert LogEntry.objects.get().change_message == "Replayed 2 dead letters."
+
+
+def test_replays_without_an_outcome_are_repeated_only_when_ticked(admin_client: Client, feed_events: str) -> None:
+    entry = an_entry()
+    long_ago = timezone.now() - OVERDUE_AFTER
+    DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, last_replayed_at=long_ago)
+    asked = act(admin_client, ENTRIES, "replay_selected", [entry.id])
+    assert "Replay 1 dead letter, 1 of them replayed before without an outcome so far?" in asked
+    assert "0 replayed, 1 skipped" in act(admin_client, ENTRIES, "replay_selected", [entry.id], confirmed="yes")
+    told = act(admin_client, ENTRIES, "replay_selected", [entry.id], confirmed="yes", overdue="yes")
+    assert "1 replayed, 0 skipped" in told
+    assert len(broker.read_all(feed_events)) == 1
 
 
 def test_discarding_needs_a_reason_and_is_logged(admin_client: Client) -> None:

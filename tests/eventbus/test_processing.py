@@ -185,13 +185,34 @@ def test_rows_that_are_there_already_cost_a_careful_try_not_a_dead_letter(worker
 def test_a_replay_resolves_its_dead_letter_with_its_own_effect_or_not_at_all(
     worker: Worker, fails: str | None, state: DeadLetter.State
 ) -> None:
-    group = DeadLetterGroup.objects.create(first_seen=NOON, last_seen=NOON)
-    entry = DeadLetter.objects.create(
-        group=group, topic="notes", headers=[], last_failed_at=NOON, state=DeadLetter.State.REPLAYED
-    )
-    worker.process(replace(a_record(an_event(1, fails=fails)), headers=[(dead_letters.ENTRY, b"%d" % entry.id)]))
+    entry = a_replayed_entry()
+    worker.process(a_replay_of(entry, an_event(1, fails=fails)))
     entry.refresh_from_db()
     assert entry.state == state
+
+
+def a_replayed_entry() -> DeadLetter:
+    group, _ = DeadLetterGroup.objects.get_or_create(fingerprint="f", first_seen=NOON, last_seen=NOON)
+    return DeadLetter.objects.create(
+        group=group, topic="notes", headers=[], last_failed_at=NOON, state=DeadLetter.State.REPLAYED
+    )
+
+
+def a_replay_of(entry: DeadLetter, event: Event) -> Record:
+    return replace(a_record(event), headers=[(dead_letters.ENTRY, b"%d" % entry.id)])
+
+
+def test_a_replay_beside_another_record_of_its_event_is_resolved_with_it(worker: Worker, journal: Journal) -> None:
+    entries = [a_replayed_entry() for _ in range(2)]
+    worker.process(an_event(1), *(a_replay_of(entry, an_event(1)) for entry in entries))
+    assert journal.rows() == [1]
+    assert set(DeadLetter.objects.values_list("state", flat=True)) == {DeadLetter.State.RESOLVED}
+
+
+def test_a_replay_beside_another_record_of_its_event_fails_with_it(worker: Worker) -> None:
+    first, replay, copy = an_event(1, fails="bug"), a_replayed_entry(), an_event(1, fails="bug")
+    worker.process(first, copy, a_replay_of(replay, copy))
+    assert [dead_letters.entry_of(record) for record, _, _ in worker.buried] == [None, replay.id]
 
 
 # One bad event -----------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 from pytest_django import Settings
 
 from eventbus import dead_letters, kafka, replay
 from eventbus.envelope import Event
-from eventbus.models import DeadLetter, ProcessedEvent
+from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 from tests.eventbus import broker
@@ -27,6 +28,10 @@ def replay_all(**options: Any) -> replay.Replayed:
 def state_of(entry: DeadLetter) -> str:
     entry.refresh_from_db()
     return entry.state
+
+
+def outcome_overdue() -> None:
+    DeadLetter.objects.update(last_replayed_at=timezone.now() - OVERDUE_AFTER)
 
 
 def run(*arguments: str) -> str:
@@ -82,6 +87,17 @@ def test_parked_entries_are_replayed_only_when_asked_for(feed_events: str) -> No
     DeadLetter.objects.update(state=DeadLetter.State.PARKED)
     assert replay_all().skipped == 1
     assert replay_all(parked=True).acknowledged == 1
+
+
+def test_a_replay_that_had_no_outcome_for_a_while_can_be_repeated_when_asked_for(feed_events: str) -> None:
+    an_entry()
+    replay_all()
+    assert replay_all(overdue=True).skipped == 1
+    outcome_overdue()
+    assert replay_all().skipped == 1
+    assert "1 replayed" in run("replay", "--all", "--overdue", "--yes")
+    assert len(broker.read_all(feed_events)) == 2
+    assert replay_all(overdue=True).skipped == 1
 
 
 def test_discarding_needs_a_reason_and_is_final(feed_events: str) -> None:

@@ -26,6 +26,9 @@ class Command(BaseCommand):
         replaying = commands.add_parser("replay", help="publish dead letters again")
         replaying.add_argument("--rate", type=float, help="at most so many a second")
         replaying.add_argument("--parked", action="store_true", help="also those replayed too often before")
+        replaying.add_argument(
+            "--overdue", action="store_true", help="also those replayed over 10 minutes ago without an outcome yet"
+        )
         discarding = commands.add_parser("discard", help="close dead letters for good")
         discarding.add_argument("--reason", required=True)
         for command in (listing, replaying, discarding):
@@ -67,14 +70,14 @@ class Command(BaseCommand):
     def _replay(self, options: dict[str, Any]) -> None:
         if options["rate"] is not None and options["rate"] <= 0:
             raise CommandError("--rate must be above 0.")
-        states = [DeadLetter.State.OPEN, *([DeadLetter.State.PARKED] if options["parked"] else [])]
-        ids = self._confirmed(_selected(options).filter(state__in=states), options, "replay")
+        which = {name: options[name] for name in ("parked", "overdue")}
+        ids = self._confirmed(_selected(options).replayable(**which), options, "replay")
         if not ids:
             return
         totals = replay.Replayed()
         try:
             with tqdm(total=len(ids), unit=" entries", disable=None) as bar:
-                for totals in replay.replay(ids, rate=options["rate"], parked=options["parked"]):
+                for totals in replay.replay(ids, rate=options["rate"], **which):
                     bar.update(totals.acknowledged + totals.skipped + totals.failed - bar.n)
         except PublishFailed as error:
             raise CommandError(f"{error} Those not replayed are still open: run the command again.") from error
