@@ -46,7 +46,7 @@ class Failure:
             for name, value in record.headers
             if name.startswith(dead_letters.PREFIX)
         }
-        failed_at = datetime.fromtimestamp(max(0, record.timestamp_ms) / 1000, UTC)
+        failed_at = _moment(record.timestamp_ms)
         return cls(
             topic=context.get("topic", record.topic)[:249],
             partition=_number(context, "partition", record.partition, maximum=MAX_INT),
@@ -172,6 +172,14 @@ def _number(context: Mapping[str, str], name: str, default: int, *, maximum: int
     if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= maximum:
         return int(text)
     return default
+
+
+def _moment(ms: int) -> datetime:
+    """Return the time of a record, which its producer may set to anything; now for one that no calendar has."""
+    try:
+        return datetime.fromtimestamp(max(0, ms) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.now(UTC)
 
 
 def _time(context: Mapping[str, str], name: str, default: datetime) -> datetime:

@@ -60,7 +60,7 @@ def _context(record: Record, error: BaseException, delivery: Delivery | None, gr
         "topic": record.topic,
         "partition": record.partition,
         "offset": record.offset,
-        "timestamp_ms": record.timestamp_ms,
+        "timestamp_ms": max(0, record.timestamp_ms),  # anything a producer likes; -1 for none
         "group": group,
         "exception": f"{type(error).__module__}.{type(error).__qualname__}",
         "message": str(error)[:MAX_MESSAGE_CHARS],

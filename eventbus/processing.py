@@ -17,7 +17,7 @@ from django.db import transaction
 
 from eventbus import dead_letters, envelope, locks, metrics, retry
 from eventbus.envelope import Event
-from eventbus.exceptions import DeadLetterFlood, PoisonEvent, UndecodableEvent, WorkerStopping
+from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.subscription import Delivery, Record, Subscription
 
@@ -54,13 +54,22 @@ class Processor:
         deliveries = self._decode(records)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
         culprits: dict[int, Chain] = {}
-        for events in self._plan(deliveries):
+        for events in self._plan([delivery.event for delivery in deliveries]):
             self._commit_neighbours([by_id[event.event_id] for event in events], culprits)
         self._work_off(list(culprits.values()))
 
-    def _plan(self, deliveries: Sequence[Delivery]) -> list[list[Event]]:
-        events = [delivery.event for delivery in deliveries]
-        return retry.until_possible(lambda: self._subscription.plan(events), self._wait)
+    def _plan(self, events: Sequence[Event]) -> list[list[Event]]:
+        """Return the parts of the plan; an event that cannot be planned stands alone, and `apply` decides."""
+        try:
+            return retry.until_possible(lambda: self._subscription.plan(events), self._wait)
+        except WorkerStopping:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_commit`
+            log.warning("plan_failed", count=len(events), error=retry.reason(error))
+        if len(events) <= 1:
+            return [list(events)]
+        middle = len(events) // 2
+        return self._plan(events[:middle]) + self._plan(events[middle:])
 
     def _decode(self, records: Iterable[Record]) -> list[Delivery]:
         """Decode and check records; what can never be applied is a dead letter at once. The first of twins wins."""
@@ -72,7 +81,7 @@ class Processor:
                     raise UndecodableEvent(record.headers_error)
                 delivery = Delivery(record, envelope.decode(record.value, record.key), taken_at=time.monotonic())
                 self._subscription.check(delivery.event)
-            except PoisonEvent as error:
+            except Exception as error:  # noqa: BLE001 - a bug in `check` would fail again
                 self._bury(record, error, delivery)
             else:
                 first = deliveries.setdefault(delivery.event.event_id, delivery)

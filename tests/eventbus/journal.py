@@ -75,8 +75,13 @@ class Journal:
     def check(self, event: Event) -> None:
         if event.payload.get("fails") == "check":
             raise InvalidEvent("This note can never be taken.")
+        if event.payload.get("fails") == "check by a bug":
+            bug()
 
     def plan(self, events: Sequence[Event]) -> list[list[Event]]:
+        for event in events:
+            if event.payload.get("plan_fails"):
+                bug()
         return [list(events[i : i + self.part_size]) for i in range(0, len(events), self.part_size)]
 
     def apply(self, events: Sequence[Event], *, careful: bool, resume_after: int | None) -> int | None:

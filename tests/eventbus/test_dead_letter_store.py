@@ -1,8 +1,11 @@
 """Storing dead letters: each once, whole, grouped by cause."""
 
+from dataclasses import replace
+
 import pytest
 
-from eventbus import dead_letter_store, payloads
+from eventbus import dead_letter_store, dead_letters, payloads
+from eventbus.exceptions import UndecodableEvent
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
 from eventbus.subscription import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
@@ -67,6 +70,15 @@ def test_a_record_without_any_context_is_stored_all_the_same() -> None:
     dead_letter_store.store([Record("dead-letter-events", 0, 9, None, None, [], 1_700_000_000_000)])
     failure = DeadLetterFailure.objects.get()
     assert (failure.topic, failure.offset, failure.exception) == ("dead-letter-events", 9, "unknown")
+
+
+@pytest.mark.parametrize("timestamp_ms", [-(2**63), -1, 0, 253_402_300_800_000, 2**63 - 1])
+def test_no_timestamp_of_a_record_stops_its_dead_letter(timestamp_ms: int) -> None:
+    original = Record("notes", 0, 9, b"1", b"?", [], timestamp_ms)
+    dead_letter = dead_letters.dead_letter(original, UndecodableEvent(), None, "note-takers")
+    dead_letter_store.store([replace(dead_letter, timestamp_ms=timestamp_ms)])
+    dead_letter_store.store([dead_letter])
+    assert DeadLetterFailure.objects.get().timestamp_ms == max(0, timestamp_ms)
 
 
 @pytest.mark.parametrize("odd", ["x" * 2_000, "nul \0 inside", "-1", "９", "9" * 40, "\ud800"])

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def test_times_of_any_zone_are_read_as_utc() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["2026-01-02t12:00:00.345z", "2026-01-02T12:00:00.345-00:00", "2026-01-02T12:00:00.345000999+00:00"],
+)
+def test_times_may_be_written_in_every_way_of_rfc_3339(text: str) -> None:
+    assert envelope.decode(envelope_with(occurred_at=text), b"1").occurred_at == NOON
+
+
+@pytest.mark.parametrize(
     "value",
     [
         pytest.param(None, id="a tombstone"),
@@ -108,6 +117,20 @@ NOT_A_TYPE = [MISSING, None, "", 1, True, ["post.created"], "post\0created", "x"
 NOT_A_VERSION = [MISSING, None, True, False, 0, -1, 1.0, "1", [1], 2**64]
 NOT_A_TIME = [MISSING, None, "", 0, True, [], "now", "2026-01-02", "2026-01-02T12:00:00", "2026-02-30T12:00:00Z"]
 NOT_A_TIME += ["2026-01-02T12:00:00.345", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]
+NOT_A_TIME += [
+    "2026-W01-1T12:00:00Z",
+    "20260102T120000Z",
+    "2026-01-02T12Z",
+    "2026-01-02T12:00Z",
+    "2026-01-02 12:00:00Z",
+]
+NOT_A_TIME += ["2026-01-02T12:00:00,345Z", "2026-01-02T12:00:00+0100", "2026-01-02T12:00:00+01", "2026-01-02T24:00:00Z"]
+NOT_A_TIME += [
+    "2026-01-02T12:00:00+01:00:30",
+    "٢٠٢٦-01-02T12:00:00Z",
+    "2026-01-02T12:00:00.Z",
+    "2026-01-02T12:00:00Z\n",
+]
 NOT_A_PAYLOAD = [MISSING, None, "{}", 1, True, [], [{}]]
 
 
@@ -164,6 +187,8 @@ def test_no_file_of_the_json_test_suite_raises_anything_but_poison() -> None:
         an_event(content=2**64),
         an_event(content=object()),
         an_event(content={1: "a number as a name"}),
+        replace(an_event(), occurred_at=NOON.replace(tzinfo=None)),
+        replace(an_event(), occurred_at=datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))),
     ],
 )
 def test_what_decode_would_refuse_is_not_encoded(event: Event) -> None:

@@ -218,7 +218,7 @@ def test_a_replay_beside_another_record_of_its_event_fails_with_it(worker: Worke
 # One bad event -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails", ["bug", "constraint", "check"])
+@pytest.mark.parametrize("fails", ["bug", "constraint", "check", "check by a bug"])
 def test_a_bad_event_among_500_costs_only_itself(worker: Worker, journal: Journal, fails: str) -> None:
     batch = events_of_different_keys(500)
     batch[240] = an_event(241, key=241, fails=fails)
@@ -228,6 +228,18 @@ def test_a_bad_event_among_500_costs_only_itself(worker: Worker, journal: Journa
     assert processed() == set(journal.rows())
     # Halving 500 takes nine steps; trying each event alone would take 500.
     assert len(journal.calls) <= 1 + 2 * 9 + retry.MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize(("fails", "buried"), [(None, []), ("bug", [4])])
+def test_an_event_that_cannot_be_planned_stands_alone_and_is_applied_if_it_can_be(
+    worker: Worker, journal: Journal, fails: str | None, buried: list[int]
+) -> None:
+    batch = events_of_different_keys(8)
+    batch[3] = an_event(4, key=4, plan_fails=True, fails=fails)
+    worker.process(*batch)
+    assert worker.buried_ids == buried
+    assert journal.rows() == [n for n in range(1, 9) if n not in buried]
+    assert journal.followed_up[-1] == [5, 6, 7, 8]
 
 
 def test_bytes_that_are_no_event_cost_only_themselves(worker: Worker, journal: Journal) -> None:
