@@ -1,15 +1,19 @@
-"""Runs a manage.py command, or serves the API, that kills itself with SIGKILL at a named point, once.
+"""Runs a manage.py command, or serves the API, that something happens to at a named point, once.
 
     python -m tests.crash.die_at POINT MARKER_FILE run_fanout
     granian tests.crash.die_at:application        with DIE_AT=POINT and DIE_MARKER=FILE
 
-The marker file says that the death has happened; a process started later passes the point alive. Production code has
-no hooks for this: the function at the point is wrapped here.
+By default the process kills itself there. AT_POINT=SIGSTOP freezes it until a SIGCONT, AT_POINT=hang has the call
+never return. LEAVE_SECONDS shortens what a worker allows itself for leaving.
+
+The marker file says that it has happened; a process started later passes the point unharmed. Production code has no
+hooks for this: the function at the point is wrapped here.
 """
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +41,7 @@ POINTS = {
 
 
 def arm(point: str, marker: Path) -> None:
-    """Make this process die at `point` unless `marker` exists; empty results do not count as passing it."""
+    """Make it happen to this process at `point` unless `marker` exists; empty results do not count as passing it."""
     module_name, path, moment = POINTS[point]
     owner: Any = import_module(module_name)
     *classes, name = path.split(".")
@@ -45,21 +49,26 @@ def arm(point: str, marker: Path) -> None:
         owner = getattr(owner, class_name)
     original: Callable[..., Any] = getattr(owner, name)
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         if moment == "before":
-            _die(marker)
+            _happen(marker)
         result = original(*args, **kwargs)
         if moment == "after" and result != []:
-            _die(marker)
+            _happen(marker)
         return result
 
-    setattr(owner, name, dying)
+    setattr(owner, name, wrapped)
 
 
-def _die(marker: Path) -> None:
-    if not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+def _happen(marker: Path) -> None:
+    if marker.exists():
+        return
+    marker.touch()
+    what = os.environ.get("AT_POINT", "SIGKILL")
+    if what == "hang":
+        while True:
+            time.sleep(1)
+    os.kill(os.getpid(), signal.Signals[what])
 
 
 def main() -> None:
@@ -68,6 +77,8 @@ def main() -> None:
     django = import_module("django")
     django.setup()
     arm(point, Path(marker))
+    if "LEAVE_SECONDS" in os.environ:
+        import_module("eventbus.worker").LEAVE_SECONDS = float(os.environ["LEAVE_SECONDS"])  # type: ignore[attr-defined]
     import_module("django.core.management").execute_from_command_line(["manage.py", *command])
 
 

@@ -9,7 +9,7 @@ import pytest
 from eventbus import kafka, producer
 from eventbus.models import DeadLetter
 from posts.models import Post
-from tests.crash.conftest import Network
+from tests.crash.network import Network
 from tests.crash.die_at import POINTS
 from tests.e2e.system import Process, System, wait_until
 

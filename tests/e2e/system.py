@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import httpx
+import psutil
 from django.conf import settings
 from django.db import connection
 
@@ -50,8 +51,14 @@ class Process:
             self.popen = subprocess.Popen(command, env=environment() | variables, stdout=log, stderr=subprocess.STDOUT)
 
     def kill(self) -> None:
+        """Kill the process and all it has started (the API's workers), which a killed parent would leave behind."""
+        family = psutil.Process(self.popen.pid).children(recursive=True)
         self.popen.kill()
         self.popen.wait()
+        for child in family:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(family, PATIENCE)
 
     def stop(self) -> int:
         """Ask the process to leave and return its exit status."""
@@ -79,8 +86,8 @@ class System:
         return self.command("run_fanout", **variables)
 
     def api(self, **variables: str) -> Process:
-        """Start the API by its production command line and wait until it is ready."""
-        port = str(free_port())
+        """Start the API by its production command line, where one ran before at its port, and wait until it is ready."""
+        port = str(free_port(httpx.URL(self.url).port or 0 if self.url else 0))
         metrics = self.directory / f"metrics-{port}"
         api = Process(
             "api", ["bin/serve"], self.directory, PORT=port, PROMETHEUS_MULTIPROC_DIR=str(metrics), **variables

@@ -1,0 +1,56 @@
+"""Servers that go away and come back."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from django.db import connections
+
+from feedsite.embedded import stack, state
+from feedsite.embedded.postgres import POSTGRES
+from feedsite.embedded.processes import Server, end
+from feedsite.embedded.valkey import VALKEY
+
+Act = Callable[[], None]
+
+
+class Stoppable(Protocol):
+    """What both an embedded server and `tests.kafka.apache.ApacheKafka` are."""
+
+    def kill(self) -> None: ...
+
+    def start(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EmbeddedServer:
+    """One of the embedded servers whose data outlives it; the broker's does not."""
+
+    server: Server
+
+    def stop(self) -> None:
+        """Stop the server as an administrator does, its clients' connections broken."""
+        self._end(self.server.stop_signal)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start the server where it was and return once it answers."""
+        stack.start(_data_dir(), say=lambda line: None)
+        connections.close_all()
+
+    def _end(self, number: signal.Signals) -> None:
+        record = state.read(_data_dir())[self.server.variable]
+        end(record.pid, self.server.program, record.port, number)
+
+
+def _data_dir() -> Path:
+    return Path(os.environ["FEED_DATA_DIR"])
+
+
+postgres = EmbeddedServer(POSTGRES)
+valkey = EmbeddedServer(VALKEY)

@@ -1,0 +1,86 @@
+"""Servers are restarted and killed, and workers freeze, while clients write; nothing is lost or doubled."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from feedsite.embedded.postgres import POSTGRES
+from feedsite.embedded.valkey import VALKEY
+from tests.crash import outages
+from tests.crash.die_at import POINTS
+from tests.crash.load import Load
+from tests.crash.network import Network
+from tests.e2e.system import Process, settled, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
+
+needs_embedded_postgres = pytest.mark.skipif(
+    bool(os.environ.get(POSTGRES.variable)), reason="stops the embedded PostgreSQL, and an external one is in use"
+)
+needs_embedded_valkey = pytest.mark.skipif(
+    bool(os.environ.get(VALKEY.variable)), reason="stops the embedded Valkey, and an external one is in use"
+)
+
+BEFORE, AWAY, AFTER = 2.0, 3.0, 2.0  # seconds of load
+MAX_POLL_INTERVAL_MS = 6_000
+
+
+@needs_embedded_postgres
+@pytest.mark.parametrize("end", [outages.postgres.stop, outages.postgres.kill], ids=["restarted", "killed"])
+def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network) -> None:
+    workers = [network.system.worker(), network.system.worker()]
+    with Load(network) as load:
+        time.sleep(BEFORE)
+        end()
+        time.sleep(AWAY)
+        outages.postgres.start()
+        time.sleep(AFTER)
+    assert load.refused > 0
+    network.prove()
+    assert all(worker.running() for worker in workers)
+
+
+@needs_embedded_valkey
+def test_valkey_is_killed_and_comes_back_empty(network: Network) -> None:
+    worker = network.system.worker()
+    with Load(network) as load:
+        time.sleep(BEFORE)
+        outages.valkey.kill()
+        time.sleep(AWAY)
+        outages.valkey.start()
+        time.sleep(AFTER)
+    assert load.refused == load.answers["404"], "Reads and writes go on without a cache."
+    network.prove()
+    assert worker.running()
+
+
+@pytest.mark.parametrize("point", ["after poll", "after the database commit", "before the offset commit"])
+def test_one_of_three_workers_freezes_past_the_poll_interval(point: str, network: Network) -> None:
+    """The others take over what it had in hand; when it wakes up, it must not apply or commit that again."""
+    limit = {"KAFKA_MAX_POLL_INTERVAL_MS": str(MAX_POLL_INTERVAL_MS)}
+    frozen = freezing(network, point, **limit)
+    with Load(network):
+        wait_until(lambda: is_stopped(frozen))
+        frozen_at = time.monotonic()
+        others = [network.system.worker(**limit), network.system.worker(**limit)]
+        wait_until(lambda: settled(set(network.events)))
+        time.sleep(max(0.0, frozen_at + 1.5 * MAX_POLL_INTERVAL_MS / 1_000 - time.monotonic()))
+        frozen.popen.send_signal(signal.SIGCONT)
+        time.sleep(AFTER)
+    network.prove()
+    assert [worker.stop() for worker in (frozen, *others)] == [0, 0, 0]
+
+
+def freezing(network: Network, point: str, **variables: str) -> Process:
+    """Start a worker that stops, as by SIGSTOP, at `point`."""
+    assert point in POINTS
+    marker = str(network.system.directory / "frozen")
+    arguments = ("-m", "tests.crash.die_at", point, marker, "run_fanout")
+    return network.system.command(*arguments, script="-u", AT_POINT="SIGSTOP", **variables)
+
+
+def is_stopped(process: Process) -> bool:
+    pid, status = os.waitpid(process.popen.pid, os.WNOHANG | os.WUNTRACED)
+    return pid != 0 and os.WIFSTOPPED(status)
