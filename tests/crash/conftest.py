@@ -35,6 +35,10 @@ def system(
     with running(tmp_path) as started:
         started.api()
         yield started
+        # The embedded broker assigns nothing any more to a group whose members left one right after another.
+        for process in started.processes:
+            if process.running():
+                process.kill()
 
 
 @pytest.fixture
