@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from eventbus.models import ProcessedEvent
+from eventbus.models import DeadLetter, ProcessedEvent
 from feeds import imports, verification
 from posts.models import Post
 from tests.e2e.system import PATIENCE, System, read_feed, settled, wait_until
@@ -56,9 +56,9 @@ class Network:
     def prove(self, seconds: float = PATIENCE) -> None:
         """Nothing lost, nothing doubled, no stale page, every acceptance accounted for within `seconds`."""
         wait_until(lambda: settled(self.events), seconds)
-        assert set(ProcessedEvent.objects.filter(event_id__in=self.events).values_list("event_id", flat=True)) == (
-            self.events
-        )
+        dead = DeadLetter.objects.filter(event_id__in=self.events).unresolved()
+        assert not dead, [(letter.event_id, letter.state, str(letter.group)) for letter in dead]
+        assert ProcessedEvent.objects.filter(event_id__in=self.events).count() == len(self.events)
         written = Post.objects.filter(author_id__in=self.authors, deleted_event_id=None)
         assert set(written.values_list("id", flat=True)) == set(self.posts)
         # A page may be stale for the moment between a commit and its invalidation, not longer.

@@ -1,0 +1,73 @@
+"""How a worker process ends: its exit status tells a supervisor why."""
+
+import signal
+from uuid import uuid4
+
+import pytest
+
+from eventbus import kafka, producer
+from eventbus.models import DeadLetter
+from eventbus.worker import EXIT_FLOOD, EXIT_SECOND_SIGNAL, EXIT_STUCK
+from tests.crash.network import Network
+from tests.e2e.system import PATIENCE, Process, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
+
+
+def started(process: Process) -> Process:
+    """Return the process once it can be stopped: before that a signal ends it as any Python."""
+    wait_until(lambda: "partitions_assigned" in process.log.read_text())
+    return process
+
+
+def hanging_worker(network: Network, **variables: str) -> Process:
+    """Return a worker whose handler has begun and never ends, with its database transaction open."""
+    marker = network.system.directory / "hangs"
+    command = ("-m", "tests.crash.die_at", "before the database commit", str(marker), "run_fanout")
+    process = network.system.command(*command, script="-u", AT_POINT="hang", **variables)
+    network.post()
+    wait_until(marker.exists)
+    return process
+
+
+@pytest.mark.parametrize("command", ["run_fanout", "run_dlq"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_worker_cleanly(command: str, number: signal.Signals, network: Network) -> None:
+    process = started(network.system.command(command))
+    process.popen.send_signal(number)
+    assert process.popen.wait(PATIENCE) == 0
+    assert "left_group" in process.log.read_text()
+
+
+def test_a_second_signal_ends_a_worker_that_hangs_at_once(network: Network) -> None:
+    worker = hanging_worker(network)
+    worker.popen.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping" in worker.log.read_text())
+    assert worker.running()
+    worker.popen.send_signal(signal.SIGTERM)
+    assert worker.popen.wait(PATIENCE) == EXIT_SECOND_SIGNAL
+    network.system.worker()
+    network.prove()
+
+
+def test_a_worker_that_cannot_leave_is_ended_by_its_watchdog(network: Network) -> None:
+    worker = hanging_worker(network, LEAVE_SECONDS="1")
+    worker.popen.send_signal(signal.SIGTERM)
+    assert worker.popen.wait(PATIENCE) == EXIT_STUCK
+    network.system.worker()
+    network.prove()
+
+
+def test_a_flood_of_dead_letters_stops_a_worker_and_leaves_the_rest_in_the_topic(network: Network) -> None:
+    worker = network.system.worker(DLQ_FLOOD_COUNT="3", DLQ_FLOOD_SECONDS="60")
+    network.system.command("run_dlq")
+    flood = [f"no event {uuid4()}".encode() for _ in range(5)]
+    for value in flood:
+        producer.publish_record(kafka.FEED_EVENTS, b"1", value)
+    network.post()
+    assert worker.popen.wait(PATIENCE) == EXIT_FLOOD
+    assert "3 events became dead letters within 60 s" in worker.log.read_text()
+    wait_until(lambda: DeadLetter.objects.filter(value__in=flood).count() == 3)
+    network.system.worker()
+    network.prove()
+    wait_until(lambda: DeadLetter.objects.filter(value__in=flood).count() == 5)
