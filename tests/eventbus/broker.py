@@ -30,6 +30,16 @@ def partitions_of(topic: str) -> int:
     return len(metadata.topics[topic].partitions)
 
 
+def size_of(topic: str, partition: int) -> int:
+    """Return how many records the partition holds."""
+    reader = Consumer(kafka.client_config() | {"group.id": unique_name()})
+    try:
+        low, high = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT)
+        return int(high - low)
+    finally:
+        reader.close()
+
+
 def read_all(topic: str) -> list[Record]:
     """Return every record of the topic, partition by partition to its end, without joining a group."""
     return [record for partition in range(partitions_of(topic)) for record in _read_partition(topic, partition)]

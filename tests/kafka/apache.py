@@ -32,6 +32,10 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=6000
+group.consumer.min.heartbeat.interval.ms=500
+group.consumer.heartbeat.interval.ms=1000
 """
 
 
@@ -69,8 +73,12 @@ class ApacheKafka:
         """End the broker at once; what it has acknowledged is with the operating system at least."""
         self._end(signal.SIGKILL)
 
-    def remove(self) -> None:
+    def stop(self) -> None:
+        """End the broker in an orderly way."""
         self._end(signal.SIGTERM)
+
+    def remove(self) -> None:
+        self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
