@@ -1,6 +1,7 @@
 # `make` lists the targets. PYTHON=python3.12 chooses the interpreter of every target, ARGS adds arguments.
 
 PORT ?= 8000
+ENV_FILE ?= .env
 CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 ifndef PYTHON
 PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
@@ -56,8 +57,8 @@ lint: install ## style, types and the direction of imports
 bench: install ## measure the throughput and latency of this machine
 	@$(RUN) -m benchmarks $(ARGS)
 
-env: ## .env with random secrets for docker compose, unless there is one
-	@[ -e .env ] || (umask 077 && $(PYTHON) -c 'import re, secrets; print(re.sub(r"(?m)^(\w+)=$$", lambda m: m[1] + "=" + secrets.token_urlsafe(36), open(".env.example").read()), end="")' > .env)
+env: ## .env with random secrets for docker compose; adds those it lacks
+	@$(PYTHON) bin/write-env "$(ENV_FILE)"
 
 format: install ## let ruff rewrite the code
 	@$(RUN) -m ruff check --fix .
