@@ -1,0 +1,146 @@
+"""The manifests in `k8s/` are valid, and agree with each other, the code and the documentation."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from eventbus import kafka
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE, EXAMPLE = ROOT / "k8s/base", ROOT / "k8s/overlays/example"
+OLDEST_KUBERNETES, NEWEST_KUBERNETES = "1.30", "1.34"
+NOT_OF_KUBERNETES = ("kustomize.config.k8s.io/", "keda.sh/")
+
+Manifest = dict[str, Any]
+
+
+def manifests(*folders: Path) -> Iterator[Manifest]:
+    for folder in folders:
+        for file in sorted(folder.glob("*.yaml")):
+            yield from yaml.safe_load_all(file.read_text())
+
+
+def of_kind(*kinds: str) -> list[Manifest]:
+    return [manifest for manifest in manifests(BASE) if manifest["kind"] in kinds]
+
+
+def named(kind: str, name: str) -> Manifest:
+    (found,) = [manifest for manifest in of_kind(kind) if manifest["metadata"]["name"] == name]
+    return found
+
+
+def pod(workload: Manifest) -> Manifest:
+    spec = workload["spec"]
+    template: Manifest = spec["jobTemplate"]["spec"]["template"] if workload["kind"] == "CronJob" else spec["template"]
+    return template
+
+
+def workloads() -> list[Manifest]:
+    return of_kind("Deployment", "Job", "CronJob")
+
+
+def containers(workload: Manifest) -> list[Manifest]:
+    spec = pod(workload)["spec"]
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def config() -> dict[str, str]:
+    lines = (BASE / "config.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def validate(documents: Iterable[Manifest], version: str) -> int:
+    """Check everything that Kubernetes itself defines; return how many that was."""
+    own = [document for document in documents if not document["apiVersion"].startswith(NOT_OF_KUBERNETES)]
+    for document in own:
+        kubernetes_validate.validate(document, version, strict=True)
+    return len(own)
+
+
+@pytest.mark.parametrize("version", [OLDEST_KUBERNETES, NEWEST_KUBERNETES])
+def test_kubernetes_accepts_every_manifest_and_knows_every_field(version: str) -> None:
+    assert validate(manifests(BASE, EXAMPLE), version) > 10
+
+
+def test_every_manifest_is_part_of_the_base() -> None:
+    listed = yaml.safe_load((BASE / "kustomization.yaml").read_text())["resources"]
+    assert {*listed, "kustomization.yaml"} == {file.name for file in BASE.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+def test_kustomize_builds_it(folder: Path) -> None:
+    if (tool := shutil.which("kustomize") or shutil.which("kubectl")) is None:
+        pytest.skip("neither kustomize nor kubectl is installed")
+    command = [tool, "build" if tool.endswith("kustomize") else "kustomize"]
+    built = subprocess.run([*command, folder], check=True, capture_output=True, text=True).stdout
+    assert validate(yaml.safe_load_all(built), NEWEST_KUBERNETES) > 10
+
+
+def test_no_container_runs_as_root_or_writes_to_its_image() -> None:
+    for workload in workloads():
+        assert pod(workload)["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert pod(workload)["spec"]["automountServiceAccountToken"] is False
+        for container in containers(workload):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"mountPath": "/tmp", "name": "tmp"} in container["volumeMounts"]  # noqa: S108
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_secrets_are_referred_to_and_never_written_down() -> None:
+    assert of_kind("Secret") == []
+    assert not [name for name in config() if re.search(r"SECRET|KEY|PASSWORD|_URL", name)]
+    for workload in workloads():
+        for container in containers(workload):
+            assert {"secretRef": {"name": "feed-secrets"}} in container["envFrom"]
+            assert "env" not in container
+
+
+def test_every_variable_of_the_configuration_is_documented() -> None:
+    documented = set(re.findall(r"`([A-Z_]+)`", (ROOT / "docs/settings.md").read_text()))
+    assert config().keys() <= documented
+
+
+def test_selectors_find_the_pods_they_are_for() -> None:
+    labels = {workload["metadata"]["name"]: pod(workload)["metadata"]["labels"] for workload in workloads()}
+    for deployment in of_kind("Deployment"):
+        assert deployment["spec"]["selector"]["matchLabels"] == labels[deployment["metadata"]["name"]]
+    for budget in of_kind("PodDisruptionBudget"):
+        assert budget["spec"]["selector"]["matchLabels"] == labels[budget["metadata"]["name"]]
+    for service in of_kind("Service"):
+        assert service["spec"]["selector"] == labels[service["metadata"]["name"]]
+
+
+def test_whoever_scales_a_deployment_is_alone_in_it() -> None:
+    scaled = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in of_kind("HorizontalPodAutoscaler", "ScaledObject")}
+    assert scaled == {"api", "fanout"}
+    for name in scaled:
+        assert "replicas" not in named("Deployment", name)["spec"]
+
+
+def test_fanout_scales_on_the_lag_of_its_group_and_no_further_than_there_are_partitions() -> None:
+    scaler = named("ScaledObject", "fanout")["spec"]
+    (trigger,) = scaler["triggers"]
+    assert trigger["metadata"]["topic"] == kafka.FEED_EVENTS
+    assert trigger["metadata"]["consumerGroup"] == kafka.FANOUT_GROUP
+    assert trigger["metadata"]["bootstrapServersFromEnv"] in config()
+    assert scaler["maxReplicaCount"] <= int(config()["KAFKA_PARTITIONS"])
+
+
+def test_the_ingress_shows_clients_what_they_need_and_keeps_the_rest_inside() -> None:
+    (ingress,) = [manifest for manifest in manifests(EXAMPLE) if manifest["kind"] == "Ingress"]
+    (rule,) = ingress["spec"]["rules"]
+    shown = {path["path"] for path in rule["http"]["paths"]}
+    assert shown >= {"/posts", "/feeds", "/follows", "/users", "/events"}
+    assert shown.isdisjoint({"/", "/metrics", "/readyz", "/healthz"})
