@@ -14,10 +14,10 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo load install serve test test-kafka lint bench env format lock clean
+.PHONY: help demo load install serve test test-kafka test-containers lint bench env format lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
 demo: install ## everything at once, with sample data, until Ctrl-C
 	@exec $(MANAGE) demo $(ARGS)
@@ -47,6 +47,9 @@ test: install ## the whole suite, on real servers of its own
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
 	@$(RUN) -m tests.kafka $(or $(ARGS),tests/eventbus tests/crash tests/e2e/test_real_graph.py)
+
+test-containers: install ## the compose file, started, used, killed and restarted (needs a Docker Engine with Compose v2)
+	@$(RUN) -m pytest $(or $(ARGS),tests/containers)
 
 lint: install ## style, types and the direction of imports
 	@$(RUN) -m ruff check .
