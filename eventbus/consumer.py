@@ -5,7 +5,6 @@ nothing; `processed_events` makes the redelivery it allows harmless.
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable
 
@@ -31,21 +30,19 @@ class EventConsumer:
 
     def __init__(self, topic: str, group: str, batch_max_events: int, batch_max_wait: float) -> None:
         self._topic = topic
-        self._group = group
+        self.group = group
         self._batch_max_events = batch_max_events
         self._batch_max_wait = batch_max_wait
         self._stopping = False
-        self.progressed_at = time.monotonic()
+        self.polled_at = time.monotonic()
         # Each assignment of a partition gets a number of its own: a partition that left and came back while a
         # batch was in hand is read again from its committed offset, so that batch must not commit it.
         self._assignments: dict[Place, int] = {}
         self._in_hand: dict[Place, int] = {}
         self._numbers = itertools.count()
-        self._committed: dict[Place, int] = {}
         self._early: list[Message] = []  # records that arrived while the consumer was paused
         self._callback_failure: Exception | None = None
-        config = kafka.consumer_config(group) | {"stats_cb": self._on_statistics, "error_cb": _on_error}
-        self._consumer = Consumer(config)
+        self._consumer = Consumer(kafka.consumer_config(group) | {"error_cb": _on_error})
 
     def run(self, handle: Handle) -> None:
         """Hand batches to `handle` and commit each after it returns; return after `stop`.
@@ -57,12 +54,12 @@ class EventConsumer:
         )
         try:
             while not self._stopping:
-                self.progressed_at = time.monotonic()
+                self.polled_at = time.monotonic()
                 if records := self._take_batch():
                     handle(records)
                     self._commit(records)
         except WorkerStopping:
-            log.info("batch_left_for_the_next_worker", group=self._group)
+            log.info("batch_left_for_the_next_worker", group=self.group)
         finally:
             self._leave()
 
@@ -92,6 +89,7 @@ class EventConsumer:
             while True:
                 if self._stopping:
                     raise WorkerStopping
+                self.polled_at = time.monotonic()
                 # Every time round: a partition assigned meanwhile arrives unpaused.
                 paused |= self._assignments.keys()
                 self._consumer.pause(_partitions(self._assignments))
@@ -138,7 +136,6 @@ class EventConsumer:
                 self.wait(retry.backoff(attempt))
                 offsets = {place: offset for place, offset in offsets.items() if self._still_held(place)}
             else:
-                self._committed |= offsets
                 return
 
     def _commit_offsets(self, offsets: dict[Place, int]) -> None:
@@ -156,7 +153,8 @@ class EventConsumer:
     def _on_assign(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
             self._assignments |= {place: next(self._numbers) for place in _places(partitions)}
-            log.info("partitions_assigned", group=self._group, partitions=sorted(_partition_numbers(partitions)))
+            self._count_assigned()
+            log.info("partitions_assigned", group=self.group, partitions=sorted(_partition_numbers(partitions)))
         except Exception as error:  # noqa: BLE001 - see above
             self._callback_failure = error
 
@@ -164,11 +162,11 @@ class EventConsumer:
         # Nothing to commit here: every batch is committed before the next poll, and one in hand drops
         # the records of these partitions (`still_ours`).
         self._forget(partitions)
-        log.info("partitions_revoked", group=self._group, partitions=sorted(_partition_numbers(partitions)))
+        log.info("partitions_revoked", group=self.group, partitions=sorted(_partition_numbers(partitions)))
 
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._forget(partitions)
-        log.warning("partitions_lost", group=self._group, partitions=sorted(_partition_numbers(partitions)))
+        log.warning("partitions_lost", group=self.group, partitions=sorted(_partition_numbers(partitions)))
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         try:
@@ -176,8 +174,7 @@ class EventConsumer:
             self._early = [m for m in self._early if (m.topic(), m.partition()) not in gone]
             for place in gone:
                 self._assignments.pop(place, None)
-                self._committed.pop(place, None)
-                metrics.drop_lag(*place, self._group)
+            self._count_assigned()
         except Exception as error:  # noqa: BLE001 - see above
             self._callback_failure = error
 
@@ -186,28 +183,13 @@ class EventConsumer:
         if failure:
             raise failure
 
-    def _on_statistics(self, statistics: str) -> None:
-        """Publish the lag of the assigned partitions from librdkafka's view of each partition's end."""
-        partitions = json.loads(statistics).get("topics", {}).get(self._topic, {}).get("partitions", {})
-        for number, state in partitions.items():
-            place = (self._topic, int(number))
-            if place in self._assignments:
-                lag = _lag(state, self._committed.get(place))
-                metrics.kafka_consumer_lag.labels(self._topic, number, self._group).set(lag)
+    def _count_assigned(self) -> None:
+        assigned = metrics.kafka_consumer_assigned_partitions.labels(self._topic, self.group)
+        assigned.set(len(self._assignments))
 
     def _leave(self) -> None:
         self._consumer.close()
-        log.info("left_group", group=self._group)
-
-
-def _lag(state: dict[str, int], committed: int | None) -> int:
-    """Records between the end of the partition and the committed offset; 0 while the end is unknown.
-
-    The end is the highest offset any fetch has reported: unlike a watermark query it is right on every broker.
-    """
-    end = max(state.get("hi_offset", -1), state.get("next_offset", -1))
-    start = committed if committed is not None else state.get("committed_offset", -1)
-    return max(0, end - max(start, state.get("lo_offset", 0), 0)) if end >= 0 else 0
+        log.info("left_group", group=self.group)
 
 
 def _is_record(message: Message) -> bool:

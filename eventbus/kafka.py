@@ -14,13 +14,13 @@ TOPICS = (FEED_EVENTS, DEAD_LETTER_EVENTS)
 
 FANOUT_GROUP = "fanout"
 DLQ_GROUP = "dlq"
+GROUPS = {FANOUT_GROUP: FEED_EVENTS, DLQ_GROUP: DEAD_LETTER_EVENTS}
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 # A dead letter is the whole record and the headers that say why. The limits of topics count compressed bytes, so the
 # record may be larger than its topic's limit by itself, and ours may compress worse than what its producer used.
 MAX_DEAD_LETTER_BYTES = 16 * 1024 * 1024
 METADATA_TIMEOUT = 10.0  # seconds
-STATISTICS_INTERVAL_MS = 5_000
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,6 @@ def consumer_config(group: str) -> Config:
         "queued.min.messages": 10_000,
         "queued.max.messages.kbytes": 50_000,
         "topic.metadata.refresh.interval.ms": 30_000,
-        "statistics.interval.ms": STATISTICS_INTERVAL_MS,
     }
     if settings.KAFKA_GROUP_PROTOCOL == "classic":
         # With the newer protocol the broker owns both.

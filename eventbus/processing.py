@@ -151,6 +151,7 @@ class Processor:
         now = time.monotonic()
         for delivery in ours:
             metrics.event_processing_duration_seconds.labels(delivery.event.type).observe(now - delivery.taken_at)
+            metrics.observe_visible(delivery.event.type, delivery.record.timestamp_ms)
         return None
 
     def _apply_and_follow_up(self, deliveries: list[Delivery], careful: bool) -> None:

@@ -5,21 +5,20 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import structlog
 from django.db import DatabaseError, connection
-from prometheus_client import start_http_server
 
-from eventbus import kafka, metrics, node_lease, producer
+from eventbus import kafka, metrics, metrics_server, node_lease, producer
 from eventbus.consumer import EventConsumer, Handle
 from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood
 from eventbus.models import DeadLetter
+from eventbus.monitor import Monitor
 from eventbus.processing import Processor
 from eventbus.subscription import Subscription
 
@@ -27,7 +26,6 @@ EXIT_SECOND_SIGNAL = 130
 EXIT_FLOOD = 3
 EXIT_STUCK = 4
 LEAVE_SECONDS = 30.0
-STUCK_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -50,10 +48,10 @@ def run_dead_letter_store(metrics_port: int | None) -> None:
 
 
 def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> None:
+    monitor = Monitor(consumer)
     if metrics_port is not None:
-        start_http_server(metrics_port)
-    threading.Thread(target=_watch, args=[consumer], name="watchdog", daemon=True).start()
-    with _stop_on_signals(consumer):
+        _serve(metrics_port, monitor)
+    with monitor, _stop_on_signals(consumer):
         try:
             consumer.run(handle)
         except DeadLetterFlood as flood:
@@ -64,14 +62,11 @@ def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> N
             node_lease.release()
 
 
-def _watch(consumer: EventConsumer) -> None:
-    """Report a batch that does not get done: a handler that hangs, or a dependency that stays away."""
-    while True:
-        time.sleep(STUCK_SECONDS / 2)
-        idle = time.monotonic() - consumer.progressed_at
-        metrics.worker_stuck_seconds.set(idle if idle > STUCK_SECONDS else 0)
-        if idle > STUCK_SECONDS:
-            log.error("worker_stuck", seconds=round(idle), partitions=consumer.partitions())
+def _serve(port: int, monitor: Monitor) -> None:
+    try:
+        metrics_server.serve(port, {"/healthz": monitor.healthz, "/readyz": monitor.readyz})
+    except OSError as error:
+        sys.exit(f"error: the metrics port {port} cannot be had: {error}. Choose another with --metrics-port.")
 
 
 def _unresolved_dead_letters() -> float:

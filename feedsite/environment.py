@@ -67,6 +67,7 @@ def _read(env: Env) -> dict[str, Any]:
         "DLQ_FLOOD_COUNT": env.int("DLQ_FLOOD_COUNT", 500, validate=POSITIVE),
         "DLQ_FLOOD_SECONDS": env.int("DLQ_FLOOD_SECONDS", 60, validate=POSITIVE),
         "DLQ_MAX_REPLAYS": env.int("DLQ_MAX_REPLAYS", 5, validate=POSITIVE),
+        "WORKER_STUCK_SECONDS": env.int("WORKER_STUCK_SECONDS", 60, validate=POSITIVE),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
         "LOG_LEVEL": env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),

@@ -189,6 +189,9 @@ DLQ_FLOOD_COUNT = ENV["DLQ_FLOOD_COUNT"]
 DLQ_FLOOD_SECONDS = ENV["DLQ_FLOOD_SECONDS"]
 DLQ_MAX_REPLAYS = ENV["DLQ_MAX_REPLAYS"]
 
+# Workers -----------------------------------------------------------------------------------------------------
+WORKER_STUCK_SECONDS = ENV["WORKER_STUCK_SECONDS"]
+
 # Logs --------------------------------------------------------------------------------------------------------
 LOG_FORMAT = ENV["LOG_FORMAT"]
 LOGGING = logs.configure(LOG_FORMAT, ENV["LOG_LEVEL"])

@@ -37,7 +37,7 @@ def read(places: Places) -> Totals | None:
         rows=_sum(samples, "fanout_rows_total"),
         hits=_sum(samples, "feed_cache_requests_total", result="hit"),
         reads=_sum(samples, "feed_cache_requests_total"),
-        lag=_sum(samples, "kafka_consumer_lag"),
+        lag=_lag(samples),
         dead_letters=_sum(samples, "dlq_size"),
     )
 
@@ -70,6 +70,16 @@ def _sum(samples: Iterable[Sample], name: str, **labels: str) -> float:
         for sample, found, value in samples
         if sample == name and labels.items() <= found.items() and not math.isnan(value)
     )
+
+
+def _lag(samples: Iterable[Sample]) -> float:
+    """Return the records not processed yet; each worker tells the lag of every partition, so the highest counts."""
+    lags: dict[tuple[tuple[str, str], ...], float] = {}
+    for sample, labels, value in samples:
+        if sample == "kafka_consumer_lag":
+            partition = tuple(sorted(labels.items()))
+            lags[partition] = max(value, lags.get(partition, 0.0))
+    return sum(lags.values())
 
 
 def _rate(count: float, seconds: float) -> str:

@@ -16,9 +16,8 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
 
-from eventbus import kafka
+from eventbus import backlog, kafka
 from feedsite.demo import admin, ports, pulse, sample, text
-from feedsite.demo.backlog import backlog
 from feedsite.demo.children import Children
 from feedsite.demo.client import Client
 from feedsite.demo.log import Log
@@ -150,7 +149,7 @@ class Demo:
         least, give_up_at = sys.maxsize, 0.0
         while True:
             try:
-                left = backlog(*WORKERS[worker])
+                left = backlog.total(*WORKERS[worker])
                 self._children.revive()
             except (KafkaException, CommandError) as error:
                 self._log.say(f"Cannot tell what {worker} has left to do: {error}")

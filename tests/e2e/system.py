@@ -46,6 +46,7 @@ class Process:
     """One process of the system; its log is in `log`."""
 
     def __init__(self, name: str, command: list[str], directory: Path, **variables: str) -> None:
+        directory.mkdir(exist_ok=True)
         self.log = directory / f"{name}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(command, env=environment() | variables, stdout=log, stderr=subprocess.STDOUT)

@@ -7,7 +7,6 @@ from threading import Event
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from prometheus_client import REGISTRY
 from pytest_django import Settings
 
 from eventbus import kafka, producer
@@ -229,21 +228,6 @@ def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_
     assert sorted(map(str, member.handled)) == sorted(map(str, [b"left", b"right", *not_ours]))
 
 
-def test_the_lag_is_exported_while_the_partition_is_ours(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "STATISTICS_INTERVAL_MS", 100)
-    labels = {"topic": group.topic, "partition": "0", "group": group.name}
-
-    def wait_until_the_lag_is_seen(member: Member, _records: list[Record]) -> None:
-        while counted("kafka_consumer_lag", **labels) != 3:
-            member.consumer.wait(0.1)
-        member.consumer.stop()
-
-    publish(group.topic, b"a", b"b", b"c")
-    group.join(wait_until_the_lag_is_seen).result()
-    assert group.committed() == {0: 3}
-    assert REGISTRY.get_sample_value("kafka_consumer_lag", labels) is None
-
-
 def test_a_header_name_that_is_no_text_costs_only_the_headers_of_that_record(group: Group) -> None:
     raw_headers.publish(group.topic, b"1", b"a", [(b"fine", b"1"), (b"\xff\xfe", b"2")])
     raw_headers.publish(group.topic, b"1", b"b", [(b"fine", b"1")])
@@ -257,3 +241,11 @@ def test_a_header_name_that_is_no_text_costs_only_the_headers_of_that_record(gro
     ]
     assert "not UTF-8: 'utf-8' codec can't decode byte 0xff" in handled[0].headers_error
     assert handled[1].headers_error == ""
+
+
+def test_the_number_of_partitions_a_member_has_is_exported(group_of_two: Group) -> None:
+    labels = {"topic": group_of_two.topic, "group": group_of_two.name}
+    member = group_of_two.join()
+    eventually(lambda: counted("kafka_consumer_assigned_partitions", **labels) == 2)
+    member.leave()
+    assert counted("kafka_consumer_assigned_partitions", **labels) == 0

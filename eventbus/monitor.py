@@ -1,0 +1,119 @@
+"""Watching a worker from a thread of its own, so that one that hangs is seen too: lag, progress and health."""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+import structlog
+from confluent_kafka import KafkaException
+from django.conf import settings
+from django.db import connection
+
+from eventbus import health, kafka, metrics
+from eventbus.backlog import Backlog, Standing
+from eventbus.consumer import EventConsumer
+from eventbus.health import Health
+
+INTERVAL_SECONDS = 2.0
+STOP_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Records of a partition of ours wait since then: nothing was committed in between."""
+
+    committed: int
+    lag: int
+    since: float  # monotonic seconds
+
+
+class Monitor:
+    """Use it as a context manager around the worker's loop.
+
+    It exports the lag of every group and partition, not only of this worker's: so there is a value while a group has
+    no worker, or one that hangs, and it is the same from each process.
+    """
+
+    def __init__(self, consumer: EventConsumer) -> None:
+        self._consumer = consumer
+        self._waiting: dict[int, Waiting] = {}  # by partition of ours
+        self._told_at = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        metrics.worker_stuck_seconds.labels(consumer.group).set_function(self.stuck_seconds)
+        metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(self._heartbeat)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stopping.set()
+        self._thread.join(STOP_SECONDS)
+
+    def healthz(self) -> Health:
+        """Answer that the loop goes round, or waits within the time after which Kafka gives its partitions away."""
+        silent = time.monotonic() - self._consumer.polled_at
+        if silent * 1_000 > settings.KAFKA_MAX_POLL_INTERVAL_MS:
+            return Health(False, f"hangs: Kafka has not been polled for {silent:.0f} s\n")
+        return health.ALIVE
+
+    def readyz(self) -> Health:
+        """Answer for the dependencies, as the API does, and whether the worker gets on with its partitions."""
+        try:
+            found = health.dependencies()
+        finally:
+            connection.close()
+        stuck, lag = self.stuck_seconds(), sum(waiting.lag for waiting in self._waiting.values())
+        getting_on = stuck <= settings.WORKER_STUCK_SECONDS
+        progress = health.OK if getting_on else f"stuck, {lag} records wait and none was done for {stuck:.0f} s"
+        return Health(found.good and getting_on, f"{found.text}progress: {progress}\n")
+
+    def stuck_seconds(self) -> float:
+        """Return for how long a partition of ours has had lag and no commit; 0 when there is none."""
+        now = time.monotonic()
+        return max((now - waiting.since for waiting in self._waiting.values()), default=0.0)
+
+    def _heartbeat(self) -> float:
+        return time.time() - (time.monotonic() - self._consumer.polled_at)
+
+    def _watch(self) -> None:
+        with ExitStack() as stack:
+            backlogs = [stack.enter_context(Backlog(topic, group)) for group, topic in kafka.GROUPS.items()]
+            while not self._stopping.is_set():
+                for backlog in backlogs:
+                    self._look(backlog)
+                self._stopping.wait(INTERVAL_SECONDS)
+
+    def _look(self, backlog: Backlog) -> None:
+        try:
+            standings = backlog.read()
+        except KafkaException as error:
+            log.warning("lag_unknown", group=backlog.group, error=str(error))
+            return
+        for number, standing in standings.items():
+            metrics.kafka_consumer_lag.labels(backlog.topic, str(number), backlog.group).set(standing.lag)
+        if backlog.group == self._consumer.group:
+            self._note_progress(standings)
+
+    def _note_progress(self, standings: Mapping[int, Standing]) -> None:
+        now = time.monotonic()
+        ours = self._consumer.partitions()
+        self._waiting = {
+            number: Waiting(at.committed, at.lag, self._since(number, at, now))
+            for number, at in standings.items()
+            if at.lag and number in ours
+        }
+        stuck = self.stuck_seconds()
+        if stuck > settings.WORKER_STUCK_SECONDS and now - self._told_at > settings.WORKER_STUCK_SECONDS:
+            self._told_at = now
+            log.error("worker_stuck", seconds=round(stuck), partitions=ours)
+
+    def _since(self, number: int, at: Standing, now: float) -> float:
+        before = self._waiting.get(number)
+        return before.since if before and before.committed == at.committed else now
