@@ -8,15 +8,22 @@ A crash between these leaves the floor where it was: the feed is right, and the 
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import connection, transaction
+from django.utils import timezone
 
 from eventbus import locks
 from feeds import cache
 from feeds.models import Feed
 
-_INCLUDE_FEED = "UPDATE feeds SET idle = false WHERE user_id = %s AND idle"
+# Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
+# it anew, and this one would fill it without having waited for those who saw it at rest.
+NO_REST = timedelta(hours=1)
+_INCLUDE_FEED = """
+UPDATE feeds SET idle = false, last_read_at = now() WHERE user_id = %s AND (idle OR last_read_at < %s)
+"""
 _INCLUDE_FOLLOWS = "UPDATE follows SET idle = false WHERE follower_id = %s AND idle"
 
 # One statement, hence one snapshot: rows that the fan-out adds meanwhile are neither seen nor touched. Of posts that
@@ -72,7 +79,7 @@ def rebuild(user_ids: Sequence[int]) -> None:
 def _include(user_id: int) -> None:
     _lock(user_id)
     with connection.cursor() as cursor:
-        cursor.execute(_INCLUDE_FEED, [user_id])
+        cursor.execute(_INCLUDE_FEED, [user_id, timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST])
         cursor.execute(_INCLUDE_FOLLOWS, [user_id])
 
 
