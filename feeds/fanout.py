@@ -79,7 +79,7 @@ SELECT max(follower_id), 0 FROM part
 _FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s)"
 
 # From now on readers look for posts of these authors when they read; see `feeds.cache` for what the time is for.
-_WATCH = "UPDATE feeds SET pulled_since = now() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
+_WATCH = "UPDATE feeds SET pulled_since = clock_timestamp() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
 
 
 def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:

@@ -64,7 +64,7 @@ WHERE user_id = follower AND author_id = followee
 _COUNT = """
 UPDATE feeds SET
     follower_count = follower_count + change,
-    pulled_since = CASE WHEN follower_count + change >= %(pulled_from)s THEN coalesce(pulled_since, now())
+    pulled_since = CASE WHEN follower_count + change >= %(pulled_from)s THEN coalesce(pulled_since, clock_timestamp())
         ELSE pulled_since END
 FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::bigint[]) AS one (followee) GROUP BY 1)
     AS changes

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.test import Client
+
 from feeds import timeline
 from feeds.events import UserFollowed, UserUnfollowed
+from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import START, Position
 from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
@@ -21,6 +24,13 @@ def feed(user: int) -> list[int]:
         posts += [row.id for row in page]
         position = Position(page[-1].id - 1, newer=False)
     return posts
+
+
+def open_feed(user: int, query: str = "") -> tuple[list[int], str]:
+    """Read the first page of the feed through the API; return it and what the cache did."""
+    answer = Client(headers={"Authorization": f"Bearer {issue_token(user, '', 60)}"}).get(f"/feeds/{user}{query}")
+    assert answer.status_code == 200
+    return [int(post["id"]) for post in answer.json()["results"]], answer.headers["X-Cache"]
 
 
 def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -30,7 +29,7 @@ from tests.factories import (
     UserUnfollowedFactory,
     follow_all,
 )
-from tests.feeds.model import feed
+from tests.feeds.model import feed, open_feed
 from tests.feeds.test_processing import put_to_rest
 from tests.feeds.worker import Worker
 
@@ -63,14 +62,6 @@ def rows(user: int = READER) -> int:
     return FeedEntry.objects.filter(user_id=user).count()
 
 
-def open_feed(user: int = READER, path: str = "") -> tuple[list[int], str]:
-    """Read the first page as a client does; return it and what the cache did."""
-    headers = {"Authorization": f"Bearer {issue_token(user, '', 60)}"}
-    answer = Client(headers=headers).get(f"/feeds/{user}{path}")
-    assert answer.status_code == 200
-    return [int(post["id"]) for post in answer.json()["results"]], answer.headers["X-Cache"]
-
-
 @contextmanager
 def elsewhere() -> Iterator[Callable[..., Future[Any]]]:
     """Give what runs a function in a thread with a connection of its own."""
@@ -82,7 +73,7 @@ def elsewhere() -> Iterator[Callable[..., Future[Any]]]:
             connection.close()
 
     with ThreadPoolExecutor(1) as pool:
-        yield partial(pool.submit, run)
+        yield lambda act, *arguments: pool.submit(run, act, *arguments)
 
 
 # What rest saves ----------------------------------------------------------------------------------------------
@@ -149,26 +140,26 @@ def test_whoever_comes_back_gets_the_whole_feed_at_once_and_then_the_fast_one(wo
     worker.process(missed := PostCreatedFactory(author_id=AUTHOR))
     expected = feed(AUTHOR)
     assert expected[0] == missed.post_id
-    assert open_feed()[0] == expected
+    assert open_feed(READER)[0] == expected
     assert (state(), rows()) == (WANTED, 0)
 
     assert housekeeping.rebuild_wanted() == 1
     assert (state(), rows()) == (AWAKE, 4)
     assert not Follow.objects.filter(idle=True).exists()
-    assert open_feed()[0] == expected
+    assert open_feed(READER)[0] == expected
     worker.process(later := PostCreatedFactory(author_id=AUTHOR))
     assert rows() == 5
-    assert open_feed()[0] == [later.post_id, *expected]
+    assert open_feed(READER)[0] == [later.post_id, *expected]
     assert housekeeping.rebuild_wanted() == 0
     assert verification.verify().equal
 
 
 def test_a_page_of_a_feed_at_rest_is_never_kept_for_nobody_would_void_it(worker: Worker) -> None:
-    assert [open_feed()[1] for _ in range(3)] == ["miss"] * 3
+    assert [open_feed(READER)[1] for _ in range(3)] == ["miss"] * 3
     housekeeping.rebuild_wanted()
-    assert [open_feed()[1] for _ in range(3)] == ["miss", "hit", "hit"]
+    assert [open_feed(READER)[1] for _ in range(3)] == ["miss", "hit", "hit"]
     worker.process(later := PostCreatedFactory(author_id=AUTHOR))
-    assert open_feed() == (feed(AUTHOR), "miss")
+    assert open_feed(READER) == (feed(AUTHOR), "miss")
     assert feed(AUTHOR)[0] == later.post_id
 
 
@@ -225,7 +216,7 @@ def read_only() -> Any:
 
 
 def test_on_a_database_that_only_reads_the_feed_is_shown_all_the_same(worker: Worker, read_only: None) -> None:
-    assert open_feed()[0] == feed(AUTHOR)
+    assert open_feed(READER)[0] == feed(AUTHOR)
     assert state() == RESTS
 
 
@@ -301,9 +292,9 @@ def test_a_rebuild_that_died_half_way_leaves_a_right_feed_and_the_next_read_has_
     assert feed(READER) == feed(AUTHOR)
     assert verification.verify().equal
 
-    assert open_feed() == (feed(AUTHOR), "miss")
+    assert open_feed(READER) == (feed(AUTHOR), "miss")
     assert state() == (False, True, True)
-    assert open_feed()[1] == "miss"
+    assert open_feed(READER)[1] == "miss"
     housekeeping.rebuild_wanted()
     assert (state(), rows()) == (AWAKE, 4)
     assert verification.verify().equal
