@@ -1,0 +1,212 @@
+"""Everything at once: workers, readers, rebuilds, trimming and rest on the same few users, and every feed is right.
+
+Which thread does what is drawn from a seed that is printed; what happens between them is up to the machine.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection, transaction
+from pytest_django import Settings
+
+from eventbus import locks, retry
+from eventbus.envelope import Event
+from feeds import cache, handlers, housekeeping, verification
+from feeds.models import Feed, Housekeeping
+from feeds.rebuild import rebuild
+from tests.feeds.model import expected_feed, feed, history
+from tests.feeds.test_processing import read_through_the_cache
+from tests.feeds.worker import Worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+USERS = range(1, 13)
+STEPS = 3_000
+SECONDS = 5.0
+SLOWEST_COMMIT_SECONDS = 0.015
+
+
+class Log:
+    """The events of the whole run; workers take them in turns, and what they have taken is what counts."""
+
+    def __init__(self, chance: random.Random) -> None:
+        kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 3 + ["unfollow"]
+        steps = [(chance.choice(kinds), chance.choice(USERS), chance.choice(USERS)) for _ in range(STEPS)]
+        self._facts = history(steps)
+        self._lock = threading.Lock()
+        self.taken = 0
+
+    @property
+    def facts(self) -> Sequence[Any]:
+        """Return all that was taken so far."""
+        return self._facts[: self.taken]
+
+    def take(self, count: int, chance: random.Random) -> Sequence[Any]:
+        """Take the next `count` facts, in any order, and some that were taken before."""
+        with self._lock:
+            batch = self._facts[self.taken : self.taken + count]
+            again = chance.sample(self.facts, min(self.taken, chance.choice([0, 0, 0, 2])))
+            self.taken += len(batch)
+        chance.shuffle(batch)
+        return [*batch, *again] if batch else []
+
+
+class Calendar:
+    """Lets a month pass for a reader, but not within a rebuild, which takes moments."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rebuilding: Counter[int] = Counter()
+
+    @contextmanager
+    def rebuilding(self, users: Sequence[int]) -> Iterator[None]:
+        with self._lock:
+            self._rebuilding.update(users)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._rebuilding.subtract(users)
+
+    def let_a_month_pass(self, user: int) -> None:
+        with self._lock:
+            if self._rebuilding[user]:
+                return
+            with transaction.atomic():
+                locks.join_workers()
+                list(Feed.objects.select_for_update().filter(user_id=user))
+                Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
+                housekeeping.tidy([user])
+            cache.invalidate([user])  # its page is long gone by then
+
+
+class Run:
+    """One run of all threads against the same tables."""
+
+    def __init__(self, seed: int, settings: Settings) -> None:
+        print(f"seed {seed}")  # noqa: T201 - pytest shows it on failure
+        self.settings = settings
+        self.chance = random.Random(seed)
+        self.log = Log(self.chance)
+        self.calendar = Calendar()
+        self.workers: list[Worker] = []
+        self.done: Counter[str] = Counter()
+        self._deadline = time.monotonic() + SECONDS
+        self._stopped = threading.Event()
+
+    def work(self, chance: random.Random) -> None:
+        def apply(events: Sequence[Event], *, careful: bool, resume_after: int | None) -> int | None:
+            more = handlers.apply(events, careful=careful, resume_after=resume_after)
+            time.sleep(chance.uniform(0, SLOWEST_COMMIT_SECONDS))
+            return more
+
+        worker = Worker(apply=apply)
+        self.workers.append(worker)
+        while time.monotonic() < self._deadline and (batch := self.log.take(chance.choice([1, 2, 5, 20]), chance)):
+            worker.process(*batch)
+            self.done["batch"] += 1
+        self._stopped.set()
+
+    def keep_house(self, chance: random.Random) -> None:
+        while not self._stopped.is_set():
+            user, act = chance.choice(USERS), chance.choice(["rebuild", "return", "walk", "rest", "rest"])
+            try:
+                self._keep_house(act, user)
+            except OperationalError as error:
+                if not retry.is_transient(error):
+                    raise
+                act = "given up"  # as housekeeping does, until its next round
+            self.done[act] += 1
+
+    def _keep_house(self, act: str, user: int) -> None:
+        match act:
+            case "rebuild":
+                with self.calendar.rebuilding([user]):
+                    rebuild([user])
+            case "return":
+                with self.calendar.rebuilding(USERS):
+                    housekeeping.rebuild_wanted()
+            case "walk":
+                Housekeeping.objects.update(due_at="2025-01-01T00:00:00Z")
+                housekeeping.walk()
+            case "rest":
+                self.calendar.let_a_month_pass(user)
+
+    def read(self, chance: random.Random) -> None:
+        while not self._stopped.is_set():
+            page = read_through_the_cache(chance.choice(USERS))
+            assert page == sorted(set(page), reverse=True)
+            self.done["read"] += 1
+
+    def verify(self, chance: random.Random) -> None:
+        while not self._stopped.wait(chance.uniform(0, 0.2)):
+            report = verification.verify(USERS)
+            assert report.equal, report
+            self.done["proof"] += 1
+
+    def switch_strategies(self, chance: random.Random) -> None:
+        while not self._stopped.wait(0.1):
+            self.settings.FEED_STRATEGY = chance.choice(["push", "hybrid", "hybrid", "pull"])
+            self.settings.FEED_PUSH_MAX_FOLLOWERS = chance.choice([3, 6])
+
+    def together(self, *acts: Callable[[random.Random], None]) -> None:
+        """Do all `acts` at once, each in a thread with its own connection, until the time is up or one fails."""
+
+        def in_a_thread(act: Callable[[random.Random], None], chance: random.Random) -> None:
+            try:
+                act(chance)
+            finally:
+                self._stopped.set()
+                self._deadline = 0.0
+                connection.close()
+
+        with ThreadPoolExecutor(len(acts)) as pool:
+            threads = [pool.submit(in_a_thread, act, random.Random(self.chance.random())) for act in acts]
+        for thread in threads:
+            thread.result()
+
+
+def assert_all_right(run: Run) -> None:
+    print(dict(run.done), run.log.taken)  # noqa: T201 - pytest shows it on failure
+    assert [worker.dead_letters for worker in run.workers] == [[]] * len(run.workers)
+    report = verification.verify()
+    assert report.equal, report
+    expected = {user: expected_feed(run.log.facts, user) for user in USERS}
+    assert {user: feed(user) for user in USERS} == expected
+    assert {user: read_through_the_cache(user) for user in USERS} == {
+        user: posts[:3] for user, posts in expected.items()
+    }
+    assert run.done["batch"] > 10
+    assert run.done["rest"] > 0
+    assert run.done["rebuild"] > 0
+
+
+@pytest.fixture(autouse=True)
+def small_limits(settings: Settings) -> None:
+    settings.FEED_STRATEGY, settings.FEED_MAX_ENTRIES = "push", 8
+
+
+@pytest.fixture
+def run(settings: Settings) -> Run:
+    return Run(random.randrange(2**32), settings)
+
+
+def test_whatever_happens_at_once_every_feed_is_right_at_any_moment_and_in_the_end(run: Run) -> None:
+    run.together(run.work, run.work, run.work, run.keep_house, run.keep_house, run.read, run.verify)
+    assert_all_right(run)
+    assert run.done["proof"] > 0
+
+
+def test_with_posts_in_parts_and_strategies_switched_every_feed_is_right_in_the_end(
+    run: Run, settings: Settings
+) -> None:
+    settings.FEED_BATCH_MAX_ROWS = 3
+    run.together(run.work, run.work, run.work, run.keep_house, run.keep_house, run.read, run.switch_strategies)
+    assert_all_right(run)
