@@ -6,10 +6,13 @@
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import dj_database_url
+import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvError, validate
+from psycopg import conninfo
 
 from feedsite.embedded import addresses
 
@@ -18,6 +21,11 @@ POSITIVE = validate.Range(min=1)
 # Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
 MAX_CACHE_TTL = 43_200
 REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
+DATABASE_ADDRESS = "Must be postgresql://user:password@host:port/name, special characters percent-encoded."
+SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+SASL_MECHANISM = validate.OneOf(
+    ["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], error="Must be one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512."
+)
 RATE = validate.Regexp(
     r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z", error="Must be a number a time, such as 60/min."
 )
@@ -29,9 +37,27 @@ def read() -> dict[str, Any]:
     Raises `ImproperlyConfigured` naming the variable and what is wrong with it.
     """
     try:
-        return _read(Env())
+        values = _read(Env())
     except EnvError as error:
         raise ImproperlyConfigured(f"Wrong configuration: {error}") from error
+    _check_timeouts(values)
+    _check_kafka_security(values)
+    return values
+
+
+def database(url: str) -> dict[str, Any]:
+    """Return the address of PostgreSQL in `url` as Django writes it. Raises `ImproperlyConfigured`.
+
+    What is wrong is not shown: the address has a password in it.
+    """
+    try:
+        parsed: dict[str, Any] = dict(dj_database_url.parse(url))
+        conninfo.make_conninfo("", **parsed.get("OPTIONS", {}))
+    except (ValueError, psycopg.Error):
+        raise ImproperlyConfigured(f"Wrong configuration: DATABASE_URL is no address. {DATABASE_ADDRESS}") from None
+    if parsed["ENGINE"] != "django.db.backends.postgresql" or not parsed["NAME"]:
+        raise ImproperlyConfigured(f"Wrong configuration: DATABASE_URL does not name one. {DATABASE_ADDRESS}")
+    return parsed
 
 
 def _read(env: Env) -> dict[str, Any]:
@@ -94,9 +120,9 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
         "KAFKA_SECURITY_PROTOCOL": env.str(
             "KAFKA_SECURITY_PROTOCOL",
             "PLAINTEXT",
-            validate=validate.OneOf(["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]),
+            validate=validate.OneOf(SECURITY_PROTOCOLS),
         ),
-        "KAFKA_SASL_MECHANISM": env.str("KAFKA_SASL_MECHANISM", ""),
+        "KAFKA_SASL_MECHANISM": env.str("KAFKA_SASL_MECHANISM", "", validate=SASL_MECHANISM),
         "KAFKA_SASL_USERNAME": env.str("KAFKA_SASL_USERNAME", ""),
         "KAFKA_SASL_PASSWORD": env.str("KAFKA_SASL_PASSWORD", ""),
         "KAFKA_SSL_CA_LOCATION": env.str("KAFKA_SSL_CA_LOCATION", ""),
@@ -107,14 +133,43 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
             "KAFKA_GROUP_PROTOCOL", "classic", validate=validate.OneOf(["classic", "consumer"])
         ),
         "KAFKA_SESSION_TIMEOUT_MS": env.int(
-            "KAFKA_SESSION_TIMEOUT_MS", 4_000 if embedded else 15_000, validate=validate.Range(min=1_000)
+            "KAFKA_SESSION_TIMEOUT_MS", 4_000 if embedded else 15_000, validate=validate.Range(1_000, 3_600_000)
         ),
-        "KAFKA_MAX_POLL_INTERVAL_MS": env.int("KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=POSITIVE),
-        "KAFKA_FETCH_WAIT_MS": env.int("KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=POSITIVE),
-        "KAFKA_PUBLISH_TIMEOUT_MS": env.int("KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=POSITIVE),
-        "KAFKA_LINGER_MS": env.int("KAFKA_LINGER_MS", 2, validate=validate.Range(min=0)),
-        "KAFKA_QUEUE_MAX_MESSAGES": env.int("KAFKA_QUEUE_MAX_MESSAGES", 10_000, validate=POSITIVE),
+        "KAFKA_MAX_POLL_INTERVAL_MS": env.int(
+            "KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=validate.Range(1, 86_400_000)
+        ),
+        "KAFKA_FETCH_WAIT_MS": env.int(
+            "KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=validate.Range(1, 30_000)
+        ),
+        "KAFKA_PUBLISH_TIMEOUT_MS": env.int("KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=validate.Range(1, 600_000)),
+        "KAFKA_LINGER_MS": env.int("KAFKA_LINGER_MS", 2, validate=validate.Range(0, 900_000)),
+        "KAFKA_QUEUE_MAX_MESSAGES": env.int(
+            "KAFKA_QUEUE_MAX_MESSAGES", 10_000, validate=validate.Range(1, 2_000_000_000)
+        ),
     }
+
+
+def _check_timeouts(values: dict[str, Any]) -> None:
+    if values["KAFKA_MAX_POLL_INTERVAL_MS"] < values["KAFKA_SESSION_TIMEOUT_MS"]:
+        _refuse("KAFKA_MAX_POLL_INTERVAL_MS must not be below KAFKA_SESSION_TIMEOUT_MS.")
+    if values["KAFKA_PUBLISH_TIMEOUT_MS"] <= values["KAFKA_LINGER_MS"]:
+        _refuse("KAFKA_PUBLISH_TIMEOUT_MS must be above KAFKA_LINGER_MS.")
+
+
+def _check_kafka_security(values: dict[str, Any]) -> None:
+    protocol, ca_file = values["KAFKA_SECURITY_PROTOCOL"], values["KAFKA_SSL_CA_LOCATION"]
+    credentials = ("KAFKA_SASL_MECHANISM", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD")
+    missing = [name for name in credentials if not values[name]]
+    if protocol.startswith("SASL_") and missing:
+        _refuse(f"KAFKA_SECURITY_PROTOCOL is {protocol}: set {' and '.join(missing)} too.")
+    if not protocol.startswith("SASL_") and len(missing) < len(credentials):
+        _refuse("KAFKA_SASL_* is set, but without KAFKA_SECURITY_PROTOCOL=SASL_SSL or SASL_PLAINTEXT it is not used.")
+    if ca_file and not Path(ca_file).exists():
+        _refuse(f"KAFKA_SSL_CA_LOCATION names {ca_file}, which does not exist.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise ImproperlyConfigured(f"Wrong configuration: {sentence}")
 
 
 def _is_embedded(variable: str, embedded: dict[str, str]) -> bool:

@@ -3,7 +3,6 @@
 import warnings
 from typing import Any
 
-import dj_database_url
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -125,15 +124,18 @@ JWT_ISSUER = ENV["JWT_ISSUER"]
 DATABASES: dict[str, Any] = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",
-        **dj_database_url.parse(ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"),
+        **environment.database(ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"),
         "CONN_HEALTH_CHECKS": True,
     }
 }
+# A worker that freezes inside a transaction must not hold its locks for ever.
+DATABASE_TIMEOUTS = "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=30000"
+DATABASE_URL_OPTIONS = DATABASES["default"].get("OPTIONS", {})
 DATABASES["default"]["OPTIONS"] = {
-    **DATABASES["default"].get("OPTIONS", {}),
     "connect_timeout": 5,
-    # A worker that freezes inside a transaction must not hold its locks for ever.
-    "options": "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=30000",
+    **DATABASE_URL_OPTIONS,
+    # The last -c wins, so those of the URL do.
+    "options": f"{DATABASE_TIMEOUTS} {DATABASE_URL_OPTIONS.get('options', '')}".rstrip(),
     "pool": {"min_size": 1, "max_size": ENV["DATABASE_POOL_MAX"], "timeout": 5},
 }
 

@@ -325,6 +325,7 @@ def test_production_settings_pass_the_deployment_check() -> None:
     [
         ("FEED_BATCH_MAX_EVENTS", "many", "FEED_BATCH_MAX_EVENTS"),
         ("FEED_STRATEGY", "magic", "FEED_STRATEGY"),
+        ("DATABASE_URL", "feed", "DATABASE_URL is no address"),
         ("KAFKA_PARTITIONS", "0", "KAFKA_PARTITIONS"),
         ("JWT_SIGNING_KEY", "short", "JWT_SIGNING_KEY must be at least 32 bytes"),
     ],

@@ -1,5 +1,6 @@
 """Replaying dead letters: the very record again, done only once Kafka has it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import Any
@@ -197,6 +198,15 @@ def test_the_command_asks_for_what_it_needs() -> None:
         run("show", "9")
     with pytest.raises(CommandError, match="rate must be above 0"):
         run("replay", "--all", "--rate", "0")
+
+
+@pytest.mark.parametrize("answer", ["", "n\n"])
+def test_the_command_does_nothing_without_a_yes(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = an_entry()
+    monkeypatch.setattr(sys, "stdin", StringIO(answer))
+    with pytest.raises(CommandError, match="Pass --yes"):
+        run("discard", "--all", "--reason", "spam")
+    assert state_of(entry) == DeadLetter.State.OPEN
 
 
 def test_the_command_fails_when_kafka_does_not_acknowledge(settings: Settings, own_producer: None) -> None:

@@ -103,9 +103,17 @@ class Command(BaseCommand):
         self.stdout.write(f"{len(ids)} dead letters to {verb}")
         if options["dry_run"] or not ids:
             return []
-        if not options["yes"] and input(f"{verb.capitalize()} them? [y/N] ").strip().lower() != "y":
-            raise CommandError(f"Nothing was done. Say --yes to {verb} without being asked.")
+        if not options["yes"] and not _agreed(f"{verb.capitalize()} them? [y/N] "):
+            raise CommandError(f"Nothing was done. Pass --yes to {verb} without being asked.")
         return ids
+
+
+def _agreed(question: str) -> bool:
+    """Return what the operator says; no where there is nobody to ask."""
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:
+        return False
 
 
 def _add_selection(parser: ArgumentParser) -> None:
