@@ -35,6 +35,20 @@ log = structlog.get_logger(__name__)
 TRANSIENT_SQLSTATES = ("08", "40", "53", "57", "58", "55P03", "25006", "25P0")
 
 
+# Connection, authentication, no such database, shutting down or starting, too many connections.
+UNREACHABLE_SQLSTATES = ("08", "28", "3D", "57P0", "53300")
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Tell whether PostgreSQL could not be talked to, as against: answered with an error."""
+    if isinstance(error, InterfaceError):
+        return True
+    if not isinstance(error, OperationalError):
+        return False
+    sqlstate = getattr(error.__cause__, "sqlstate", None)
+    return sqlstate is None or bool(sqlstate.startswith(UNREACHABLE_SQLSTATES))
+
+
 def is_transient(error: BaseException) -> bool:
     """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
     if isinstance(error, PublishFailed | InterfaceError):

@@ -6,7 +6,7 @@ from typing import IO, Any
 import orjson
 import structlog
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import Error as DatabaseFailure
 from django.http import HttpRequest, HttpResponse
 from rest_framework import exceptions
 from rest_framework.negotiation import BaseContentNegotiation
@@ -15,7 +15,9 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from eventbus import retry
 from eventbus.exceptions import IdsUnavailable, PublishFailed
+from feedsite.authentication import KeysUnavailable
 from posts.errors import PayloadTooLarge
 
 RETRY_AFTER_SECONDS = "1"
@@ -76,9 +78,10 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
         return _api_error(error)
     if isinstance(error, PublishFailed | IdsUnavailable):
         return _unavailable("not_accepted", f"{error} Nothing was promised: try again.")
-    if isinstance(error, DatabaseError):
-        log.error("database_unavailable", error=str(error))
-        return _unavailable("database_unavailable", "The database cannot be reached. Try again.")
+    if isinstance(error, KeysUnavailable):
+        return _unavailable("keys_unavailable", str(error))
+    if isinstance(error, DatabaseFailure):
+        return _database_error(error)
     return None
 
 
@@ -121,6 +124,16 @@ def _api_error(error: exceptions.APIException) -> Response:
     if wait := getattr(error, "wait", None):
         response["Retry-After"] = str(int(wait) + 1)
     return response
+
+
+def _database_error(error: DatabaseFailure) -> Response | None:
+    if retry.is_unreachable(error):
+        log.error("database_unavailable", error=str(error))
+        return _unavailable("database_unavailable", "The database cannot be reached. Try again.")
+    if retry.is_transient(error):
+        log.error("database_busy", error=str(error))
+        return _unavailable("database_busy", "The database could not answer this time. Try again.")
+    return None
 
 
 def _unavailable(code: str, detail: str) -> Response:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import jwt
+import structlog
 from django.conf import settings
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
@@ -22,6 +23,16 @@ from posts.principal import Principal
 KEPT_TOKENS = 20_000
 MAX_TOKEN_CHARS = 4_096
 LEEWAY_SECONDS = 5
+
+
+log = structlog.get_logger(__name__)
+
+
+class KeysUnavailable(Exception):
+    """The keys that verify tokens cannot be fetched. Try again."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
 
 
 class JWTAuthentication(BaseAuthentication):
@@ -42,7 +53,7 @@ _kept: dict[str, tuple[float, Principal]] = {}
 
 
 def principal_of(token: str) -> Principal:
-    """Return who `token` was issued to. Raises `AuthenticationFailed`."""
+    """Return who `token` was issued to. Raises `AuthenticationFailed`, and `KeysUnavailable` when nobody can tell."""
     kept = _kept.get(token)
     if kept is not None and time.time() < kept[0]:
         return kept[1]
@@ -89,10 +100,29 @@ def _verify(token: str) -> dict[str, Any]:
 
 def _key_for(token: str) -> tuple[Any, list[str]]:
     if settings.JWT_JWKS_URL:
-        return _jwks(settings.JWT_JWKS_URL).get_signing_key_from_jwt(token).key, ["RS256", "ES256"]
+        return _key_from_set(token), ["RS256", "ES256"]
     if settings.JWT_PUBLIC_KEY:
         return settings.JWT_PUBLIC_KEY, ["RS256", "ES256"]
     return settings.JWT_SIGNING_KEY, ["HS256"]
+
+
+def _key_from_set(token: str) -> Any:
+    """Return the token's key. Raises `jwt.PyJWTError` for a token that names none, and `KeysUnavailable`."""
+    key_id = jwt.get_unverified_header(token).get("kid", "")
+    key_set = _jwks(settings.JWT_JWKS_URL)
+    try:
+        key_set.get_signing_keys()
+    except (jwt.PyJWTError, ValueError, OSError) as error:
+        raise _keys_unavailable(error) from error
+    try:
+        return key_set.get_signing_key(key_id).key
+    except jwt.PyJWKClientConnectionError as error:  # an unknown key has the set fetched again
+        raise _keys_unavailable(error) from error
+
+
+def _keys_unavailable(error: Exception) -> KeysUnavailable:
+    log.error("jwks_unavailable", error=str(error))
+    return KeysUnavailable()
 
 
 @cache

@@ -16,10 +16,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from django.core.management import call_command
+from django.db import InterfaceError, ProgrammingError, connection
 from django.test import Client
 from pytest_django import Settings
 
 from eventbus import kafka, producer
+from feedsite.api import exception_handler
 from feedsite.authentication import issue_token
 from tests.e2e.real_data import DATA
 from tests.e2e.system import environment
@@ -290,6 +292,53 @@ def test_tokens_by_key_set(settings: Settings, jwks: tuple[str, Any]) -> None:
     claims = {"sub": "1", "exp": int(time.time()) + 60}
     assert status_with(jwt.encode(claims, key, algorithm="RS256", headers={"kid": "k1"})) == (200, "")
     assert status_with(jwt.encode(claims, key, algorithm="RS256", headers={"kid": "k2"})) == (401, "invalid_token")
+
+
+class Identity(BaseHTTPRequestHandler):
+    """An identity provider that answers with an error page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<h1>We are working on it</h1>")
+
+
+def test_without_the_key_set_nobody_can_tell_whether_a_token_is_good(settings: Settings) -> None:
+    token = jwt.encode({"sub": "1", "exp": int(time.time()) + 60}, "k" * 32, headers={"kid": "k1"})
+    with HTTPServer(("127.0.0.1", 0), Identity) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for url in ("http://127.0.0.1:1/jwks.json", f"http://127.0.0.1:{server.server_port}/jwks.json"):
+            settings.JWT_JWKS_URL = url
+            answer = Client(headers={"Authorization": f"Bearer {token}"}).get("/feeds/1")
+            assert told(answer) == (503, "keys_unavailable")
+            assert answer.headers["Retry-After"] == "1"
+            assert status_with("not.a.token") == (401, "invalid_token")
+        server.shutdown()
+
+
+def test_an_unreachable_database_is_told_from_one_that_answers_with_an_error() -> None:
+    answers = {
+        error: exception_handler(error, {})
+        for error in (InterfaceError("the connection is lost"), ProgrammingError("no such table"))
+    }
+    unreachable, broken = answers.values()
+    assert unreachable is not None
+    assert (unreachable.status_code, unreachable.data["code"]) == (503, "database_unavailable")
+    assert broken is None
+
+
+def test_a_command_on_tables_of_another_version_says_so(transactional_db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE dead_letters RENAME TO away")
+    try:
+        command = [sys.executable, "manage.py", "dlq", "list"]
+        listed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE away RENAME TO dead_letters")
+    assert listed.returncode == 1
+    assert listed.stderr.startswith("error: The tables do not fit this version")
+    assert "Run `manage.py migrate`." in listed.stderr
 
 
 # Operations ----------------------------------------------------------------------------------------------------

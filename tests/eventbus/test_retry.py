@@ -167,6 +167,15 @@ def test_what_postgresql_answers(provoke: Callable[[], None], expected: str) -> 
     assert classified(caught.value) == expected
 
 
+@pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
+@pytest.mark.parametrize("provoke", [*TRANSIENT, *POISON, *RETRYABLE])
+def test_postgresql_is_unreachable_only_when_it_could_not_be_talked_to(provoke: Callable[[], None]) -> None:
+    with pytest.raises(DatabaseError) as caught:
+        provoke()
+    unreachable = {terminated_backend, connection_closed_under_us, server_away}
+    assert retry.is_unreachable(caught.value) == (provoke in unreachable)
+
+
 @pytest.mark.parametrize("error", [PublishFailed(), PublishTimedOut(), ProducerQueueFull()])
 def test_what_kafka_did_not_take_is_tried_for_as_long_as_it_takes(error: Exception) -> None:
     assert classified(error) == "transient"
