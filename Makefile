@@ -14,7 +14,7 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo load install serve test test-kafka test-containers lint bench env format lock clean
+.PHONY: help demo load install serve test test-kafka test-containers chaos lint bench env format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -50,6 +50,9 @@ test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Ja
 
 test-containers: install ## the compose file, started, used, killed and restarted (needs a Docker Engine with Compose v2)
 	@$(RUN) -m pytest $(or $(ARGS),tests/containers)
+
+chaos: install ## random crashes and outages under load, then a count (SEED, SECONDS, KAFKA=apache)
+	@SEED="$(SEED)" SECONDS="$(SECONDS)" KAFKA="$(KAFKA)" exec $(RUN) -m tests.crash.chaos
 
 lint: install ## style, types and the direction of imports
 	@$(RUN) -m ruff check .

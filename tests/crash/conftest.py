@@ -26,9 +26,7 @@ def durable_commits(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 
 @pytest.fixture
-def system(
-    transactional_db: None, durable_commits: None, tmp_path: Path, settings: Settings
-) -> Iterator[System]:
+def system(transactional_db: None, durable_commits: None, tmp_path: Path, settings: Settings) -> Iterator[System]:
     if settings.KAFKA_SESSION_TIMEOUT_MS < 6_000:  # the embedded broker's; Apache Kafka would refuse less
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
     kafka.create_topics()

@@ -32,6 +32,7 @@ class Load:
     def __init__(self, network: Network, seed: int = 1) -> None:
         self.network = network
         self.writes: list[str] = []  # a key each
+        self.posts = 0
         self.answers: Counter[str] = Counter()  # by status, or by the error that came instead
         self._seed = seed
         self._stopping = threading.Event()
@@ -72,6 +73,7 @@ class Load:
         author = chance.choice(authors)
         answer = self._write(client, "POST", "/posts", author, json={"content": f"post {len(self.writes)} 世界"})
         self.network.posts[int(answer["id"])] = author
+        self.posts += 1
 
     def _delete(self, client: httpx.Client, chance: random.Random, authors: list[int]) -> None:
         posts = [post for post, author in self.network.posts.copy().items() if author in authors]
@@ -109,7 +111,8 @@ class Load:
                 fields: dict[str, str] = answer.json()
                 self.network.events.add(int(fields["event_id"]))
                 return fields
-            assert time.monotonic() < deadline and not self._given_up, f"{method} {url} was not accepted: {answer and answer.text}"
+            in_time = time.monotonic() < deadline and not self._given_up
+            assert in_time, f"{method} {url} was not accepted: {answer and answer.text}"
             time.sleep(TRY_PAUSE_SECONDS)
 
     def _request(

@@ -1,4 +1,4 @@
-"""A real Apache Kafka is killed, restarted and given more partitions while clients write; nothing is lost or doubled."""
+"""Apache Kafka is killed, restarted and given more partitions while clients write; nothing is lost or doubled."""
 
 import time
 from collections.abc import Iterator

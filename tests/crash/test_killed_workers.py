@@ -9,8 +9,8 @@ import pytest
 from eventbus import kafka, producer
 from eventbus.models import DeadLetter
 from posts.models import Post
-from tests.crash.network import Network
 from tests.crash.die_at import POINTS
+from tests.crash.network import Network
 from tests.e2e.system import Process, System, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]

@@ -87,7 +87,7 @@ class System:
         return self.command("run_fanout", **variables)
 
     def api(self, **variables: str) -> Process:
-        """Start the API by its production command line, where one ran before at its port, and wait until it is ready."""
+        """Start the API by its production command line, at the port of an earlier one; wait until it is ready."""
         port = str(free_port(httpx.URL(self.url).port or 0 if self.url else 0))
         metrics = self.directory / f"metrics-{port}"
         api = Process(

@@ -1,0 +1,186 @@
+"""What `tests.crash.chaos` does to the system, and what it counts afterwards."""
+
+import random
+import signal
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from django.core.management import call_command
+
+from eventbus import envelope, kafka, node_lease, producer
+from eventbus.exceptions import PublishFailed
+from eventbus.models import DeadLetter
+from tests.crash import network as networks
+from tests.crash import outages
+from tests.crash.die_at import POINTS
+from tests.crash.load import Load
+from tests.crash.network import Differences, Network
+from tests.crash.outages import Stoppable
+from tests.e2e.system import System, running, settled, wait_until
+
+WORKERS = 3
+FIRST_USER = 1_000
+SETTLE_SECONDS = 120.0
+PROCESSES = ("run_", "API")
+# Those of a worker's points that any batch passes.
+DEADLY = [point for point in POINTS if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.cache")]
+
+
+def run(directory: Path, broker: Stoppable | None, seed: int, seconds: float) -> int:
+    """Do random harm for `seconds`; return the exit status."""
+    call_command("migrate", verbosity=0)
+    kafka.create_topics()
+    with running(directory) as system:
+        system.api()
+        storm = Storm(system, networks.build(system, FIRST_USER), seed, broker)
+        storm.rage(seconds)
+        lost, doubled = storm.count()
+        producer.close()
+        node_lease.forget()
+    storm.tell(lost, doubled)
+    return 1 if lost or doubled else 0
+
+
+class Storm:
+    """Breaks one thing at a time, repairs it, and notes how long it took until all was well again."""
+
+    def __init__(self, system: System, network: Network, seed: int, broker: Stoppable | None) -> None:
+        self._system = system
+        self._network = network
+        self._chance = random.Random(seed)
+        self._api = system.processes[0]
+        self._workers = [system.worker() for _ in range(WORKERS)]
+        self._store = system.command("run_dlq")
+        self._poison: list[bytes] = []
+        self._recoveries: defaultdict[str, list[float]] = defaultdict(list)
+        self._load = Load(network, seed)
+        self._faults: dict[str, Callable[[], None]] = {
+            "run_fanout killed": self._kill_worker,
+            "run_fanout killed at a named point": self._kill_worker_at_a_point,
+            "run_fanout frozen": self._freeze_worker,
+            "run_dlq killed": self._kill_store,
+            "API killed": self._kill_api,
+            "PostgreSQL restarted": lambda: self._restart(outages.postgres.stop, outages.postgres.start),
+            "PostgreSQL killed": lambda: self._restart(outages.postgres.kill, outages.postgres.start),
+            "Valkey killed": lambda: self._restart(outages.valkey.kill, outages.valkey.start),
+        }
+        if broker:
+            self._faults["Kafka killed"] = lambda: self._restart(broker.kill, broker.start)
+
+    def rage(self, seconds: float) -> None:
+        """Break things under load until `seconds` are over, each kind once before any kind comes again."""
+        deadline = time.monotonic() + seconds
+        with self._load:
+            while time.monotonic() < deadline:
+                for name in self._chance.sample(sorted(self._faults), len(self._faults)):
+                    if time.monotonic() < deadline:
+                        self._strike(name)
+
+    def _strike(self, name: str) -> None:
+        self._inject_poison()
+        started = time.monotonic()
+        self._faults[name]()
+        self._recover()
+        self._recoveries[name].append(time.monotonic() - started)
+        print(f"{name}: recovered after {self._recoveries[name][-1]:.1f} s", flush=True)
+        time.sleep(self._chance.uniform(0, 2))
+
+    def _recover(self) -> None:
+        """Wait until a write is accepted and all that was accepted until then has its effect."""
+        before = self._network.events.copy()
+        wait_until(lambda: self._network.events - before, SETTLE_SECONDS)
+        accepted = self._network.events.copy()
+        wait_until(lambda: settled(accepted), SETTLE_SECONDS)
+
+    def _inject_poison(self) -> None:
+        value = f"no event {uuid4()}".encode()
+        key = envelope.encode_key(self._chance.choice(self._network.authors))
+        try:
+            producer.publish_record(kafka.FEED_EVENTS, key, value)
+        except PublishFailed:
+            return  # it may be there or not, so it cannot be counted
+        self._poison.append(value)
+
+    def _kill_worker(self) -> None:
+        number = self._chance.randrange(WORKERS)
+        self._workers[number].kill()
+        self._workers[number] = self._system.worker()
+
+    def _kill_worker_at_a_point(self) -> None:
+        number, point = self._chance.randrange(WORKERS), self._chance.choice(DEADLY)
+        marker = self._system.directory / f"died-{time.monotonic_ns()}"
+        self._workers[number].kill()
+        victim = self._system.command("-m", "tests.crash.die_at", point, str(marker), "run_fanout", script="-u")
+        wait = time.monotonic() + 10
+        while victim.running() and time.monotonic() < wait:  # it may never get to its point
+            time.sleep(0.05)
+        if victim.running():
+            victim.kill()
+        self._workers[number] = self._system.worker()
+
+    def _freeze_worker(self) -> None:
+        process = self._chance.choice(self._workers).popen
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self._chance.uniform(1, 8))
+        process.send_signal(signal.SIGCONT)
+
+    def _kill_store(self) -> None:
+        self._store.kill()
+        self._store = self._system.command("run_dlq")
+
+    def _kill_api(self) -> None:
+        self._api.kill()
+        self._api = self._system.api()
+
+    def _restart(self, end: Callable[[], None], start: Callable[[], None]) -> None:
+        end()
+        time.sleep(self._chance.uniform(0, 4))
+        start()
+
+    def count(self) -> tuple[int, int]:
+        """Return how many effects were lost and how many are there too often, once all has settled."""
+        with suppress(AssertionError):  # what does not settle is counted as lost
+            wait_until(self._all_is_well, SETTLE_SECONDS)
+        found = self._network.differences()
+        stored = Counter(bytes(value) for value in self._dead_letters())
+        lost = found.lost + len(set(self._poison) - set(stored))
+        return lost, found.doubled + stored.total() - len(stored)
+
+    def _all_is_well(self) -> bool:
+        return (
+            settled(self._network.events)
+            and set(self._poison) <= {bytes(value) for value in self._dead_letters()}
+            and self._network.differences() == Differences(0, 0)
+        )
+
+    def _dead_letters(self) -> Iterable[memoryview]:
+        return DeadLetter.objects.filter(value__in=self._poison).values_list("value", flat=True)
+
+    def tell(self, lost: int, doubled: int) -> None:
+        print(f"\n{'fault':<36}{'times':>6}{'median s':>10}{'max s':>8}   to recover")
+        for name, seconds in sorted(self._recoveries.items()):
+            print(f"{name:<36}{len(seconds):>6}{statistics.median(seconds):>10.1f}{max(seconds):>8.1f}")
+        every = [seconds for times in self._recoveries.values() for seconds in times]
+        crashes = sum(len(times) for name, times in self._recoveries.items() if name.startswith(PROCESSES))
+        figures = {
+            "crashes and freezes of processes": crashes,
+            "restarts of servers": len(every) - crashes,
+            "writes accepted": len(self._network.events),
+            "posts among them": self._load.posts,
+            "requests refused or cut off": self._load.refused,
+            "dead letters": len(self._poison),
+            "lost": lost,
+            "doubled": doubled,
+        }
+        print()
+        for name, figure in figures.items():
+            print(f"{name:<36}{figure:>6}")
+        if every:
+            print(
+                f"{'time to recover':<36}{statistics.median(every):>6.1f} s in the median, {max(every):.1f} s at most"
+            )
