@@ -5,7 +5,7 @@ import signal
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -147,19 +147,19 @@ class Storm:
         with suppress(AssertionError):  # what does not settle is counted as lost
             wait_until(self._all_is_well, SETTLE_SECONDS)
         found = self._network.differences()
-        stored = Counter(bytes(value) for value in self._dead_letters())
+        stored = Counter(self._dead_letters())
         lost = found.lost + len(set(self._poison) - set(stored))
         return lost, found.doubled + stored.total() - len(stored)
 
     def _all_is_well(self) -> bool:
         return (
             settled(self._network.events)
-            and set(self._poison) <= {bytes(value) for value in self._dead_letters()}
+            and set(self._poison) <= set(self._dead_letters())
             and self._network.differences() == Differences(0, 0)
         )
 
-    def _dead_letters(self) -> Iterable[memoryview]:
-        return DeadLetter.objects.filter(value__in=self._poison).values_list("value", flat=True)
+    def _dead_letters(self) -> list[bytes]:
+        return [bytes(letter.value or b"") for letter in DeadLetter.objects.filter(value__in=self._poison)]
 
     def tell(self, lost: int, doubled: int) -> None:
         print(f"\n{'fault':<36}{'times':>6}{'median s':>10}{'max s':>8}   to recover")
