@@ -32,12 +32,29 @@ ALIVE = Health(True, "ok\n")
 
 def dependencies() -> Health:
     """Return whether PostgreSQL and Kafka can be used. Redis may be away: reads then come from PostgreSQL."""
-    postgres, kafka_state, redis = _state(_ask_postgres), _state(_ask_kafka), _state(_ask_redis)
-    text = f"postgresql: {postgres}\nkafka: {kafka_state}\nredis: {redis if redis == OK else f'degraded, {redis}'}\n"
-    return Health(postgres == kafka_state == OK, text)
+    found = {"postgresql": postgresql(), "kafka": kafka_brokers(), "redis": redis()}
+    good = found["postgresql"] == found["kafka"] == OK
+    if found["redis"] != OK:
+        found["redis"] = f"degraded, {found['redis']}"
+    return Health(good, "".join(f"{name}: {state}\n" for name, state in found.items()))
 
 
-def _state(ask: Callable[[], None]) -> str:
+def postgresql() -> str:
+    """Return `OK`, or what is wrong."""
+    return _state(_ask_postgresql)
+
+
+def kafka_brokers() -> str:
+    """Return `OK`, or what is wrong."""
+    return _state(_ask_kafka)
+
+
+def redis() -> str:
+    """Return `OK`, or what is wrong."""
+    return _state(get_redis_connection("default").ping)
+
+
+def _state(ask: Callable[[], object]) -> str:
     try:
         ask()
     except (DatabaseError, KafkaException, RedisError) as error:
@@ -45,13 +62,9 @@ def _state(ask: Callable[[], None]) -> str:
     return OK
 
 
-def _ask_postgres() -> None:
+def _ask_postgresql() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
-
-
-def _ask_redis() -> None:
-    get_redis_connection("default").ping()
 
 
 def _ask_kafka() -> None:

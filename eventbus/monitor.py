@@ -44,17 +44,23 @@ class Monitor:
         self._waiting: dict[int, Waiting] = {}  # by partition of ours
         self._told_at = 0.0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        # Two threads: asking a server that is away takes seconds, and must not make the lag old.
+        self._threads = [
+            threading.Thread(target=self._watch_lag, name="lag", daemon=True),
+            threading.Thread(target=self._watch_dependencies, name="dependencies", daemon=True),
+        ]
         metrics.worker_stuck_seconds.labels(consumer.group).set_function(self.stuck_seconds)
         metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(self._heartbeat)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self._stopping.set()
-        self._thread.join(STOP_SECONDS)
+        for thread in self._threads:
+            thread.join(STOP_SECONDS)
 
     def healthz(self) -> Health:
         """Answer that the loop goes round, or waits within the time after which Kafka gives its partitions away."""
@@ -82,7 +88,7 @@ class Monitor:
     def _heartbeat(self) -> float:
         return time.time() - (time.monotonic() - self._consumer.polled_at)
 
-    def _watch(self) -> None:
+    def _watch_lag(self) -> None:
         with ExitStack() as stack:
             backlogs = [stack.enter_context(Backlog(topic, group)) for group, topic in kafka.GROUPS.items()]
             while not self._stopping.is_set():
@@ -90,12 +96,23 @@ class Monitor:
                     self._look(backlog)
                 self._stopping.wait(INTERVAL_SECONDS)
 
+    def _watch_dependencies(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                metrics.dependency_up.labels("postgresql").set(health.postgresql() == health.OK)
+            finally:
+                connection.close()
+            metrics.dependency_up.labels("redis").set(health.redis() == health.OK)
+            self._stopping.wait(INTERVAL_SECONDS)
+
     def _look(self, backlog: Backlog) -> None:
         try:
             standings = backlog.read()
         except KafkaException as error:
             log.warning("lag_unknown", group=backlog.group, error=str(error))
+            metrics.dependency_up.labels("kafka").set(False)
             return
+        metrics.dependency_up.labels("kafka").set(True)
         for number, standing in standings.items():
             metrics.kafka_consumer_lag.labels(backlog.topic, str(number), backlog.group).set(standing.lag)
         if backlog.group == self._consumer.group:

@@ -129,11 +129,15 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+def wait_until(
+    condition: Callable[[], object],
+    seconds: float = PATIENCE,
+    message: Callable[[], str] = lambda: "This did not come true in time.",
+) -> None:
     """Wait until `condition` holds; a test whose condition never does fails here."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "This did not come true in time."
+        assert time.monotonic() < deadline, message()
         time.sleep(0.05)
 
 
