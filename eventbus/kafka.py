@@ -20,6 +20,8 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 # A dead letter is the whole record and the headers that say why. The limits of topics count compressed bytes, so the
 # record may be larger than its topic's limit by itself, and ours may compress worse than what its producer used.
 MAX_DEAD_LETTER_BYTES = 16 * 1024 * 1024
+# Retention deletes whole segments; this bounds how much longer than that a record may live.
+SEGMENT_HOURS = 12
 METADATA_TIMEOUT = 10.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -109,5 +111,9 @@ def _new_topic(topic: str) -> NewTopic:
         topic,
         num_partitions=settings.KAFKA_PARTITIONS,
         replication_factor=settings.KAFKA_REPLICATION_FACTOR,
-        config={"retention.ms": str(hours * 3_600_000), "max.message.bytes": str(max_bytes)},
+        config={
+            "retention.ms": str(hours * 3_600_000),
+            "segment.ms": str(SEGMENT_HOURS * 3_600_000),
+            "max.message.bytes": str(max_bytes),
+        },
     )

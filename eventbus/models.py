@@ -1,7 +1,7 @@
 """Tables of the event path: processed events, dead letters, reserved ids and who may mint which."""
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import connection, models
 from django.db.models.functions import Now
@@ -105,6 +105,10 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
     def unresolved(self) -> "DeadLetterQuerySet":
         """Those that still wait for someone or something: open, replayed without an outcome yet, or parked."""
         return self.filter(state__in=DeadLetter.UNRESOLVED)
+
+    def closed_before(self, moment: datetime) -> "DeadLetterQuerySet":
+        """Those resolved or discarded before `moment`."""
+        return self.exclude(state__in=DeadLetter.UNRESOLVED).filter(resolved_at__lt=moment)
 
     def replayable(self, *, parked: bool = False, overdue: bool = False) -> "DeadLetterQuerySet":
         """Those that may be replayed: open; with `parked` also those replayed too often before; with `overdue` also

@@ -3,6 +3,7 @@
 `docs/settings.md` is the same table for people. A wrong value raises `ImproperlyConfigured` with one sentence.
 """
 
+import math
 import os
 import secrets
 from pathlib import Path
@@ -18,6 +19,7 @@ from feedsite.embedded import addresses
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 POSITIVE = validate.Range(min=1)
+DAYS = validate.Range(1, 36_500)
 # Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
 MAX_CACHE_TTL = 43_200
 REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
@@ -42,6 +44,7 @@ def read() -> dict[str, Any]:
         raise ImproperlyConfigured(f"Wrong configuration: {error}") from error
     _check_timeouts(values)
     _check_kafka_security(values)
+    _check_pruning(values)
     return values
 
 
@@ -94,6 +97,8 @@ def _read(env: Env) -> dict[str, Any]:
         "DLQ_FLOOD_SECONDS": env.int("DLQ_FLOOD_SECONDS", 60, validate=POSITIVE),
         "DLQ_MAX_REPLAYS": env.int("DLQ_MAX_REPLAYS", 5, validate=POSITIVE),
         "WORKER_STUCK_SECONDS": env.int("WORKER_STUCK_SECONDS", 60, validate=POSITIVE),
+        # Pruning
+        **_pruning_settings(env),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
         "LOG_LEVEL": env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
@@ -156,6 +161,20 @@ def _check_timeouts(values: dict[str, Any]) -> None:
         _refuse("KAFKA_PUBLISH_TIMEOUT_MS must be above KAFKA_LINGER_MS.")
 
 
+def _check_pruning(values: dict[str, Any]) -> None:
+    days = values["PROCESSED_EVENTS_DAYS"]
+    if days * 24 < values["KAFKA_RETENTION_HOURS"] + 24:
+        _refuse(
+            "PROCESSED_EVENTS_DAYS must exceed KAFKA_RETENTION_HOURS by a day, or Kafka repeats what was forgotten."
+        )
+    if values["IDEMPOTENCY_KEY_DAYS"] > days:
+        _refuse(
+            "IDEMPOTENCY_KEY_DAYS must not exceed PROCESSED_EVENTS_DAYS, or a repeated request has its effect twice."
+        )
+    if 0 < values["DEAD_LETTERS_DAYS"] < days:
+        _refuse("DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS, or Kafka brings them back.")
+
+
 def _check_kafka_security(values: dict[str, Any]) -> None:
     protocol, ca_file = values["KAFKA_SECURITY_PROTOCOL"], values["KAFKA_SSL_CA_LOCATION"]
     credentials = ("KAFKA_SASL_MECHANISM", "KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD")
@@ -170,6 +189,16 @@ def _check_kafka_security(values: dict[str, Any]) -> None:
 
 def _refuse(sentence: str) -> NoReturn:
     raise ImproperlyConfigured(f"Wrong configuration: {sentence}")
+
+
+def _pruning_settings(env: Env) -> dict[str, Any]:
+    # Kafka deletes whole segments, so records live up to a day longer than the retention.
+    days = 1 + math.ceil(env.int("KAFKA_RETENTION_HOURS", 168) / 24)
+    return {
+        "PROCESSED_EVENTS_DAYS": env.int("PROCESSED_EVENTS_DAYS", days, validate=DAYS),
+        "IDEMPOTENCY_KEY_DAYS": env.int("IDEMPOTENCY_KEY_DAYS", min(7, days), validate=DAYS),
+        "DEAD_LETTERS_DAYS": env.int("DEAD_LETTERS_DAYS", 0, validate=validate.Range(0, 36_500)),
+    }
 
 
 def _is_embedded(variable: str, embedded: dict[str, str]) -> bool:

@@ -191,6 +191,11 @@ DLQ_FLOOD_COUNT = ENV["DLQ_FLOOD_COUNT"]
 DLQ_FLOOD_SECONDS = ENV["DLQ_FLOOD_SECONDS"]
 DLQ_MAX_REPLAYS = ENV["DLQ_MAX_REPLAYS"]
 
+# Pruning -----------------------------------------------------------------------------------------------------
+PROCESSED_EVENTS_DAYS = ENV["PROCESSED_EVENTS_DAYS"]
+IDEMPOTENCY_KEY_DAYS = ENV["IDEMPOTENCY_KEY_DAYS"]
+DEAD_LETTERS_DAYS = ENV["DEAD_LETTERS_DAYS"]
+
 # Workers -----------------------------------------------------------------------------------------------------
 WORKER_STUCK_SECONDS = ENV["WORKER_STUCK_SECONDS"]
 

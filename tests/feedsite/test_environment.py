@@ -31,6 +31,9 @@ def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     [
         ({"KAFKA_MAX_POLL_INTERVAL_MS": "10000"}, "MAX_POLL_INTERVAL_MS must not be below KAFKA_SESSION_TIMEOUT_MS"),
         ({"KAFKA_LINGER_MS": "5000"}, "KAFKA_PUBLISH_TIMEOUT_MS must be above KAFKA_LINGER_MS"),
+        ({"PROCESSED_EVENTS_DAYS": "7"}, "PROCESSED_EVENTS_DAYS must exceed KAFKA_RETENTION_HOURS by a day"),
+        ({"IDEMPOTENCY_KEY_DAYS": "9"}, "IDEMPOTENCY_KEY_DAYS must not exceed PROCESSED_EVENTS_DAYS"),
+        ({"DEAD_LETTERS_DAYS": "1"}, "DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS"),
         ({"KAFKA_FETCH_WAIT_MS": "60000"}, "KAFKA_FETCH_WAIT_MS"),
         ({"KAFKA_SECURITY_PROTOCOL": "sasl"}, "Must be one of: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"),
         ({"KAFKA_SASL_MECHANISM": "GSSAPI"}, "Must be one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
@@ -52,6 +55,8 @@ def test_what_cannot_work_is_refused_at_the_start(
         {},
         {**SASL, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL"},
         {**SASL, "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512"},
+        {"KAFKA_RETENTION_HOURS": "1"},
+        {"KAFKA_RETENTION_HOURS": "720", "DEAD_LETTERS_DAYS": "31"},
         {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CA_LOCATION": "/"},
     ],
 )
