@@ -17,7 +17,6 @@ from eventbus.subscription import Record
 
 POLL_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 0.2
-LEAVE_SECONDS = 15.0
 
 Place = tuple[str, int]  # topic, partition
 Handle = Callable[[list[Record]], None]

@@ -199,6 +199,27 @@ def test_members_share_the_partitions_and_one_takes_over_even_while_it_waits(gro
     assert len({*first.handled, *second.handled}) == 2 * published
 
 
+def test_a_partition_that_leaves_during_a_wait_is_read_again_when_it_comes_back(group_of_two: Group) -> None:
+    group = group_of_two
+    others: list[Member] = []
+
+    def wait_until_one_partition_has_left(member: Member, _records: list[Record]) -> None:
+        if not others:
+            others.append(group.join())
+            while len(member.consumer.partitions()) == 2:
+                member.consumer.wait(0.2)
+
+    publish(group.topic, b"left 1", partition=0)
+    publish(group.topic, b"right 1", partition=1)
+    member = group.join(wait_until_one_partition_has_left)
+    eventually(lambda: others and len(others[0].consumer.partitions()) == 1)
+    others[0].leave()
+    eventually(lambda: member.consumer.partitions() == [0, 1])
+    publish(group.topic, b"left 2", partition=0)
+    publish(group.topic, b"right 2", partition=1)
+    eventually(lambda: {b"left 2", b"right 2"} <= set(member.handled))
+
+
 def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_it_came_back(
     group_of_two: Group,
 ) -> None:
