@@ -45,8 +45,12 @@ serve: install ## the API alone, on PORT (8000)
 test: install ## the whole suite, on real servers of its own
 	@$(RUN) -m pytest $(ARGS)
 
+# Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
+TOUCHING_KAFKA := tests/eventbus tests/crash/test_broker.py tests/crash/test_killed_workers.py \
+	tests/e2e/test_real_graph.py
+
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
-	@$(RUN) -m tests.kafka $(or $(ARGS),tests/eventbus tests/crash tests/e2e/test_real_graph.py)
+	@$(RUN) -m tests.kafka $(or $(ARGS),$(TOUCHING_KAFKA))
 
 test-containers: install ## the compose file, started, used, killed and restarted (needs a Docker Engine with Compose v2)
 	@$(RUN) -m pytest $(or $(ARGS),tests/containers)

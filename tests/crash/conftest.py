@@ -11,7 +11,8 @@ from pytest_django import DjangoDbBlocker, Settings
 from eventbus import kafka
 from tests.crash import network as networks
 from tests.crash.network import Network
-from tests.e2e.system import System, running
+from tests.e2e.system import Process, System, running
+from tests.kafka import running as apache_kafka
 
 # Users of one test each: a worker killed before its offset commit leaves events that the next test's workers get.
 _users = itertools.count(1_000, 1_000)
@@ -33,10 +34,15 @@ def system(transactional_db: None, durable_commits: None, tmp_path: Path, settin
     with running(tmp_path) as started:
         started.api()
         yield started
-        # The embedded broker assigns nothing any more to a group whose members left one right after another.
-        for process in started.processes:
-            if process.running():
-                process.kill()
+        if apache_kafka.apache_kafka is None:
+            # The embedded broker assigns nothing any more to a group whose members left one right after another.
+            kill(started.processes)
+
+
+def kill(processes: list[Process]) -> None:
+    for process in processes:
+        if process.running():
+            process.kill()
 
 
 @pytest.fixture
