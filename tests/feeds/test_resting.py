@@ -1,9 +1,6 @@
 """Feeds at rest: free for the fan-out, right for whoever comes back, and materialised again by then."""
 
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -29,6 +26,7 @@ from tests.factories import (
     UserUnfollowedFactory,
     follow_all,
 )
+from tests.feeds.elsewhere import elsewhere, somebody_waits
 from tests.feeds.model import feed, open_feed
 from tests.feeds.test_processing import put_to_rest
 from tests.feeds.worker import Worker
@@ -60,20 +58,6 @@ AWAKE, RESTS, WANTED = (False, False, False), (True, True, False), (True, True, 
 
 def rows(user: int = READER) -> int:
     return FeedEntry.objects.filter(user_id=user).count()
-
-
-@contextmanager
-def elsewhere() -> Iterator[Callable[..., Future[Any]]]:
-    """Give what runs a function in a thread with a connection of its own."""
-
-    def run(act: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return act(*arguments)
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as pool:
-        yield lambda act, *arguments: pool.submit(run, act, *arguments)
 
 
 # What rest saves ----------------------------------------------------------------------------------------------
@@ -360,11 +344,3 @@ def test_a_post_deleted_while_a_feed_is_filled_is_not_in_it(worker: Worker, when
     assert gone not in FeedEntry.objects.filter(user_id=READER).values_list("post_id", flat=True)
     assert rows() == 2
     assert verification.verify().equal
-
-
-def somebody_waits() -> bool:
-    """Tell whether another connection waits for a lock."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        (waiting,) = cursor.fetchone()
-    return bool(waiting)
