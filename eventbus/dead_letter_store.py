@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from eventbus import dead_letters, retry
+from eventbus import correlation, dead_letters, retry
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
 from eventbus.snowflake import MAX_ID
 from eventbus.subscription import Record
@@ -72,6 +72,7 @@ class DeadLetterStore:
 
     def process(self, records: Sequence[Record]) -> None:
         """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
+        correlation.bind_records(records)
         retry.until_possible(lambda: store(records), self._wait)
 
 

@@ -39,7 +39,6 @@ class DeadLetterWriter:
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
-            event_id=delivery.event.event_id if delivery else None,
             error=retry.reason(error),
         )
 

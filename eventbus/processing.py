@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from django.db import transaction
 
-from eventbus import dead_letters, envelope, locks, metrics, retry
+from eventbus import correlation, dead_letters, envelope, locks, metrics, retry
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
@@ -52,6 +52,7 @@ class Processor:
         Raises `WorkerStopping`, and `DeadLetterFlood` from the dead-letter writer.
         """
         deliveries = self._decode(records)
+        correlation.bind_deliveries(deliveries)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
         culprits: dict[int, Chain] = {}
         for events in self._plan([delivery.event for delivery in deliveries]):
@@ -136,11 +137,13 @@ class Processor:
 
     def _bury(self, record: Record, error: Exception, delivery: Delivery | None) -> None:
         """Write a dead letter, for as long as it takes: its offset must not be committed before."""
+        correlation.bind_failure(record, delivery)
         retry.until_possible(lambda: self._dead_letter(record, error, delivery), self._wait)
 
     def _commit(self, deliveries: list[Delivery], *, careful: bool = False) -> Exception | None:
         """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
         ours = [delivery for delivery in deliveries if self._still_ours(delivery.record)]
+        correlation.bind_deliveries(ours)
         try:
             retry.until_possible(lambda: self._apply_and_follow_up(ours, careful), self._wait)
         except (WorkerStopping, DeadLetterFlood):
@@ -152,6 +155,7 @@ class Processor:
         for delivery in ours:
             metrics.event_processing_duration_seconds.labels(delivery.event.type).observe(now - delivery.taken_at)
             metrics.observe_visible(delivery.event.type, delivery.record.timestamp_ms)
+        correlation.note_processed(ours)
         return None
 
     def _apply_and_follow_up(self, deliveries: list[Delivery], careful: bool) -> None:

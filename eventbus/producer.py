@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 from django.conf import settings
 
-from eventbus import envelope, kafka, metrics
+from eventbus import correlation, envelope, kafka, metrics, tracing
 from eventbus.envelope import Event
 from eventbus.exceptions import ProducerQueueFull, PublishFailed, PublishTimedOut, RecordTooLarge
 
@@ -120,11 +120,14 @@ def publish(event: Event, headers: Headers = ()) -> None:
     Raises `PublishFailed`; its subclass `PublishTimedOut` means the event may have been stored all the same.
     """
     value = envelope.encode(event)
+    correlation.bind_event(event.event_id)
     try:
-        publish_record(kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers)
+        with tracing.publishing(event, headers) as headers_with_context:
+            publish_record(kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context)
     except PublishFailed as error:
         metrics.events_published_total.labels(event.type, error.result).inc()
         raise
+    log.debug("event_published", type=event.type)
     metrics.events_published_total.labels(event.type, "ok").inc()
 
 

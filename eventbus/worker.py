@@ -12,7 +12,7 @@ from types import FrameType
 import structlog
 from django.db import DatabaseError, connection
 
-from eventbus import kafka, metrics, metrics_server, node_lease, producer
+from eventbus import kafka, metrics, metrics_server, node_lease, producer, tracing
 from eventbus.consumer import EventConsumer, Handle
 from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
@@ -51,9 +51,10 @@ def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> N
     monitor = Monitor(consumer)
     if metrics_port is not None:
         _serve(metrics_port, monitor)
+    tracing.start(f"feed-{consumer.group}")
     with monitor, _stop_on_signals(consumer):
         try:
-            consumer.run(handle)
+            consumer.run(tracing.processing(handle, consumer.group))
         except DeadLetterFlood as flood:
             log.critical("worker_stopped", reason=str(flood))
             sys.exit(EXIT_FLOOD)

@@ -77,6 +77,7 @@ def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response 
     if isinstance(error, exceptions.APIException):
         return _api_error(error)
     if isinstance(error, PublishFailed | IdsUnavailable):
+        log.warning("write_not_accepted", error=str(error))
         return _unavailable("not_accepted", f"{error} Nothing was promised: try again.")
     if isinstance(error, KeysUnavailable):
         return _unavailable("keys_unavailable", str(error))

@@ -101,6 +101,9 @@ def _read(env: Env) -> dict[str, Any]:
         **_pruning_settings(env),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
+        "OTEL_TRACES_EXPORTER": env.str(
+            "OTEL_TRACES_EXPORTER", "none", validate=validate.OneOf(["none", "otlp", "console"])
+        ),
         "LOG_LEVEL": env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
     }
 

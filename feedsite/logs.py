@@ -1,5 +1,6 @@
 """Logging for every process: structlog over the standard library, one line an event, JSON or console."""
 
+import logging
 from typing import Any
 
 import structlog
@@ -18,7 +19,8 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
     structlog.configure(
         processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # Below the level, a log call costs next to nothing.
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
         cache_logger_on_first_use=True,
     )
     renderer: structlog.types.Processor = (
@@ -37,5 +39,6 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": level},
         # A 4xx is the client's business and already counted; Django's own access lines would drown the log.
-        "loggers": {"django.request": {"level": "ERROR"}},
+        # SQL with its parameters, at DEBUG, would put what people wrote into the log.
+        "loggers": {"django.request": {"level": "ERROR"}, "django.db.backends": {"level": "INFO"}},
     }

@@ -4,7 +4,9 @@ Sessions, messages and static files belong to the pages for people (admin, API d
 them: together with fewer request metrics this halves what Django spends on a cached read (see docs/benchmarks.md).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from secrets import token_hex
 from typing import Any
 
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -16,7 +18,41 @@ from django_prometheus.middleware import PrometheusAfterMiddleware
 from django_prometheus.utils import Time, TimeSince
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from eventbus import correlation, tracing
+
 PAGES = ("/admin/", "/docs/", "/schema/", "/static/")
+
+
+class RequestIds:
+    """Gives each request an id for log, event and answer: that of its `X-Request-ID`, or a new one."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        request_id = request.META.get("HTTP_X_REQUEST_ID", "")
+        if not correlation.is_request_id(request_id):
+            request_id = request.META["HTTP_X_REQUEST_ID"] = token_hex(16)
+        correlation.bind_request(request.META)
+        response = self.get_response(request)
+        response["X-Request-ID"] = request_id
+        return response
+
+
+class RequestSpans:
+    """Makes a span of each request; in `MIDDLEWARE` only while tracing is on."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        with tracing.serving(request.META) as span:
+            # What follows, the log and the event, belongs to this span.
+            request.META.update(tracing.context_of(span))
+            response = self.get_response(request)
+            route = request.resolver_match.route if request.resolver_match else None
+            tracing.note_answer(span, f"{request.method}", route, response.status_code)
+        return response
 
 
 class PagesOnly:

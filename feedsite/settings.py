@@ -50,6 +50,8 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "feedsite.middleware.RequestMetrics",
+    *(["feedsite.middleware.RequestSpans"] if ENV["OTEL_TRACES_EXPORTER"] != "none" else []),
+    "feedsite.middleware.RequestIds",
     "django.middleware.security.SecurityMiddleware",
     "feedsite.middleware.PageWhiteNoise",
     "feedsite.middleware.PageSessions",
@@ -199,8 +201,9 @@ DEAD_LETTERS_DAYS = ENV["DEAD_LETTERS_DAYS"]
 # Workers -----------------------------------------------------------------------------------------------------
 WORKER_STUCK_SECONDS = ENV["WORKER_STUCK_SECONDS"]
 
-# Logs --------------------------------------------------------------------------------------------------------
+# Logs and traces ---------------------------------------------------------------------------------------------
 LOG_FORMAT = ENV["LOG_FORMAT"]
+OTEL_TRACES_EXPORTER = ENV["OTEL_TRACES_EXPORTER"]
 LOGGING = logs.configure(LOG_FORMAT, ENV["LOG_LEVEL"])
 
 PROMETHEUS_EXPORT_MIGRATIONS = False

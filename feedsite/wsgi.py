@@ -8,6 +8,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
 
 application = get_wsgi_application()
 
+from eventbus import tracing  # noqa: E402 - needs the apps
 from feedsite.warm_up import warm_up  # noqa: E402 - needs the apps
 
+tracing.start("feed-api")
 warm_up()

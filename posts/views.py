@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView
 
-from eventbus import idempotency
+from eventbus import correlation, idempotency
 from eventbus.envelope import format_time
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.idempotency import Ids
@@ -25,7 +25,6 @@ from posts.principal import principal
 from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostSchema
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 IDEMPOTENCY = OpenApiParameter(
     "Idempotency-Key", str, OpenApiParameter.HEADER, description="the same key and body: the same answer, done once"
@@ -129,9 +128,8 @@ def list_response(request: Request, page: pagination.Page, to_json: Callable[[An
 
 
 def event_headers(request: Request) -> list[tuple[str, bytes]]:
-    """Return the Kafka headers that carry the request's W3C trace context on, if it has a valid one."""
-    traceparent = request.META.get("HTTP_TRACEPARENT", "")
-    return [("traceparent", traceparent.encode())] if _TRACEPARENT.fullmatch(traceparent) else []
+    """Return the Kafka headers that carry the request's id and its W3C trace context on."""
+    return correlation.kafka_headers(request.META)
 
 
 def write_ids(request: Request, body: str = "") -> Ids:

@@ -13,8 +13,8 @@ from tests.observability.processes import Worker
 
 
 @pytest.fixture
-def system(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[System]:
-    """The API and no worker yet; the groups have worked off what others have published."""
+def idle_system(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[System]:
+    """No process yet; the groups have worked off what others have published."""
     if settings.KAFKA_SESSION_TIMEOUT_MS < 6_000:  # the embedded broker's; Apache Kafka would refuse less
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
     kafka.create_topics()
@@ -24,8 +24,14 @@ def system(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterat
                 Worker(before, command)
                 wait_until(partial(nothing_left, group))
     with running(tmp_path) as started:
-        started.api()
         yield started
+
+
+@pytest.fixture
+def system(idle_system: System) -> System:
+    """The API and no worker yet."""
+    idle_system.api()
+    return idle_system
 
 
 def nothing_left(group: str) -> bool:
