@@ -14,7 +14,7 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo load install serve test test-kafka test-containers chaos lint bench env format lock clean
+.PHONY: help demo load install serve test test-kafka test-containers chaos lint docs bench env format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -64,6 +64,9 @@ lint: install ## style, types and the direction of imports
 	@$(RUN) -m mypy .
 	@.venv/bin/lint-imports
 
+docs: install ## the documentation as a site, in site/; ARGS=serve shows it while you edit
+	@$(RUN) -m mkdocs $(or $(ARGS),build) --strict
+
 bench: install ## measure the throughput and latency of this machine
 	@$(RUN) -m benchmarks $(ARGS)
 
@@ -86,5 +89,5 @@ lock: install ## renew requirements.lock and requirements-dev.lock from pyprojec
 
 clean: ## stop the embedded servers, delete their data, .venv and the caches
 	@[ ! -e .local/servers.json ] || FEED_DATA_DIR=.local $(MANAGE) embedded remove
-	@rm -rf .local .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache staticfiles
+	@rm -rf .local .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache staticfiles site
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
