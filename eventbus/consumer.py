@@ -41,6 +41,10 @@ class EventConsumer:
         self._numbers = itertools.count()
         self._early: list[Message] = []  # records that arrived while the consumer was paused
         self._callback_failure: Exception | None = None
+        # For the heartbeat alone.
+        self.records_in_hand = 0
+        self.records_done = 0
+        self.busy_since = 0.0  # monotonic seconds, of the batch in hand
         self._consumer = Consumer(kafka.consumer_config(group) | {"error_cb": _on_error})
 
     def run(self, handle: Handle) -> None:
@@ -55,9 +59,12 @@ class EventConsumer:
             while not self._stopping:
                 self.polled_at = time.monotonic()
                 if records := self._take_batch():
+                    self.records_in_hand, self.busy_since = len(records), time.monotonic()
                     handle(records)
                     correlation.forget()
                     self._commit(records)
+                    self.records_done += len(records)
+                    self.records_in_hand = 0
         except WorkerStopping:
             log.info("batch_left_for_the_next_worker", group=self.group)
         finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from django.db import connection, models
 from django.db.models.functions import Now
@@ -12,9 +13,17 @@ OVERDUE_AFTER = timedelta(minutes=10)
 
 # As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL does.
 _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s)"
+# What the pipeline page shows is counted by the statement that makes an event processed: it can be neither more nor less.
 _RECORD = """
-INSERT INTO processed_events (event_id, type)
-SELECT * FROM unnest(%s::bigint[], %s::text[]) AS new (event_id, type) ORDER BY 1
+WITH new AS (
+    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::double precision[]) AS new (event_id, type, seconds)
+), recorded AS (
+    INSERT INTO processed_events (event_id, type) SELECT event_id, type FROM new ORDER BY 1
+)
+INSERT INTO pipeline_minutes (minute, worker_id, type, events, seconds)
+SELECT date_trunc('minute', now()), %s, type, count(*), sum(seconds) FROM new GROUP BY type ORDER BY type
+ON CONFLICT (minute, worker_id, type) DO UPDATE SET
+    events = pipeline_minutes.events + EXCLUDED.events, seconds = pipeline_minutes.seconds + EXCLUDED.seconds
 """
 
 
@@ -25,10 +34,14 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
             cursor.execute(_PROCESSED_AMONG, [[event.event_id for event in events]])
             return {event_id for (event_id,) in cursor.fetchall()}
 
-    def record(self, events: Sequence[Event]) -> None:
-        """Remember `events` as processed, in one statement and in id order (so workers cannot deadlock)."""
+    def record(self, events: Sequence[Event], seconds: Sequence[float], worker_id: UUID) -> None:
+        """Remember `events` as processed, in one statement and in id order (so workers cannot deadlock).
+
+        Adds them, and the seconds that each has taken so far, to the worker's `pipeline_minutes`.
+        """
+        columns = [[event.event_id for event in events], [event.type for event in events], list(seconds)]
         with connection.cursor() as cursor:
-            cursor.execute(_RECORD, [[event.event_id for event in events], [event.type for event in events]])
+            cursor.execute(_RECORD, [*columns, worker_id])
 
 
 class ProcessedEvent(models.Model):
@@ -45,6 +58,47 @@ class ProcessedEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.event_id}"
+
+
+class PipelineMinute(models.Model):
+    """The events of a type that a worker has processed in a minute, counted in their own transactions."""
+
+    pk = models.CompositePrimaryKey("minute", "worker_id", "type")
+    minute = models.DateTimeField()
+    worker_id = models.UUIDField()
+    type = models.CharField(max_length=64)
+    events = models.BigIntegerField()
+    seconds = models.FloatField(help_text="from taking each event's batch to its commit, summed")
+
+    class Meta:
+        db_table = "pipeline_minutes"
+
+    def __str__(self) -> str:
+        return f"{self.events} {self.type} at {self.minute:%H:%M}"
+
+
+class WorkerHeartbeat(models.Model):
+    """What a worker last told of itself; see `eventbus.heartbeat`. Gone an hour after its last beat."""
+
+    worker_id = models.UUIDField(primary_key=True)
+    topic = models.CharField(max_length=249)
+    group = models.CharField(max_length=255)
+    host = models.CharField(max_length=255)
+    pid = models.IntegerField()
+    started_at = models.DateTimeField()
+    last_seen_at = models.DateTimeField(db_default=Now())
+    left_at = models.DateTimeField(null=True, help_text="when it stopped as it was told to")
+    partitions = models.JSONField(help_text="numbers of the partitions it has")
+    records_in_hand = models.IntegerField(help_text="of the batch it works on")
+    busy_seconds = models.FloatField(help_text="how long it has worked on that batch")
+    records_done = models.BigIntegerField(help_text="since it started, repeated ones included")
+    slowest = models.JSONField(help_text="the slowest event of each minute of its last hour, slowest first")
+
+    class Meta:
+        db_table = "worker_heartbeats"
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.host}:{self.pid}"
 
 
 class SnowflakeNode(models.Model):

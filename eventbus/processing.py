@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from django.db import transaction
@@ -19,6 +20,7 @@ from eventbus import correlation, dead_letters, envelope, locks, metrics, retry
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
+from eventbus.slowest import Slowest
 from eventbus.subscription import Delivery, Record, Subscription
 
 DeadLetter = Callable[[Record, BaseException, Delivery | None], None]
@@ -45,6 +47,8 @@ class Processor:
         self._dead_letter = dead_letter
         self._wait = wait
         self._still_ours = still_ours
+        self.worker_id = uuid4()
+        self.slowest = Slowest()
 
     def process(self, records: Sequence[Record]) -> None:
         """Return when every record is applied, dead-lettered or no longer ours.
@@ -156,6 +160,8 @@ class Processor:
             metrics.event_processing_duration_seconds.labels(delivery.event.type).observe(now - delivery.taken_at)
             metrics.observe_visible(delivery.event.type, delivery.record.timestamp_ms)
         correlation.note_processed(ours)
+        if ours:
+            self.slowest.note(ours)
         return None
 
     def _apply_and_follow_up(self, deliveries: list[Delivery], careful: bool) -> None:
@@ -179,7 +185,7 @@ class Processor:
         if fresh:
             more = self._subscription.apply(fresh, careful=careful, resume_after=resume_after)
         if more is None:
-            ProcessedEvent.objects.record(fresh)
+            ProcessedEvent.objects.record(fresh, _seconds(fresh, deliveries), self.worker_id)
             dead_letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
@@ -190,6 +196,13 @@ def _chains(deliveries: Iterable[Delivery]) -> list[Chain]:
     for delivery in deliveries:
         chains[delivery.event.key].append(delivery)
     return list(chains.values())
+
+
+def _seconds(events: Sequence[Event], deliveries: Iterable[Delivery]) -> list[float]:
+    """Return how long each of `events` has been in hand."""
+    taken_at = {delivery.event.event_id: delivery.taken_at for delivery in deliveries}
+    now = time.monotonic()
+    return [now - taken_at[event.event_id] for event in events]
 
 
 def _count_redelivered(events: Iterable[Event], processed: set[int]) -> None:

@@ -17,6 +17,7 @@ from eventbus.consumer import EventConsumer, Handle
 from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood
+from eventbus.heartbeat import Heart
 from eventbus.models import DeadLetter
 from eventbus.monitor import Monitor
 from eventbus.processing import Processor
@@ -37,14 +38,16 @@ def run_subscription(subscription: Subscription, metrics_port: int | None) -> No
     )
     dead_letters = DeadLetterWriter(subscription.group)
     processor = Processor(subscription, dead_letters.write, consumer.wait, consumer.still_ours)
-    _run(consumer, processor.process, metrics_port)
+    with Heart(consumer, subscription.topic, subscription.group, processor.worker_id, processor.slowest):
+        _run(consumer, processor.process, metrics_port)
 
 
 def run_dead_letter_store(metrics_port: int | None) -> None:
     """Store dead letters in PostgreSQL until SIGTERM or SIGINT, then leave cleanly."""
     metrics.export_dlq_size(_unresolved_dead_letters)
     consumer = EventConsumer(kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005)
-    _run(consumer, DeadLetterStore(consumer.wait).process, metrics_port)
+    with Heart(consumer, kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP):
+        _run(consumer, DeadLetterStore(consumer.wait).process, metrics_port)
 
 
 def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> None:
