@@ -89,10 +89,15 @@ class Backlog:
         return lags
 
 
-def total(topic: str, group: str) -> int:
-    """Return how many records of `topic` lie beyond what `group` has committed. Raises `KafkaException`."""
+def lags(topic: str, group: str) -> dict[int, int]:
+    """Return how many records of each partition lie beyond what `group` has committed. Raises `KafkaException`."""
     with Backlog(topic, group) as backlog:
-        return sum(standing.lag for standing in backlog.read().values())
+        return {number: standing.lag for number, standing in backlog.read().items()}
+
+
+def total(topic: str, group: str) -> int:
+    """Return the same for the whole topic."""
+    return sum(lags(topic, group).values())
 
 
 def _answers(message: Message) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import connection, models
@@ -13,7 +14,7 @@ OVERDUE_AFTER = timedelta(minutes=10)
 
 # As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL does.
 _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s)"
-# What the pipeline page shows is counted by the statement that makes an event processed: it can be neither more nor less.
+# The statement that makes an event processed counts it for the pipeline page too: never one without the other.
 _RECORD = """
 WITH new AS (
     SELECT * FROM unnest(%s::bigint[], %s::text[], %s::double precision[]) AS new (event_id, type, seconds)
@@ -39,7 +40,7 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
 
         Adds them, and the seconds that each has taken so far, to the worker's `pipeline_minutes`.
         """
-        columns = [[event.event_id for event in events], [event.type for event in events], list(seconds)]
+        columns: list[Any] = [[event.event_id for event in events], [event.type for event in events], list(seconds)]
         with connection.cursor() as cursor:
             cursor.execute(_RECORD, [*columns, worker_id])
 

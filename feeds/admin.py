@@ -1,13 +1,159 @@
-"""Feeds in the admin: one row a user."""
+"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows and is followed by."""
 
-from django.contrib import admin
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from eventbus.admin import ReadOnlyAdmin
-from feeds.models import Feed
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db import DatabaseError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from eventbus.admin import LargeTableAdmin, id_of
+from eventbus.snowflake import MAX_ID
+from feeds import cache, inspector, verification
+from feeds import rebuild as rebuilding
+from feeds.models import Feed, Follow
+from feeds.verification import Report
+from posts.pagination import Position
+
+FOLLOWS_SHOWN = 100
+MAY_CHANGE = "feeds.change_feed"
 
 
 @admin.register(Feed)
-class FeedAdmin(ReadOnlyAdmin):
-    list_display = ["user_id", "follower_count", "floor"]
-    ordering = ["user_id"]
-    search_fields = ["=user_id"]
+class FeedAdmin(LargeTableAdmin):
+    list_display = ["user_id", "inspect", "floor", "idle", "last_read_at", "follower_count", "pulled_since"]
+    search_help_text = "A user id: opens the inspector of that user's feed."
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("follows/", view(self.follows_view), name="feeds_feed_follows"),
+            path("<id:user_id>/inspect/", view(self.inspect_view), name="feeds_feed_inspect"),
+            *super().get_urls(),
+        ]
+
+    @admin.display(description="inspector")
+    def inspect(self, feed: Feed) -> SafeString:
+        return format_html('<a href="{}">inspect feed of {}</a>', _inspect_url(feed.user_id), feed.user_id)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        # Also users without a row can be looked at.
+        user_id = id_of(request.GET.get("q", "").strip())
+        if user_id is not None and self.has_view_permission(request):
+            return HttpResponseRedirect(_inspect_url(user_id))
+        return super().changelist_view(request, extra_context)
+
+    def inspect_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
+        """Show a user's feed as stored and as defined; a POST acts on it and comes back here."""
+        self._require_view(request)
+        if request.method == "POST":
+            self._act(request, user_id)
+            return HttpResponseRedirect(_inspect_url(user_id))
+        inspection = inspector.inspect(user_id)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Feed of user {user_id}",
+            "opts": self.opts,
+            "inspection": inspection,
+            "shown": inspector.SHOWN,
+            "counts": [(source, inspection.count(source)) for source in ("pushed", "pulled", "past the floor")],
+            "may_change": request.user.has_perm(MAY_CHANGE),
+        }
+        return TemplateResponse(request, "admin/feeds/feed/inspect.html", context)
+
+    def follows_view(self, request: HttpRequest) -> HttpResponse:
+        """Show whom a user follows and who follows them, or one pair with its last event."""
+        self._require_view(request)
+        user_id, other_id = id_of(request.GET.get("user", "")), id_of(request.GET.get("other", ""))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Follows" if user_id is None else f"Follows of user {user_id}",
+            "opts": self.opts,
+            "user_id": user_id,
+            "other_id": other_id,
+            "wrong": any(request.GET.get(name) and id_of(request.GET[name]) is None for name in ("user", "other")),
+        }
+        if user_id is not None and other_id is not None:
+            context["pairs"] = [_pair(user_id, other_id), _pair(other_id, user_id)]
+        elif user_id is not None:
+            context["lists"] = [
+                _follow_list(request, "following", user_id, Follow.objects.following_page),
+                _follow_list(request, "followers", user_id, Follow.objects.followers_page),
+            ]
+        return TemplateResponse(request, "admin/feeds/feed/follows.html", context)
+
+    def _require_view(self, request: HttpRequest) -> None:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+
+    def _act(self, request: HttpRequest, user_id: int) -> None:
+        acts: dict[str, Callable[[HttpRequest, int], None]] = {
+            "verify": self._verify,
+            "rebuild": self._rebuild,
+            "drop": self._drop_cache,
+        }
+        try:
+            act = acts[request.POST.get("action", "")]
+        except KeyError:
+            self.message_user(request, "No such action.", messages.ERROR)
+            return
+        if act != self._verify and not request.user.has_perm(MAY_CHANGE):
+            raise PermissionDenied
+        try:
+            act(request, user_id)
+        except DatabaseError as error:
+            self.message_user(request, f"Not done, PostgreSQL says: {error}", messages.ERROR)
+
+    def _verify(self, request: HttpRequest, user_id: int) -> None:
+        report = verification.verify([user_id])
+        level = messages.SUCCESS if report.equal else messages.ERROR
+        self._tell(request, user_id, _verdict(report), level)
+
+    def _rebuild(self, request: HttpRequest, user_id: int) -> None:
+        if not Feed.objects.filter(user_id=user_id).exists():
+            self.message_user(request, "There is no feed to rebuild: the user is not known.", messages.WARNING)
+            return
+        rebuilding.rebuild([user_id])
+        self._tell(request, user_id, "Rebuilt.", messages.SUCCESS)
+
+    def _drop_cache(self, request: HttpRequest, user_id: int) -> None:
+        cache.invalidate([user_id])
+        self._tell(request, user_id, "Cached page dropped.", messages.SUCCESS)
+
+    def _tell(self, request: HttpRequest, user_id: int, what: str, level: int) -> None:
+        self.log_change(request, Feed(user_id=user_id), what)
+        self.message_user(request, what, level)
+
+
+def _inspect_url(user_id: int) -> str:
+    return reverse("admin:feeds_feed_inspect", args=[user_id])
+
+
+def _verdict(report: Report) -> str:
+    if report.equal:
+        return f"Verified: {report.entries} stored entries equal the definition."
+    found = f"{report.missing} missing, {report.extra} extra, {report.duplicate} duplicate entries"
+    first = ", ".join(f"{difference.kind} {difference.post_id}" for difference in report.first[:5])
+    state = "; the row in feeds or follows is wrong" if report.wrong_states else ""
+    return f"Differs: {found}{state}{'. First: ' if first else ''}{first}."
+
+
+def _pair(follower_id: int, followee_id: int) -> Follow:
+    pair = {"follower_id": follower_id, "followee_id": followee_id}
+    return Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
+
+
+def _follow_list(
+    request: HttpRequest, name: str, user_id: int, read: Callable[[int, Position, int], list[int]]
+) -> dict[str, Any]:
+    """Return a page of one direction, by id from the highest, and where the next one starts."""
+    parameter = f"{name}_up_to"
+    up_to = id_of(request.GET.get(parameter, "")) or MAX_ID
+    users: Sequence[int] = read(user_id, Position(up_to, newer=False), FOLLOWS_SHOWN + 1)
+    more = f"?user={user_id}&{parameter}={users[FOLLOWS_SHOWN]}" if len(users) > FOLLOWS_SHOWN else ""
+    return {"name": name, "users": users[:FOLLOWS_SHOWN], "more": more, "first": up_to == MAX_ID}

@@ -127,6 +127,29 @@ def store(lookup: Lookup, page: CachedPage) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the cache holds for a user's first page, told without taking a lease."""
+
+    state: str
+    is_hit: bool = False
+    seconds_left: int = 0
+    page_bytes: int = 0
+    watched: Sequence[int] = ()
+
+
+def inspect(user_id: int) -> Kept:
+    """Tell what the next read of the user's first page will find. Redis down: that."""
+    era = _trusted.era()
+    if era is None:
+        return Kept("closed, or Redis is away: reads come from PostgreSQL")
+    try:
+        return _inspect(user_id, era)
+    except RedisError as error:
+        _trusted.distrust(error)
+        return Kept(f"Redis is away ({type(error).__name__}): reads come from PostgreSQL")
+
+
 def invalidate(user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
     """Make void the pages and leases of these users, and all pages that watch these authors.
 
@@ -184,6 +207,21 @@ def _look_up(user_id: int, era: str) -> Lookup:
         taken = _replace(key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     return Lookup("hit", page=CachedPage(newest, body), key=key, era=era, replaces=value, seal=seal + b"\n" + authors)
+
+
+def _inspect(user_id: int, era: str) -> Kept:
+    key = _key(user_id, era)
+    value = cast(bytes | None, _redis().get(key))
+    if value is None:
+        return Kept("miss: nothing is kept")
+    seconds_left = max(0, _redis().ttl(key))
+    if value[:1] != _PAGE:
+        return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
+    seal, authors, _newest, body = value[1:].split(b"\n", 3)
+    watched = [int(author) for author in authors.split(b",")] if authors else []
+    whole = not seal or _is_whole(seal, watched, era)
+    state = "hit" if whole else "miss: an author that the page watches has posted since"
+    return Kept(state, whole, seconds_left, len(body), watched)
 
 
 def _is_whole(seal: bytes, authors: Sequence[int], era: str) -> bool:

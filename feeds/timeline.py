@@ -70,6 +70,14 @@ _FOLLOWED = """
 """
 
 
+# The newest posts of a feed by its definition alone, whatever is materialised: for comparing the two.
+NEWEST_BY_DEFINITION = (
+    _NEAREST.format(authors=_FOLLOWED, kind=_ANY, direction="DESC", last="min", within=">=", end=0)
+    .replace("%(low)s", "0")
+    .replace("%(high)s", str(MAX_ID))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Direction:
     direction: str

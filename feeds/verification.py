@@ -77,25 +77,31 @@ INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT user_id, post_id, author_id FROM pairs WHERE kind = 'missing' ORDER BY 1, 2
 """
 
-# Users of whom `feeds` or `follows` does not say what it must: no row, a wrong number of followers, a feed at rest
-# that the fan-out serves or the other way round, an author with pulled posts whom no reader watches.
+# Users of whom `feeds` or `follows` does not say what it must: no row though they post or follow or are followed, a
+# wrong number of followers, a feed at rest that the fan-out serves or the other way round, an author with pulled posts
+# whom no reader watches.
 _WRONG_STATES = """
 SELECT user_id FROM (
     SELECT coalesce(feeds.user_id, one.id) AS user_id,
         feeds.user_id IS NULL OR follower_count <> coalesce(followers.n, 0) OR (idle AND floor < {resting})
             OR (pulled_since IS NULL AND pulled.author_id IS NOT NULL) OR differing.follower_id IS NOT NULL AS wrong
-    FROM feeds
-    FULL JOIN (SELECT author_id FROM posts UNION SELECT follower_id FROM follows UNION SELECT followee_id FROM follows)
-        AS one (id) ON one.id = feeds.user_id
-    LEFT JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active GROUP BY 1) AS followers
+    FROM (SELECT * FROM feeds WHERE {of_user}) AS feeds
+    FULL JOIN (
+        SELECT author_id FROM posts WHERE deleted_event_id IS NULL AND {of_author}
+        UNION SELECT follower_id FROM follows WHERE {of_follower}
+        UNION SELECT followee_id FROM follows WHERE active AND {of_followee}
+    ) AS one (id) ON one.id = feeds.user_id
+    LEFT JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active AND {of_followee} GROUP BY 1) AS followers
         ON followee_id = feeds.user_id
-    LEFT JOIN (SELECT DISTINCT author_id FROM posts WHERE deleted_event_id IS NULL AND fanout = 1) AS pulled
-        ON pulled.author_id = feeds.user_id
     LEFT JOIN (
-        SELECT DISTINCT follower_id FROM follows JOIN feeds ON user_id = follower_id WHERE follows.idle <> feeds.idle
+        SELECT DISTINCT author_id FROM posts WHERE deleted_event_id IS NULL AND fanout = 1 AND {of_author}
+    ) AS pulled ON pulled.author_id = feeds.user_id
+    LEFT JOIN (
+        SELECT DISTINCT follower_id FROM follows JOIN feeds ON user_id = follower_id
+        WHERE follows.idle <> feeds.idle AND {of_follower}
     ) AS differing ON differing.follower_id = feeds.user_id
 ) AS states
-WHERE wrong AND {scope}
+WHERE wrong
 """
 _MEND_STATES = """
 INSERT INTO feeds (user_id, follower_count, pulled_since)
@@ -218,7 +224,16 @@ def _wrong_states(users: Sequence[int] | None) -> list[int]:
 def _run(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
     expected = _EXPECTED.format(resting=RESTING, scope=scope.sql("reader"))
     stored = _STORED.format(scope=scope.sql("entry.user_id"))
-    filled = statement.format(expected=expected, stored=stored, resting=RESTING, scope=scope.sql("user_id"))
+    filled = statement.format(
+        expected=expected,
+        stored=stored,
+        resting=RESTING,
+        scope=scope.sql("user_id"),
+        of_user=scope.sql("feeds.user_id"),
+        of_author=scope.sql("author_id"),
+        of_follower=scope.sql("follower_id"),
+        of_followee=scope.sql("followee_id"),
+    )
     with connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
         cursor.execute(filled, scope._asdict())

@@ -3,13 +3,14 @@ from django.urls import include, path, register_converter
 from django_prometheus.exports import ExportToDjangoView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from feedsite import health
+from feedsite import health, pipeline
 from feedsite.events import EventView
 from posts.converters import IdConverter
 
 register_converter(IdConverter, "id")
 
 admin.site.site_header = admin.site.site_title = "Feed backend"
+admin.site.index_template = "admin/start.html"
 
 urlpatterns = [
     path("", include("feeds.urls")),
@@ -20,6 +21,7 @@ urlpatterns = [
     path("metrics", ExportToDjangoView, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("admin/pipeline/", admin.site.admin_view(pipeline.page), name="pipeline"),
     path("admin/", admin.site.urls),
 ]
 

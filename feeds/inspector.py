@@ -1,0 +1,140 @@
+"""A feed as it is stored and as it is defined, side by side: the invariant of `feeds.models` for one user, to see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from django.db import connection
+
+from feeds import cache
+from feeds.cache import Kept
+from feeds.models import RESTING, Feed
+from feeds.timeline import NEWEST_BY_DEFINITION
+from posts.models import Fanout
+
+SHOWN = 100
+
+# One statement, hence one snapshot: workers that go on meanwhile cause no difference.
+_COMPARE = """
+WITH defined AS ({definition}), stored AS (
+    SELECT post_id, author_id FROM feed_entries WHERE user_id = %(user)s ORDER BY post_id DESC LIMIT %(limit)s
+)
+SELECT
+    coalesce(defined.id, stored.post_id) AS post_id, defined.id IS NOT NULL, stored.post_id IS NOT NULL,
+    post.author_id, stored.author_id, post.content, post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
+    (SELECT floor FROM feeds WHERE user_id = %(user)s)
+FROM defined FULL JOIN stored ON stored.post_id = defined.id
+LEFT JOIN posts AS post ON post.id = coalesce(defined.id, stored.post_id)
+ORDER BY 1 DESC
+"""
+
+
+class Row(NamedTuple):
+    post_id: int
+    defined: bool
+    stored: bool
+    author_id: int | None  # of the post, if there is one
+    stored_author_id: int | None
+    content: str | None
+    created_at: datetime | None
+    fanout: int | None
+    deleted: bool
+    floor: int | None  # of the feed, if it has a row
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A post that is in the feed, or has a row in it, or both."""
+
+    row: Row
+
+    @property
+    def above_floor(self) -> bool:
+        return self.row.post_id > (self.row.floor or 0)
+
+    @property
+    def source(self) -> str:
+        """Tell where a reader gets the post from; empty if the post is not in the feed."""
+        if not self.row.defined:
+            return ""
+        if not self.above_floor:
+            return "past the floor"
+        return "pulled" if self.row.fanout == Fanout.PULL else "pushed"
+
+    @property
+    def difference(self) -> str:
+        """Tell what contradicts the invariant, or nothing."""
+        if not self.above_floor:
+            return ""
+        if self.source == "pushed" and not self.row.stored:
+            return "missing: no row"
+        if self.row.stored and self.source == "pulled":
+            return "extra: a row of a post to be pulled"
+        if self.row.stored and not self.row.defined:
+            return f"extra: {self._why_not_defined}"
+        if self.row.stored and self.row.stored_author_id != self.row.author_id:
+            return f"stored under author {self.row.stored_author_id}"
+        return ""
+
+    @property
+    def unread(self) -> bool:
+        """Tell whether this is a row at or below the floor of a post that is not in the feed: nobody reads it."""
+        return not self.row.defined and not self.above_floor
+
+    @property
+    def _why_not_defined(self) -> str:
+        if self.row.author_id is None:
+            return "there is no such post"
+        return "the post is deleted" if self.row.deleted else "its author is not followed"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is known of a user's feed, down to the `SHOWN` newest posts and rows."""
+
+    user_id: int
+    feed: Feed | None
+    entries: Sequence[Entry]
+    complete: bool  # whether these are all there are
+    cached: Kept
+
+    @property
+    def differences(self) -> int:
+        return sum(1 for entry in self.entries if entry.difference)
+
+    @property
+    def floor_text(self) -> str:
+        if self.feed is None:
+            return "none: the user is not known"
+        if self.feed.floor == RESTING:
+            return "resting: nothing is materialised"
+        return str(self.feed.floor)
+
+    def count(self, source: str) -> int:
+        return sum(1 for entry in self.entries if entry.source == source)
+
+
+def inspect(user_id: int) -> Inspection:
+    """Compare the newest part of the user's feed with its definition. Raises `DatabaseError`.
+
+    Costs a look-up for each account the user follows, as a read past the floor does.
+    """
+    entries, complete = _compare(user_id)
+    feed = Feed.objects.filter(user_id=user_id).first()
+    return Inspection(user_id, feed, entries, complete, cache.inspect(user_id))
+
+
+def _compare(user_id: int) -> tuple[list[Entry], bool]:
+    values = {"user": user_id, "limit": SHOWN}
+    with connection.cursor() as cursor:
+        cursor.execute(_COMPARE.format(definition=NEWEST_BY_DEFINITION), values)
+        rows = [Row(*row) for row in cursor.fetchall()]
+    # Below the end of either list it is not known whether the other goes on.
+    ends = [_end([row for row in rows if row.defined]), _end([row for row in rows if row.stored])]
+    return [Entry(row) for row in rows if row.post_id >= max(ends)], max(ends) == 0
+
+
+def _end(rows: Sequence[Row]) -> int:
+    """Return the lowest post id of a list that was cut, 0 of one that is whole."""
+    return rows[-1].post_id if len(rows) == SHOWN else 0

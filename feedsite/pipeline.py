@@ -1,0 +1,216 @@
+"""The pipeline page of the admin: is everything there, does it keep up, what waits for someone.
+
+Kafka and Redis are asked in other threads, none of which the page waits for longer than `ASK_SECONDS`, and each
+question to PostgreSQL has a time-out of its own. What cannot be told in time is shown as unknown.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Generic, TypeVar
+
+from confluent_kafka import KafkaException
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db import DatabaseError, connection, transaction
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from django_redis import get_redis_connection
+from redis import RedisError
+
+from eventbus import backlog, charts, kafka, pipeline
+from eventbus.pipeline import Rate, Worker
+from feeds.models import CacheState
+
+ASK_SECONDS = 0.8
+QUERY_MS = 200
+# Questions to a Kafka that is away last longer than the page; more than this many at a time wait, and are cancelled.
+THREADS = 6
+
+GROUPS = {kafka.FANOUT_GROUP: kafka.FEED_EVENTS, kafka.DLQ_GROUP: kafka.DEAD_LETTER_EVENTS}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What someone answered, or why not."""
+
+    value: T | None
+    problem: str = ""
+    milliseconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    number: int
+    lag: int | None
+    owner: Worker | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """The partitions of a topic, and what a group has not processed of each."""
+
+    topic: str
+    group: str
+    partitions: list[Partition]
+    problem: str
+
+    @property
+    def total(self) -> int | None:
+        known = [partition.lag for partition in self.partitions if partition.lag is not None]
+        return sum(known) if known and not self.problem else None
+
+    @property
+    def chart(self) -> SafeString:
+        counts = [partition.lag or 0 for partition in self.partitions]
+        return charts.bars(counts, title=f"Lag of {self.group} by partition", step=14, height=40)
+
+    @property
+    def unowned(self) -> int:
+        return sum(1 for partition in self.partitions if partition.owner is None)
+
+
+def page(request: HttpRequest) -> TemplateResponse:
+    """Show the pipeline to those who may see heartbeats; its dead letters to those who may see these."""
+    if not request.user.has_perm("eventbus.view_workerheartbeat"):
+        raise PermissionDenied
+    started = time.monotonic()
+    asked = _ask_outside()
+    sees_dead_letters = request.user.has_perm("eventbus.view_deadlettergroup")
+    rates, workers = _query(pipeline.rates), _query(pipeline.workers)
+    dead_letters = _query(pipeline.dead_letters) if sees_dead_letters else None
+    postgres, cache_state = _query(_ask_postgres), _query(_cache_state)
+    told = {name: _collect(future, started) for name, future in asked.items()}
+    context = {
+        **admin.site.each_context(request),
+        "title": "Pipeline",
+        "now": timezone.now(),
+        "dependencies": _dependencies(postgres, told, cache_state),
+        "lags": [_lag(group, told[group], workers) for group in GROUPS],
+        "rates": rates,
+        "chart": _chart(rates.value or []),
+        "minutes": _minutes(rates.value or []),
+        "type_charts": [(rate, _type_chart(rate)) for rate in rates.value or []],
+        "workers": workers,
+        "dead_letters": dead_letters,
+        "slowest": pipeline.slowest(workers.value or []),
+        "took_ms": 1_000 * (time.monotonic() - started),
+    }
+    return TemplateResponse(request, "admin/pipeline.html", context)
+
+
+def _ask_outside() -> dict[str, Future[Any]]:
+    questions: dict[str, Callable[[], Any]] = {
+        group: partial(backlog.lags, topic, group) for group, topic in GROUPS.items()
+    }
+    return {name: _threads().submit(_timed, ask) for name, ask in (questions | {"redis": _ask_redis}).items()}
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="pipeline-page")
+
+
+def _timed(ask: Callable[[], T]) -> Answer[T]:
+    started = time.monotonic()
+    try:
+        value = ask()
+    except (KafkaException, RedisError) as error:
+        return Answer(None, f"unreachable ({type(error).__name__})")
+    return Answer(value, milliseconds=1_000 * (time.monotonic() - started))
+
+
+def _collect(future: Future[Answer[T]], started: float) -> Answer[T]:
+    try:
+        return future.result(timeout=max(0.0, started + ASK_SECONDS - time.monotonic()))
+    except FutureTimeoutError:
+        future.cancel()
+        return Answer(None, f"no answer within {ASK_SECONDS} s")
+
+
+def _query(read: Callable[[], T]) -> Answer[T]:
+    """Ask PostgreSQL, which may be so busy, or a table so locked, that it does not answer in time."""
+    started = time.monotonic()
+    try:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute(f"SET LOCAL statement_timeout = {QUERY_MS}")
+            value = read()
+    except DatabaseError as error:
+        return Answer(None, f"no answer ({type(error).__name__})")
+    return Answer(value, milliseconds=1_000 * (time.monotonic() - started))
+
+
+def _ask_postgres() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('server_version'), pg_is_in_recovery()")
+        version, standby = cursor.fetchone()
+    return f"version {version}{', a standby that only reads' if standby else ''}"
+
+
+def _cache_state() -> str:
+    state = CacheState.objects.first()
+    return "first pages not cached: the cache is closed" if state and state.closed_at else "first pages cached"
+
+
+def _ask_redis() -> None:
+    get_redis_connection("default").ping()
+
+
+def _dependencies(
+    postgres: Answer[str], told: Mapping[str, Answer[Any]], cache_state: Answer[str]
+) -> list[tuple[str, Answer[Any], str]]:
+    """Return name, answer and a remark of each dependency."""
+    kafka_answer = told[kafka.FANOUT_GROUP]
+    topics = kafka_answer.value
+    remark = "" if topics is None else f"{len(topics)} partitions of {kafka.FEED_EVENTS}"
+    if topics == {}:
+        remark = f"no topic {kafka.FEED_EVENTS}: run manage.py create_topics"
+    return [
+        ("PostgreSQL", postgres, postgres.value or ""),
+        ("Kafka", kafka_answer, remark or "the lag is unknown"),
+        ("Redis", told["redis"], cache_state.value or "" if told["redis"].ok else "reads come from PostgreSQL"),
+    ]
+
+
+def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]) -> Lag:
+    owners = pipeline.owners(workers.value or [], group)
+    numbers = sorted((lags.value or {}).keys() | owners.keys())
+    partitions = [Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers]
+    return Lag(GROUPS[group], group, partitions, lags.problem)
+
+
+def _sums(rates: list[Rate]) -> list[int]:
+    return [sum(rate.events[minute] for rate in rates) for minute in range(pipeline.MINUTES)]
+
+
+def _chart(rates: list[Rate]) -> SafeString:
+    counts = _sums(rates)
+    return charts.bars(
+        counts,
+        title=f"{sum(counts):,} events processed in {pipeline.MINUTES} minutes, at most {max(counts):,} a minute",
+        description="A bar for each minute, the one that runs at the right end. The table below has the numbers.",
+        step=10,
+        height=80,
+    )
+
+
+def _type_chart(rate: Rate) -> SafeString:
+    return charts.bars(rate.events, title=f"{rate.type} a minute", step=3)
+
+
+def _minutes(rates: list[Rate]) -> list[tuple[int, int]]:
+    """Return (minutes ago, events) of the minutes in which something was processed, the latest first."""
+    counts = enumerate(reversed(_sums(rates)))
+    return [(ago, count) for ago, count in counts if count]
