@@ -29,7 +29,7 @@ _UNRESOLVED = """
 SELECT counted.id, (
     SELECT count(*) FROM (
         SELECT FROM dead_letters WHERE group_id = counted.id AND state = ANY(%(unresolved)s) LIMIT %(most)s
-    ) AS some
+    ) AS found
 )
 FROM unnest(%(groups)s::bigint[]) AS counted (id)
 """
@@ -38,12 +38,12 @@ _FAILED_LAST_HOUR = """
 SELECT count(*) FROM (
     SELECT FROM dead_letters
     WHERE state IN ('open', 'replayed', 'parked') AND last_failed_at > now() - interval '1 hour' LIMIT %s
-) AS some
+) AS found
 """
 _WAITING = """
 SELECT count(*) FROM (
     SELECT FROM dead_letters WHERE state IN ('open', 'replayed', 'parked') LIMIT %s
-) AS some
+) AS found
 """
 
 
@@ -148,7 +148,11 @@ def slowest(found: Sequence[Worker]) -> list[dict[str, Any]]:
 def dead_letters() -> DeadLetters:
     """Return the causes seen last, and how many entries wait for someone. Raises `DatabaseError`."""
     rows = list(DeadLetterGroup.objects.order_by("-last_seen")[:GROUPS_SHOWN])
-    values = {"groups": [row.id for row in rows], "unresolved": list(DeadLetter.UNRESOLVED), "most": COUNTED + 1}
+    values = {
+        "groups": [row.id for row in rows],
+        "unresolved": [state.value for state in DeadLetter.UNRESOLVED],
+        "most": COUNTED + 1,
+    }
     unresolved = dict(_fetch(_UNRESOLVED, values))
     [[waiting]], [[last_hour]] = _fetch(_WAITING, [COUNTED + 1]), _fetch(_FAILED_LAST_HOUR, [COUNTED + 1])
     return DeadLetters(at_most(waiting), at_most(last_hour), [Group(row, unresolved[row.id]) for row in rows])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
+import structlog
 from confluent_kafka import KafkaException
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
@@ -32,9 +33,10 @@ QUERY_MS = 200
 # Questions to a Kafka that is away last longer than the page; more than this many at a time wait, and are cancelled.
 THREADS = 6
 
-GROUPS = {kafka.FANOUT_GROUP: kafka.FEED_EVENTS, kafka.DLQ_GROUP: kafka.DEAD_LETTER_EVENTS}
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def page(request: HttpRequest) -> TemplateResponse:
         "title": "Pipeline",
         "now": timezone.now(),
         "dependencies": _dependencies(postgres, told, cache_state),
-        "lags": [_lag(group, told[group], workers) for group in GROUPS],
+        "lags": [_lag(group, told[group], workers) for group in _topics()],
         "rates": rates,
         "chart": _chart(rates.value or []),
         "minutes": _minutes(rates.value or []),
@@ -110,9 +112,14 @@ def page(request: HttpRequest) -> TemplateResponse:
     return TemplateResponse(request, "admin/pipeline.html", context)
 
 
+def _topics() -> dict[str, str]:
+    """Return the topic of each consumer group."""
+    return {kafka.FANOUT_GROUP: kafka.FEED_EVENTS, kafka.DLQ_GROUP: kafka.DEAD_LETTER_EVENTS}
+
+
 def _ask_outside() -> dict[str, Future[Any]]:
     questions: dict[str, Callable[[], Any]] = {
-        group: partial(backlog.lags, topic, group) for group, topic in GROUPS.items()
+        group: partial(backlog.lags, topic, group) for group, topic in _topics().items()
     }
     return {name: _threads().submit(_timed, ask) for name, ask in (questions | {"redis": _ask_redis}).items()}
 
@@ -148,6 +155,7 @@ def _query(read: Callable[[], T]) -> Answer[T]:
                 cursor.execute(f"SET LOCAL statement_timeout = {QUERY_MS}")
             value = read()
     except DatabaseError as error:
+        log.warning("pipeline_page_without_answer", error=str(error))
         return Answer(None, f"no answer ({type(error).__name__})")
     return Answer(value, milliseconds=1_000 * (time.monotonic() - started))
 
@@ -188,7 +196,7 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
     owners = pipeline.owners(workers.value or [], group)
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers]
-    return Lag(GROUPS[group], group, partitions, lags.problem)
+    return Lag(_topics()[group], group, partitions, lags.problem)
 
 
 def _sums(rates: list[Rate]) -> list[int]:

@@ -1,0 +1,240 @@
+"""The admin's pages in a real browser: the numbers are those injected, on wide and narrow, light and dark screens.
+
+Needs Debian's `chromium`, or another one named by `CHROMIUM`. `ADMIN_SCREENSHOTS=docs/images` writes the pictures of the docs.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="Playwright's Python package is not installed")
+
+from django.conf import settings as django_settings
+from django.db import connection
+from django.test import Client
+from playwright.sync_api import Browser, ViewportSize, expect
+
+from eventbus import kafka, producer
+from eventbus.consumer import EventConsumer
+from eventbus.heartbeat import Heart
+from eventbus.models import ProcessedEvent, WorkerHeartbeat
+from eventbus.processing import Processor
+from feeds import handlers, views
+from feeds.models import FeedEntry
+from posts.models import Post
+from tests.admin import browser as browsers
+from tests.admin.browser import DESKTOP, PHONE, Visitor, chromium
+from tests.admin.pages import PIPELINE, inspector_of
+from tests.eventbus.dead_letter_factories import an_entry
+from tests.eventbus.events import eventually
+from tests.factories import PostCreatedFactory, UserFollowedFactory, apply, follow_all
+
+pytestmark = [
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(not browsers.CHROMIUM, reason="no chromium: apt install chromium, or name one in CHROMIUM"),
+]
+
+READER = 2
+VIEWS = [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")]
+
+Visit = Callable[..., Visitor]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Browser, live_server: Any, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
+    """Open a window in which the administrator is logged in."""
+    # Playwright has an event loop in this thread, which Django takes for asynchronous code.
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    session = admin_client.cookies[django_settings.SESSION_COOKIE_NAME].value
+    visitors: list[Visitor] = []
+
+    def open_window(size: ViewportSize = DESKTOP, scheme: str = "light") -> Visitor:
+        visitors.append(Visitor(browser, live_server.url, session, size, scheme))
+        return visitors[-1]
+
+    yield open_window
+    for visitor in visitors:
+        visitor.close()
+
+
+@contextmanager
+def a_worker(topic: str) -> Iterator[None]:
+    """Run what `run_fanout` runs, in a thread."""
+
+    def run() -> None:
+        with Heart(consumer, topic, kafka.FANOUT_GROUP, processor.worker_id, processor.slowest):
+            consumer.run(processor.process)
+        connection.close()
+
+    consumer = EventConsumer(topic, kafka.FANOUT_GROUP, batch_max_events=100, batch_max_wait=0.01)
+    processor = Processor(handlers.subscription(), lambda *_: None, consumer.wait, consumer.still_ours)
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        consumer.stop()
+        thread.join()
+
+
+def publish(*facts: Any) -> None:
+    for fact in facts:
+        producer.publish(fact.to_event())
+
+
+def a_feed_with_everything(settings: Any) -> dict[str, int]:
+    """Give the reader a pushed, a pulled, a missing and a foreign entry; return their posts."""
+    follow_all([READER], 1)
+    pushed, missing, foreign = PostCreatedFactory(), PostCreatedFactory(), PostCreatedFactory(author_id=7)
+    apply(pushed, missing, foreign)
+    settings.FEED_STRATEGY = "pull"
+    pulled = PostCreatedFactory(content="A post that its readers pull, because its author has very many of them")
+    apply(pulled)
+    FeedEntry.objects.filter(user_id=READER, post_id=missing.post_id).delete()
+    FeedEntry.objects.create(user_id=READER, post_id=foreign.post_id, author_id=7)
+    return {
+        "pushed": pushed.post_id,
+        "pulled": pulled.post_id,
+        "missing": missing.post_id,
+        "foreign": foreign.post_id,
+    }
+
+
+def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, quick_joins: None) -> None:
+    posts = [PostCreatedFactory(author_id=author) for author in (1, 1, 2, 3, 4, 5, 6)]
+    follows = [UserFollowedFactory(follower_id=follower, followee_id=1) for follower in (2, 3, 4)]
+    for number in range(3):
+        an_entry(message=f"bad note {number}")
+    with a_worker(feed_events):
+        publish(*posts, *follows)
+        eventually(lambda: ProcessedEvent.objects.count() == 10, seconds=60)
+        eventually(_all_told)
+        page = visit().open(PIPELINE)
+        expect(page.locator('[data-type="post.created"] [data-hour]')).to_have_text("7")
+        expect(page.locator('[data-type="user.followed"] [data-hour]')).to_have_text("3")
+        expect(page.locator("svg title").first).to_contain_text("10 events processed in 60 minutes")
+        expect(page.locator("#workers-table")).to_contain_text("0, 1, 2, 3, 4, 5")
+        expect(page.locator("#workers-table .state")).to_have_text(["alive"])
+        expect(page.locator('[data-group="fanout"] [data-total]')).to_have_text("0")
+        expect(page.locator("#waiting")).to_have_text("3")
+        expect(page.locator("#slowest-table tbody tr")).not_to_have_count(0)
+        for size, scheme in VIEWS:
+            visitor = visit(size, scheme)
+            visitor.open(PIPELINE)
+            visitor.assert_well()
+            visitor.shoot("pipeline")
+    publish(*(PostCreatedFactory(author_id=author) for author in range(1, 6)))
+    page = visit().open(PIPELINE)
+    expect(page.locator("#workers-table .state")).to_have_text(["left"])
+    expect(page.locator('[data-group="fanout"] [data-total]')).to_have_text("5")
+    expect(page.locator('[data-group="fanout"] caption')).to_contain_text("6 partitions without a worker")
+
+
+def _all_told() -> bool:
+    row = WorkerHeartbeat.objects.first()
+    return row is not None and row.records_done == 10 and len(row.partitions) == 6
+
+
+def test_without_kafka_the_pipeline_is_there_and_says_so(visit: Visit, settings: Any) -> None:
+    settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
+    for size, scheme in VIEWS:
+        visitor = visit(size, scheme)
+        page = visitor.open(PIPELINE)
+        expect(page.locator('[data-dependency="Kafka"] .state')).to_have_text("no answer within 0.8 s")
+        expect(page.locator('[data-dependency="PostgreSQL"] .state')).to_have_text("ok")
+        visitor.assert_well()
+        visitor.shoot("pipeline-without-kafka")
+
+
+def test_the_inspector_shows_each_source_and_each_difference(visit: Visit, settings: Any) -> None:
+    posts = a_feed_with_everything(settings)
+    views._first_page(READER)
+    for size, scheme in VIEWS:
+        visitor = visit(size, scheme)
+        page = visitor.open(inspector_of(READER))
+        for kind, texts in {
+            "pushed": ["pushed", "row", ""],
+            "pulled": ["pulled", "–", ""],
+            "missing": ["pushed", "–", "missing: no row"],
+            "foreign": ["not in the feed", "row", "extra: its author is not followed"],
+        }.items():
+            expect(page.locator(f'[data-post="{posts[kind]}"] td').nth(1)).to_have_text(texts[0])
+            expect(page.locator(f'[data-post="{posts[kind]}"] td').nth(2)).to_have_text(texts[1])
+            expect(page.locator(f'[data-post="{posts[kind]}"] td').nth(3)).to_have_text(texts[2])
+        expect(page.locator("#differences")).to_contain_text("2 differences")
+        expect(page.locator("#cache")).to_contain_text("hit")
+        expect(page.locator("#watched")).to_have_text("1")
+        visitor.assert_well()
+        visitor.shoot("inspector")
+
+
+def test_a_feed_is_verified_and_mended_by_keyboard_alone(visit: Visit, settings: Any) -> None:
+    a_feed_with_everything(settings)
+    page = visit().open(inspector_of(READER))
+
+    def press(button: str) -> None:
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent.trim()") == button:
+                break
+        expect(page.get_by_role("button", name=button)).to_be_focused()
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", "the focus cannot be seen"
+        page.keyboard.press("Enter")
+
+    press("Verify")
+    expect(page.locator(".messagelist")).to_contain_text("Differs: 1 missing, 1 extra")
+    press("Rebuild")
+    expect(page.locator(".messagelist")).to_contain_text("Rebuilt.")
+    press("Verify")
+    expect(page.locator(".messagelist")).to_contain_text("Verified: 1 stored entries equal the definition.")
+    press("Drop the cached page")
+    expect(page.locator("#cache")).to_contain_text("miss")
+
+
+def test_screen_readers_are_told_what_is_to_be_seen(visit: Visit, feed_events: str) -> None:
+    page = visit().open(PIPELINE)
+    expect(page.get_by_role("heading", name="Pipeline", level=1)).to_be_visible()
+    expect(page.get_by_role("img", name="0 events processed in 60 minutes")).to_be_visible()
+    expect(page.get_by_role("table", name="What everything here rests on")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="PostgreSQL")).to_be_visible()
+    expect(page.get_by_role("region", name="Workers")).to_be_visible()
+    page = visit().open(inspector_of(READER))
+    expect(page.get_by_role("group", name="Actions").get_by_role("button")).to_have_count(3)
+    expect(page.get_by_label("User id:")).to_have_value(str(READER))
+
+
+def test_the_way_from_the_start_to_a_users_feed(visit: Visit) -> None:
+    apply(PostCreatedFactory(author_id=9))
+    visitor = visit()
+    page = visitor.open("/admin/")
+    visitor.shoot("start")
+    page.get_by_role("link", name="Pipeline").first.click()
+    expect(page.get_by_role("heading", name="Pipeline", level=1)).to_be_visible()
+    page.go_back()
+    page.get_by_role("link", name="Feed inspector").click()
+    page.locator("#searchbar").fill("9")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Feed of user 9")).to_be_visible()
+    page.get_by_role("link", name=str(Post.objects.get().id)).click()
+    expect(page.locator("#result_list tbody tr")).to_have_count(1)
+
+
+def test_lists_and_follows_fit_every_window(visit: Visit) -> None:
+    follow_all([READER, 3], 1)
+    apply(*(PostCreatedFactory(author_id=1) for _ in range(3)))
+    for size, scheme in VIEWS:
+        visitor = visit(size, scheme)
+        page = visitor.open("/admin/feeds/feed/follows/?user=1")
+        expect(page.get_by_role("table", name="Those who follow 1")).to_contain_text("3")
+        visitor.assert_well()
+        visitor.shoot("follows")
