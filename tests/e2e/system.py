@@ -19,7 +19,7 @@ from eventbus.models import DeadLetter, ProcessedEvent
 from feedsite.authentication import issue_token
 from feedsite.embedded.processes import free_port
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 60.0  # seconds; enough also for a machine that is busy with other things
 SECRET = "s" * 50
 
 
