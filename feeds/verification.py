@@ -106,8 +106,8 @@ WHERE wrong
 _MEND_STATES = """
 INSERT INTO feeds (user_id, follower_count, pulled_since)
 SELECT
-    id, (SELECT count(*) FROM follows WHERE followee_id = id AND active),
-    (SELECT now() FROM posts WHERE author_id = id AND deleted_event_id IS NULL AND fanout = 1 LIMIT 1)
+    wrong.id, (SELECT count(*) FROM follows WHERE followee_id = wrong.id AND active),
+    (SELECT now() FROM posts WHERE author_id = wrong.id AND deleted_event_id IS NULL AND fanout = 1 LIMIT 1)
 FROM unnest(%(wrong)s::bigint[]) AS wrong (id) ORDER BY 1
 ON CONFLICT (user_id) DO UPDATE SET
     follower_count = EXCLUDED.follower_count,
