@@ -31,7 +31,7 @@ def context_of(client: Client, url: str) -> Any:
     """Return what the page was made from."""
     answer = client.get(url)
     assert answer.status_code == 200, answer.status_code
-    return answer.context_data  # type: ignore[attr-defined]
+    return answer.context_data
 
 
 def rows_of(page: str, table: str) -> list[list[str]]:
