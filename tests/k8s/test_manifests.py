@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from django.core.management import get_commands
 
 from eventbus import kafka
 
@@ -105,6 +106,14 @@ def test_secrets_are_referred_to_and_never_written_down() -> None:
         for container in containers(workload):
             assert {"secretRef": {"name": "feed-secrets"}} in container["envFrom"]
             assert "env" not in container
+
+
+def test_every_command_that_containers_run_exists() -> None:
+    run = [" ".join(container.get("command", [])) for workload in workloads() for container in containers(workload)]
+    commands = {name for line in run for name in re.findall(r"manage\.py (\w+)", line)}
+    assert {"migrate", "create_topics", "prune", "run_dlq"} <= commands <= get_commands().keys()
+    for script in {found for line in run for found in re.findall(r"bin/[\w-]+", line)}:
+        assert (ROOT / script).exists()
 
 
 def test_every_variable_of_the_configuration_is_documented() -> None:
