@@ -121,7 +121,7 @@ def in_words(value: Any) -> str:
 
 
 def differing(said: dict[str, str], values: dict[str, Any], but: set[str]) -> dict[str, tuple[str, str]]:
-    told = {variable: re.sub(r"^(none|unlimited)\b.*", "none", text) for variable, text in said.items()}
+    told = {variable: text.partition(": ")[0].replace("unlimited", "none") for variable, text in said.items()}
     meant = {variable: in_words(value) for variable, value in values.items()}
     return {name: (told[name], meant[name]) for name in told if name not in but and told[name] != meant[name]}
 
