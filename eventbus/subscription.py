@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import methodcaller
 from typing import Any
 
 from confluent_kafka import Message
@@ -20,16 +21,18 @@ def _known(number: int | None) -> int:
     return number
 
 
-def _headers(message: Message) -> tuple[Headers, str]:
-    """Return the headers, or none and the reason: the client gives up all of them for one name that is not UTF-8.
+# The client returns a list with a hole and an exception set when the name of a header is not UTF-8. Called through
+# methodcaller, Python notices and raises SystemError. Where CPython has specialised a plain `message.headers()`, it
+# does not: the exception comes up somewhere later, and looking into the list crashes the process.
+_read_headers = methodcaller("headers")
 
-    It raises `SystemError` for it, and from a second call returns tuples that crash the process when looked into.
-    """
+
+def _headers(message: Message) -> tuple[Headers, str]:
+    """Return the headers, or none and the reason: for one such name the client gives up all of them."""
     try:
-        headers: Any = message.headers()
+        return _read_headers(message) or (), ""
     except (SystemError, UnicodeDecodeError) as error:
         return (), f"The name of a header is not UTF-8: {error.__cause__ or error}"
-    return headers or (), ""
 
 
 @dataclass(frozen=True, slots=True)
