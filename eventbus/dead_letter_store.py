@@ -89,7 +89,11 @@ def fingerprint(event_type: str, exception: str, message: str) -> str:
 
 
 def normalise(message: str) -> str:
-    """Return the message with quoted values, numbers and hashes replaced, so that like failures look alike."""
+    """Return the message with quoted values, numbers and hashes replaced, so that like failures look alike.
+
+    PostgreSQL's `DETAIL` is left out: it shows the row, a post's text included.
+    """
+    message = message.partition("\nDETAIL:")[0]
     return _VALUES.sub("…", message)[:MAX_GROUP_MESSAGE_CHARS]
 
 

@@ -104,3 +104,12 @@ def test_payloads_are_shown_readably_whatever_they_are(value: bytes | None, show
 
 def test_a_huge_payload_is_cut_and_says_so() -> None:
     assert payloads.pretty(b"x" * 1_000_000).endswith("\n… cut here; 1000000 bytes in all")
+
+
+def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
+    refusal = 'new row for relation "posts" violates check constraint "no_robots"\nDETAIL:  Failing row contains ({}).'
+    for text in ("41, My robot waters the plants", "42, A robot like yours"):
+        dead_letter_store.store([a_dead_letter(origin_offset=int(text[:2]), message=refusal.format(text))])
+    group = DeadLetterGroup.objects.get()
+    assert group.failures == 2
+    assert "robot" not in group.message
