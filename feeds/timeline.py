@@ -23,17 +23,20 @@ NOTED_EVERY = timedelta(hours=1)
 log = structlog.get_logger(__name__)
 
 # One statement, hence one snapshot, for the floor and the rows above it: a floor that rises meanwhile, and rows
-# deleted below it, cannot open a gap between this and the join.
+# deleted below it, cannot open a gap between this and the join. OFFSET 0 keeps the entries sorted before their posts
+# are looked up: PostgreSQL expects few above a floor that it does not know, and would look up all of them.
 _PUSHED = """
 SELECT floor, last_read_at, id, author_id, content, created_at
 FROM (SELECT 1) AS one
 LEFT JOIN feeds ON user_id = %(user)s
 LEFT JOIN LATERAL (
     SELECT post.id, post.author_id, post.content, post.created_at
-    FROM feed_entries AS entry JOIN posts AS post ON post.id = entry.post_id
-    WHERE entry.user_id = %(user)s AND entry.post_id > greatest(floor, %(low)s) AND entry.post_id <= %(high)s
-      AND post.deleted_event_id IS NULL AND post.fanout = 0
-    ORDER BY entry.post_id {direction} LIMIT %(limit)s
+    FROM (
+        SELECT post_id FROM feed_entries
+        WHERE user_id = %(user)s AND post_id > greatest(floor, %(low)s) AND post_id <= %(high)s
+        ORDER BY post_id {direction} OFFSET 0
+    ) AS entry JOIN posts AS post ON post.id = post_id AND post.deleted_event_id IS NULL AND post.fanout = 0
+    ORDER BY post_id {direction} LIMIT %(limit)s
 ) AS page ON true
 ORDER BY id {direction}
 """
