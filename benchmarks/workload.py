@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from django.db import connection
-
+from benchmarks import database
 from benchmarks.stand import ROOT
 from eventbus import envelope, idempotency, kafka
 from eventbus.csvfiles import open_csv
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
-from feeds import imports
+from feeds import cache, imports
 from posts import services
 
 DATA = ROOT.parent / "shared" / "data"
@@ -37,7 +36,7 @@ def even_network(followers: int, authors: int = 200, users: int = 10_000) -> Net
     dice = random.Random(1)
     readers = range(1_001, 1_001 + users)
     follows = [(reader, author) for author in range(1, authors + 1) for reader in dice.sample(readers, followers)]
-    return Network(f"{followers} followers each", follows, list(range(1, authors + 1)))
+    return Network(f"{followers:,} followers each", follows, list(range(1, authors + 1)))
 
 
 def real_network() -> Network | None:
@@ -55,11 +54,15 @@ def real_network() -> Network | None:
 
 def load(network: Network) -> None:
     """Make `network` the only content of the database, with fresh statistics."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"TRUNCATE {TABLES}")
+    empty()
     imports.import_follows(network.follows)
-    with connection.cursor() as cursor:
-        cursor.execute(f"VACUUM ANALYZE {TABLES}")
+    database.execute(f"VACUUM ANALYZE {TABLES}")
+
+
+def empty() -> None:
+    """Leave nothing in the database, and no cached page."""
+    database.execute(f"TRUNCATE {TABLES}")
+    cache.close()
 
 
 def records(authors: Iterable[int]) -> list[Record]:

@@ -1,0 +1,64 @@
+"""What the benchmarks do to PostgreSQL besides running the system."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from django.db import connection
+
+
+def execute(statement: str, values: Any = None) -> int:
+    """Run a statement; return the number of rows it touched."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return int(cursor.rowcount)
+
+
+def value(query: str, values: Any = None) -> Any:
+    """Return the only value of a query."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        return cursor.fetchone()[0]
+
+
+def column(query: str, values: Any = None) -> list[Any]:
+    """Return the first column of a query."""
+    with connection.cursor() as cursor:
+        cursor.execute(query, values)
+        return [row[0] for row in cursor.fetchall()]
+
+
+def checkpoint() -> None:
+    """Write out what is dirty, so that no measurement pays for what came before it."""
+    # CHECKPOINT is for superusers; dropping a database forces one.
+    execute("CREATE DATABASE checkpoint")
+    execute("DROP DATABASE checkpoint")
+
+
+@dataclass
+class Cost:
+    """What something took: seconds, and seconds of CPU of this process and of its PostgreSQL backend."""
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.cpu + other.cpu)
+
+
+@contextmanager
+def measured() -> Iterator[Cost]:
+    """Measure what is done inside; the CPU time tells more than the clock where other work runs beside."""
+    backend = psutil.Process(value("SELECT pg_backend_pid()"))
+    cost = Cost()
+    cpu, started = _cpu(backend), time.perf_counter()
+    yield cost
+    cost.seconds, cost.cpu = time.perf_counter() - started, _cpu(backend) - cpu
+
+
+def _cpu(backend: psutil.Process) -> float:
+    times = backend.cpu_times()
+    return time.process_time() + float(times.user + times.system)
