@@ -74,10 +74,10 @@ class Stand:
             yield port
 
     @contextmanager
-    def worker(self, command: str) -> Iterator[int]:
+    def worker(self, command: str, **environment: str) -> Iterator[int]:
         """Run `manage.py COMMAND`; yield its metrics port."""
         port = free_port()
-        with self.process([sys.executable, "manage.py", command, "--metrics-port", str(port)], {}):
+        with self.process([sys.executable, "manage.py", command, "--metrics-port", str(port)], environment):
             yield port
 
     @contextmanager

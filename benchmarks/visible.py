@@ -5,14 +5,14 @@ import json
 import time
 from subprocess import Popen
 
-from benchmarks import http_load, requests, tables, workload
+from benchmarks import http_load, reading, requests, tables, workload
 from benchmarks.load import Plan
 from benchmarks.stand import Stand
 from feedsite.authentication import issue_token
 
 PAUSE_SECONDS = 0.02
 POLL_SECONDS = 0.001
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 LOAD_RATE = 500.0
 LOAD_FOLLOWERS = 20
 SETTLE_SECONDS = 2.0
@@ -31,7 +31,7 @@ def run(stand: Stand, quick: bool) -> None:
         tables.progress("time to visible, idle")
         probe = Probe(port)
         probe.measure(5)
-        rows.append(["idle", *_figures(probe.measure(posts)), ""])
+        rows.append(["idle", *figures(probe.measure(posts)), ""])
         tables.progress(f"time to visible, with {LOAD_RATE:.0f} posts/s beside")
         seconds = SETTLE_SECONDS + posts * (PAUSE_SECONDS + 0.1)
         plan = Plan(port, requests.posts(network.authors), connections=32, seconds=seconds, rate=LOAD_RATE)
@@ -40,19 +40,48 @@ def run(stand: Stand, quick: bool) -> None:
             times = probe.measure(posts, alongside=load)
             beside = http_load.result(load)
         name = f"beside {beside.rate:.0f} posts/s to {LOAD_FOLLOWERS} followers each"
-        rows.append([name, *_figures(times), str(beside.errors)])
+        rows.append([name, *figures(times), str(beside.errors)])
     head = ["system", "posts", "p50 ms", "p99 ms", "max ms", "errors of the load"]
     tables.table("From 202 to visible in a follower's feed", head, rows)
+
+
+class Author:
+    """Someone who posts, on a connection of their own."""
+
+    def __init__(self, port: int, user: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self._headers = {"Authorization": f"Bearer {issue_token(user, '', 3600)}", "Content-Type": "application/json"}
+
+    def post(self) -> int:
+        """Return the id of a new post, once it is accepted."""
+        self._connection.request("POST", "/posts", json.dumps({"content": workload.TEXT}), self._headers)
+        answer = self._connection.getresponse()
+        body = json.loads(answer.read())
+        if answer.status != 202:
+            raise RuntimeError(f"not accepted: {body}")
+        return int(body["id"])
+
+
+class Follower:
+    """Someone who polls the first page of their feed."""
+
+    def __init__(self, port: int, user: int) -> None:
+        self._client, self._user = reading.Client(port), user
+
+    def wait_for(self, post_id: int) -> None:
+        """Return when the post is in the feed."""
+        deadline = time.perf_counter() + PATIENCE_SECONDS
+        while str(post_id) not in {post["id"] for post in self._client.get(self._user)["results"]}:
+            if time.perf_counter() > deadline:
+                raise RuntimeError("a post did not get visible")
+            time.sleep(POLL_SECONDS)
 
 
 class Probe:
     """An author who posts and a follower who polls, one connection each."""
 
-    def __init__(self, port: int) -> None:
-        self._author = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        self._reader = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        self._posting = {"Authorization": f"Bearer {issue_token(AUTHOR, '', 3600)}", "Content-Type": "application/json"}
-        self._reading = {"Authorization": f"Bearer {issue_token(READER, '', 3600)}"}
+    def __init__(self, port: int, author: int = AUTHOR, reader: int = READER) -> None:
+        self._author, self._follower = Author(port, author), Follower(port, reader)
 
     def measure(self, posts: int, alongside: "Popen[str] | None" = None) -> list[float]:
         """Return the seconds of up to `posts` posts, as long as the process `alongside` lives."""
@@ -63,24 +92,13 @@ class Probe:
         return times
 
     def _time_to_visible(self) -> float:
-        self._author.request("POST", "/posts", json.dumps({"content": workload.TEXT}), self._posting)
-        answer = self._author.getresponse()
-        post = json.loads(answer.read())
+        post_id = self._author.post()
         accepted = time.perf_counter()
-        if answer.status != 202:
-            raise RuntimeError(f"not accepted: {post}")
-        while not self._sees(post["id"]):
-            if time.perf_counter() - accepted > PATIENCE_SECONDS:
-                raise RuntimeError("a post did not get visible")
-            time.sleep(POLL_SECONDS)
+        self._follower.wait_for(post_id)
         return time.perf_counter() - accepted
 
-    def _sees(self, post_id: str) -> bool:
-        self._reader.request("GET", f"/feeds/{READER}", headers=self._reading)
-        results = json.loads(self._reader.getresponse().read())["results"]
-        return any(post["id"] == post_id for post in results)
 
-
-def _figures(times: list[float]) -> list[tables.Cell]:
+def figures(times: list[float]) -> list[tables.Cell]:
+    """Return the number of posts, and the median, 99th percentile and maximum in milliseconds."""
     milliseconds = [seconds * 1000 for seconds in times]
     return [str(len(times)), *(tables.percentile(milliseconds, percent) for percent in (50, 99, 100))]
