@@ -80,6 +80,16 @@ NEWEST_BY_DEFINITION = (
     .replace("%(high)s", str(MAX_ID))
 )
 
+# By the definition of a feed, and as soon as one is found: the nearest would cost a look-up an author.
+_ANY_BEYOND = f"""
+SELECT EXISTS (
+    SELECT FROM ({_FOLLOWED}) AS authors CROSS JOIN LATERAL (
+        SELECT FROM posts WHERE author_id = author AND {_ANY} AND id > %(low)s AND id <= %(high)s
+        ORDER BY id DESC LIMIT 1
+    ) AS post
+)
+"""  # noqa: S608 - composed of constants
+
 
 @dataclass(frozen=True, slots=True)
 class _Direction:
@@ -127,6 +137,12 @@ class Reader:
         if position.newer:
             return self._read_newer(Range(position.id, MAX_ID), limit)
         return self._read_older(Range(0, position.id), limit)
+
+    def any_beyond(self, position: Position) -> bool:
+        """Tell whether the feed has a post beyond `position`, without looking for the nearest."""
+        wanted = Range(position.id, MAX_ID) if position.newer else Range(0, position.id)
+        found: bool = _fetch(_ANY_BEYOND, {"user": self.user_id, **wanted._asdict()})[0][0]
+        return found
 
     def note(self) -> None:
         """Remember that the feed was read, about once an hour, and have it materialised if it rests. Never fails."""

@@ -125,7 +125,7 @@ def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:
 
 
 def _page(reader: Reader, position: Position, limit: int) -> Page:
-    page = pagination.paginate(reader.read, lambda row: row.id, position, limit)
+    page = pagination.paginate(reader.read, lambda row: row.id, position, limit, reader.any_beyond)
     reader.note()
     return page
 

@@ -64,8 +64,14 @@ def paginate(
     id_of: Callable[[Row], int],
     position: Position,
     limit: int,
+    any_beyond: Callable[[Position], bool] | None = None,
 ) -> Page:
-    """Return the page at `position` from `read(position, limit)`, which lists rows nearest to the position first."""
+    """Return the page at `position` from `read(position, limit)`, which lists rows nearest to the position first.
+
+    `any_beyond` tells whether there is any row beyond a position, for lists that know it cheaper than by reading one.
+    """
+    if any_beyond is None:
+        any_beyond = lambda place: bool(read(place, 1))  # noqa: E731 - shorter than a function of its own
     rows = read(position, limit + 1)
     more = len(rows) > limit
     rows = rows[:limit]
@@ -75,14 +81,14 @@ def paginate(
         older = Position(id_of(rows[-1]) - 1 if rows else position.id, newer=False)
         return Page(
             rows,
-            next=older if read(older, 1) else None,
+            next=older if any_beyond(older) else None,
             previous=Position(id_of(rows[0]), newer=True) if more else None,
         )
     newer = Position(id_of(rows[0]) if rows else position.id, newer=True)
     return Page(
         rows,
         next=Position(id_of(rows[-1]) - 1, newer=False) if more else None,
-        previous=newer if position != START and read(newer, 1) else None,
+        previous=newer if position != START and any_beyond(newer) else None,
     )
 
 

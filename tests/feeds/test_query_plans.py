@@ -47,6 +47,10 @@ def scans(node: dict[str, Any]) -> list[tuple[str, str]]:
     return found + [scan for child in node.get("Plans", []) for scan in scans(child)]
 
 
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
+
+
 def plans_of(act: Any) -> list[dict[str, Any]]:
     """Do `act` and return the plan of each of its queries, with what really happened."""
     with transaction.atomic(), CaptureQueriesContext(connection) as captured:
@@ -78,6 +82,21 @@ def test_the_first_page_reads_entries_and_posts_by_their_keys(large_tables: None
 def test_below_the_floor_each_followed_author_costs_one_look_up(large_tables: None) -> None:
     Feed.objects.filter(user_id=9000).update(floor=200_000)
     assert_no_full_scan(lambda: timeline.read(9000, START, 21), "posts", "follows", queries=3)
+
+
+def test_a_link_to_newer_posts_stops_at_the_first_author_who_has_one(large_tables: None) -> None:
+    [plan] = plans_of(lambda: timeline.Reader(9000).any_beyond(Position(1_000, newer=True)))
+    assert [node["Actual Loops"] for node in nodes(plan) if node.get("Relation Name") == "posts"] == [1]
+
+
+def test_what_is_beyond_a_position_is_told_in_both_directions(large_tables: None) -> None:
+    Feed.objects.filter(user_id=9000).update(floor=200_000)
+    reader = timeline.Reader(9000)
+    newest, oldest = reader.read(START, 1)[0].id, reader.read(Position(0, newer=True), 1)[0].id
+    assert not reader.any_beyond(Position(newest, newer=True))
+    assert reader.any_beyond(Position(newest - 1, newer=True))
+    assert not reader.any_beyond(Position(oldest - 1, newer=False))
+    assert reader.any_beyond(Position(oldest, newer=False))
 
 
 def test_lists_read_only_their_page(large_tables: None) -> None:

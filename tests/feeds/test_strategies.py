@@ -282,7 +282,8 @@ def mixed(settings: Settings) -> list[int]:
 
 def page_at(position: pagination.Position | None, limit: int) -> Page:
     assert position is not None
-    return pagination.paginate(Reader(READER).read, lambda row: row.id, position, limit)
+    reader = Reader(READER)
+    return pagination.paginate(reader.read, lambda row: row.id, position, limit, reader.any_beyond)
 
 
 def pages(limit: int) -> Iterator[Page]:
