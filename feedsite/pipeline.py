@@ -32,6 +32,7 @@ ASK_SECONDS = 0.8
 QUERY_MS = 200
 # Questions to a Kafka that is away last longer than the page; more than this many at a time wait, and are cancelled.
 THREADS = 6
+CREATE_TOPICS = "manage.py create_topics"
 
 
 T = TypeVar("T")
@@ -184,7 +185,7 @@ def _dependencies(
     topics = kafka_answer.value
     remark = "" if topics is None else f"{len(topics)} partitions of {kafka.FEED_EVENTS}"
     if topics == {}:
-        remark = f"no topic {kafka.FEED_EVENTS}: run manage.py create_topics"
+        remark = f"no topic {kafka.FEED_EVENTS}: run {CREATE_TOPICS}"
     return [
         ("PostgreSQL", postgres, postgres.value or ""),
         ("Kafka", kafka_answer, remark or "the lag is unknown"),
@@ -196,7 +197,8 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
     owners = pipeline.owners(workers.value or [], group)
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers]
-    return Lag(_topics()[group], group, partitions, lags.problem)
+    problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
+    return Lag(_topics()[group], group, partitions, problem)
 
 
 def _sums(rates: list[Rate]) -> list[int]:

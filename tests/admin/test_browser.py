@@ -7,7 +7,9 @@ the docs.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -16,12 +18,13 @@ pytest.importorskip("playwright.sync_api", reason="Playwright's Python package i
 from django.conf import settings as django_settings
 from django.db import connection
 from django.test import Client
+from django.utils import timezone
 from playwright.sync_api import Browser, ViewportSize, expect
 
 from eventbus import kafka, producer
 from eventbus.consumer import EventConsumer
 from eventbus.heartbeat import Heart
-from eventbus.models import ProcessedEvent, WorkerHeartbeat
+from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
 from eventbus.processing import Processor
 from feeds import handlers, views
 from feeds.models import FeedEntry
@@ -29,6 +32,7 @@ from posts.models import Post
 from tests.admin import browser as browsers
 from tests.admin.browser import DESKTOP, PHONE, Visitor, chromium
 from tests.admin.pages import PIPELINE, inspector_of
+from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import eventually
 from tests.factories import PostCreatedFactory, UserFollowedFactory, apply, follow_all
@@ -53,8 +57,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(browser: Browser, live_server: Any, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
     """Open a window in which the administrator is logged in."""
-    # Playwright has an event loop in this thread, which Django takes for asynchronous code.
-    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     session = admin_client.cookies[django_settings.SESSION_COOKIE_NAME].value
     visitors: list[Visitor] = []
 
@@ -110,7 +112,28 @@ def a_feed_with_everything(settings: Any) -> dict[str, int]:
     }
 
 
+@pytest.fixture
+def feed_events(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have this test's events in an empty topic whose name looks well in the docs."""
+    topic = broker.create_topic(partitions=6, name=f"feed-events-{uuid4().hex[:4]}")
+    monkeypatch.setattr(kafka, "FEED_EVENTS", topic)
+    return topic
+
+
+def an_hour_of_history() -> None:
+    """Have a worker of earlier, so that the chart has something to show."""
+    now, worker_id = timezone.now().replace(second=0, microsecond=0), uuid4()
+    PipelineMinute.objects.bulk_create(
+        PipelineMinute(
+            minute=now - timedelta(minutes=ago), worker_id=worker_id, type=name, events=events, seconds=events * 0.004
+        )
+        for ago in range(2, 58)
+        for name, events in (("post.created", 900 + 97 * (ago % 7)), ("user.followed", 120 + 13 * (ago % 5)))
+    )
+
+
 def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, quick_joins: None) -> None:
+    kafka.create_topics()
     posts = [PostCreatedFactory(author_id=author) for author in (1, 1, 2, 3, 4, 5, 6)]
     follows = [UserFollowedFactory(follower_id=follower, followee_id=1) for follower in (2, 3, 4)]
     for number in range(3):
@@ -128,6 +151,7 @@ def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, qu
         expect(page.locator('[data-group="fanout"] [data-total]')).to_have_text("0")
         expect(page.locator("#waiting")).to_have_text("3")
         expect(page.locator("#slowest-table tbody tr")).not_to_have_count(0)
+        an_hour_of_history()
         for size, scheme in VIEWS:
             visitor = visit(size, scheme)
             visitor.open(PIPELINE)
@@ -197,7 +221,7 @@ def test_a_feed_is_verified_and_mended_by_keyboard_alone(visit: Visit, settings:
     press("Rebuild")
     expect(page.locator(".messagelist")).to_contain_text("Rebuilt.")
     press("Verify")
-    expect(page.locator(".messagelist")).to_contain_text("Verified: 1 stored entries equal the definition.")
+    expect(page.locator(".messagelist")).to_contain_text("Verified: 2 stored entries equal the definition.")
     press("Drop the cached page")
     expect(page.locator("#cache")).to_contain_text("miss")
 

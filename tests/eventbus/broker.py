@@ -16,9 +16,9 @@ def unique_name() -> str:
     return f"test-{uuid4().hex}"
 
 
-def create_topic(partitions: int = 1, max_message_bytes: int = 1_048_588) -> str:
+def create_topic(partitions: int = 1, max_message_bytes: int = 1_048_588, name: str = "") -> str:
     """Create an empty topic under a name of its own; by default with the limit that is Apache Kafka's."""
-    topic = unique_name()
+    topic = name or unique_name()
     admin = AdminClient(kafka.client_config())
     config = {"max.message.bytes": str(max_message_bytes)}
     admin.create_topics([NewTopic(topic, partitions, 1, config=config)])[topic].result(TIMEOUT)
