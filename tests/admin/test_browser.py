@@ -19,7 +19,7 @@ from django.conf import settings as django_settings
 from django.db import connection
 from django.test import Client
 from django.utils import timezone
-from playwright.sync_api import Browser, ViewportSize, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from eventbus import kafka, producer
 from eventbus.consumer import EventConsumer
@@ -120,6 +120,13 @@ def feed_events(monkeypatch: pytest.MonkeyPatch) -> str:
     return topic
 
 
+def look_at_the_lag(visitor: Visitor) -> Page:
+    """Open the pipeline page, again if a busy broker has not told the lag in time."""
+    known = visitor.page.locator('[data-group="fanout"] [data-total]')
+    eventually(lambda: visitor.open(PIPELINE) and known.count())
+    return visitor.page
+
+
 def an_hour_of_history() -> None:
     """Have a worker of earlier, so that the chart has something to show."""
     now, worker_id = timezone.now().replace(second=0, microsecond=0), uuid4()
@@ -142,7 +149,7 @@ def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, qu
         publish(*posts, *follows)
         eventually(lambda: ProcessedEvent.objects.count() == 10, seconds=60)
         eventually(_all_told)
-        page = visit().open(PIPELINE)
+        page = look_at_the_lag(visit())
         expect(page.locator('[data-type="post.created"] [data-hour]')).to_have_text("7")
         expect(page.locator('[data-type="user.followed"] [data-hour]')).to_have_text("3")
         expect(page.locator("svg title").first).to_contain_text("10 events processed in 60 minutes")
@@ -158,7 +165,7 @@ def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, qu
             visitor.assert_well()
             visitor.shoot("pipeline")
     publish(*(PostCreatedFactory(author_id=author) for author in range(1, 6)))
-    page = visit().open(PIPELINE)
+    page = look_at_the_lag(visit())
     expect(page.locator("#workers-table .state")).to_have_text(["left"])
     expect(page.locator('[data-group="fanout"] [data-total]')).to_have_text("5")
     expect(page.locator('[data-group="fanout"] caption')).to_contain_text("6 partitions without a worker")
@@ -177,7 +184,6 @@ def test_without_kafka_the_pipeline_is_there_and_says_so(visit: Visit, settings:
         expect(page.locator('[data-dependency="Kafka"] .state')).to_have_text("no answer within 0.8 s")
         expect(page.locator('[data-dependency="PostgreSQL"] .state')).to_have_text("ok")
         visitor.assert_well()
-        visitor.shoot("pipeline-without-kafka")
 
 
 def test_the_inspector_shows_each_source_and_each_difference(visit: Visit, settings: Any) -> None:
@@ -242,7 +248,6 @@ def test_the_way_from_the_start_to_a_users_feed(visit: Visit) -> None:
     apply(PostCreatedFactory(author_id=9))
     visitor = visit()
     page = visitor.open("/admin/")
-    visitor.shoot("start")
     page.get_by_role("link", name="Pipeline").first.click()
     expect(page.get_by_role("heading", name="Pipeline", level=1)).to_be_visible()
     page.go_back()
@@ -262,4 +267,3 @@ def test_lists_and_follows_fit_every_window(visit: Visit) -> None:
         page = visitor.open("/admin/feeds/feed/follows/?user=1")
         expect(page.get_by_role("table", name="Those who follow 1")).to_contain_text("3")
         visitor.assert_well()
-        visitor.shoot("follows")
