@@ -1,28 +1,30 @@
 """Lists and searches on tables large enough to matter: by key, a page's worth of rows, nothing counted."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from pytest_django import DjangoDbBlocker
 
 from eventbus.models import ProcessedEvent
 from feeds import verification
 from posts.models import Post
 from tests.admin.pages import context_of, inspector_of, text_of
-from tests.feeds.test_query_plans import FILL, plans_of, scans
+from tests.large_tables import FILL, filled, plans_of, scans
 
 pytestmark = pytest.mark.django_db
 
 LARGE = {"posts", "follows", "feeds", "feed_entries", "processed_events"}
 
 
-@pytest.fixture
-def large_tables(db: None) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(FILL)
+@pytest.fixture(scope="module")
+def large_tables(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    with filled(django_db_blocker, FILL):
+        yield
 
 
 @pytest.fixture

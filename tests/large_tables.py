@@ -1,0 +1,75 @@
+"""Tables large enough for their indexes to matter, filled once a module, and the plans of queries on them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from pytest_django import DjangoDbBlocker
+
+TABLES = "posts, follows, feeds, feed_entries, processed_events"
+
+FILL = """
+INSERT INTO posts (id, author_id, content, created_at)
+    SELECT n, n % 2000 + 1, 'post ' || n, now() FROM generate_series(1, 200000) AS n;
+INSERT INTO follows (follower_id, followee_id, event_id)
+    SELECT n % 5000 + 1, n % 1999 + 1, 1 FROM generate_series(1, 100000) AS n
+    WHERE n % 5000 <> n % 1999 ON CONFLICT DO NOTHING;
+INSERT INTO follows (follower_id, followee_id, event_id)
+    SELECT 9000, n, 1 FROM generate_series(1, 1000) AS n;
+INSERT INTO feeds (user_id) SELECT generate_series(1, 5000) UNION SELECT 9000;
+INSERT INTO feed_entries (user_id, post_id, author_id)
+    SELECT n % 5000 + 1, n, n % 2000 + 1 FROM generate_series(1, 200000) AS n;
+INSERT INTO processed_events (event_id, type) SELECT n, 'post.created' FROM generate_series(1, 100000) AS n;
+ANALYZE posts, follows, feeds, feed_entries, processed_events;
+"""
+
+
+@contextmanager
+def filled(blocker: DjangoDbBlocker, statements: str) -> Iterator[None]:
+    """Fill the tables for every test of a module, each of which undoes what it changes; empty them afterwards."""
+    with blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(statements)
+    try:
+        yield
+    finally:
+        with blocker.unblock():
+            with connection.cursor() as cursor:
+                cursor.execute(f"TRUNCATE {TABLES}")
+            connection.close()
+
+
+def scans(node: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (kind, table) of every scan in a plan."""
+    found = [(node["Node Type"], node["Relation Name"])] if "Relation Name" in node else []
+    return found + [scan for child in node.get("Plans", []) for scan in scans(child)]
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in nodes(child))]
+
+
+def plans_of(act: Any) -> list[dict[str, Any]]:
+    """Do `act` and return the plan of each of its queries, with what really happened."""
+    with transaction.atomic(), CaptureQueriesContext(connection) as captured:
+        act()
+        transaction.set_rollback(True)
+    plans = []
+    with connection.cursor() as cursor:
+        for query in captured.captured_queries:
+            if query["sql"].lstrip().split()[0] in ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE"):
+                cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query["sql"].replace("%", "%%"))
+                answer = cursor.fetchone()[0]
+                plans.append((json.loads(answer) if isinstance(answer, str) else answer)[0]["Plan"])
+    return plans
+
+
+def assert_no_full_scan(act: Any, *tables: str, queries: int = 1) -> None:
+    plans = plans_of(act)
+    assert len(plans) == queries
+    seen = [scan for plan in plans for scan in scans(plan)]
+    assert {table for _, table in seen} >= set(tables)
+    full = [scan for scan in seen if scan[0] == "Seq Scan" and scan[1] in tables]
+    assert full == [], seen
