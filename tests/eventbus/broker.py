@@ -8,6 +8,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from eventbus import kafka
 from eventbus.subscription import Record
+from tests.eventbus.events import eventually
 
 TIMEOUT = 20.0  # seconds
 
@@ -26,8 +27,10 @@ def create_topic(partitions: int = 1, max_message_bytes: int = 1_048_588, name: 
 
 
 def partitions_of(topic: str) -> int:
-    metadata = AdminClient(kafka.client_config()).list_topics(timeout=TIMEOUT)
-    return len(metadata.topics[topic].partitions)
+    """Return how many partitions the topic has; a broker may hear of a new topic after its creation was confirmed."""
+    admin = AdminClient(kafka.client_config())
+    eventually(lambda: topic in admin.list_topics(timeout=TIMEOUT).topics)
+    return len(admin.list_topics(timeout=TIMEOUT).topics[topic].partitions)
 
 
 def size_of(topic: str, partition: int) -> int:

@@ -28,6 +28,7 @@ def test_topics_are_created_once(topics: tuple[str, str]) -> None:
 
 def test_topics_grow_to_the_partitions_wanted_and_never_shrink(topics: tuple[str, str], settings: Settings) -> None:
     kafka.create_topics()
+    assert [broker.partitions_of(topic) for topic in topics] == [3, 3]
     settings.KAFKA_PARTITIONS = 2
     assert kafka.create_topics() == dict.fromkeys(topics, "exists with 3 partitions")
     settings.KAFKA_PARTITIONS = 5
