@@ -10,7 +10,8 @@ import threading
 import uuid
 
 import structlog
-from django.db import DatabaseError, connection, transaction
+from django import db
+from django.db import connection, transaction
 
 from eventbus.exceptions import IdsUnavailable
 from eventbus.models import SnowflakeNode
@@ -50,7 +51,7 @@ class NodeLease:
                 self.generator.until_ms = until_ms
             else:
                 self.generator = self._acquire()
-        except DatabaseError as error:
+        except db.Error as error:
             raise IdsUnavailable from error
 
     def stop_renewing(self) -> None:
@@ -66,7 +67,7 @@ class NodeLease:
     def _acquire(self) -> Generator:
         try:
             return _lease_free_node(self.owner)
-        except DatabaseError as error:
+        except db.Error as error:
             raise IdsUnavailable from error
 
     def _keep_renewing(self) -> None:
@@ -114,7 +115,7 @@ def release() -> None:
     if lease := forget():
         try:
             lease.release()
-        except DatabaseError as error:
+        except db.Error as error:
             log.warning("snowflake_lease_not_released", error=str(error))
 
 

@@ -27,8 +27,8 @@ from functools import cache as memoize
 from typing import NamedTuple, cast
 
 import structlog
+from django import db
 from django.conf import settings
-from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_redis import get_redis_connection
@@ -336,7 +336,7 @@ class _Trusted:
         except RedisError as error:
             log.warning("cache_unreachable", error=str(error))
             self._era = None
-        except DatabaseError as error:
+        except db.Error as error:
             log.warning("cache_state_unreadable", error=str(error))
             self._unreadable = True
             until = time.monotonic() + TRUST_SECONDS

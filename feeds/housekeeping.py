@@ -11,12 +11,14 @@ from datetime import timedelta
 from typing import Self
 
 import structlog
+from django import db
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db import close_old_connections, connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus import locks, metrics
+from feeds import cache, fanout
 from feeds.models import RESTING, Feed, Housekeeping
 from feeds.rebuild import rebuild
 
@@ -63,6 +65,8 @@ WITH resting AS (
 UPDATE follows SET idle = true FROM resting WHERE follower_id = user_id AND NOT follows.idle
 """
 
+_UNWATCHED = "SELECT user_id FROM feeds WHERE follower_count >= %(from)s AND pulled_since IS NULL"
+
 log = structlog.get_logger(__name__)
 
 
@@ -90,11 +94,33 @@ class Housekeeper:
                 close_old_connections()
                 rebuild_wanted()
                 pause = min(walk(), POLL_SECONDS)
-            except DatabaseError as error:
+            except db.Error as error:
                 log.warning("housekeeping_failed", error=str(error))
             except Exception:
                 log.exception("housekeeping_failed")
         connection.close()
+
+
+def watch_pulled_authors() -> int:
+    """Have readers watch every author who is pulled by the present strategy; return how many were not watched yet.
+
+    For a strategy or threshold that was changed: each of these would otherwise be marked by their next post, and all
+    their followers' pages be voided one by one. Workers wait meanwhile. Raises `DatabaseError`.
+    """
+    values = {"from": fanout.pulled_from()}
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"SELECT EXISTS ({_UNWATCHED})", values)
+        if not cursor.fetchone()[0]:
+            return 0
+    with transaction.atomic(), connection.cursor() as cursor:
+        locks.acquire_bulk_load()
+        # No page is older than that: the cache is closed with this.
+        cursor.execute(f"UPDATE feeds SET pulled_since = 'epoch' WHERE user_id IN ({_UNWATCHED})", values)  # noqa: S608
+        marked: int = cursor.rowcount
+        cache.mark_closed()
+    cache.wait_until_noticed()
+    log.info("authors_watched", count=marked)
+    return marked
 
 
 def rebuild_wanted() -> int:

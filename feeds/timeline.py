@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import structlog
-from django.db import DatabaseError, connection
+from django import db
+from django.db import connection
 from django.utils import timezone
 
 from eventbus.snowflake import MAX_ID
@@ -151,7 +152,7 @@ class Reader:
             return
         try:
             floor = Feed.objects.note_read(self.user_id)
-        except DatabaseError as error:
+        except db.Error as error:
             # Such as a standby that only reads: the page is right all the same.
             log.warning("read_not_noted", error=str(error))
             floor = None

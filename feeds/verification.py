@@ -43,14 +43,14 @@ FROM (
     UNION ALL
     SELECT user_id, user_id FROM feeds
 ) AS reads
-LEFT JOIN feeds ON feeds.user_id = reader
+LEFT JOIN feeds ON feeds.user_id = reader AND {of_user}
 JOIN posts ON posts.author_id = reads.author AND deleted_event_id IS NULL AND fanout = 0 AND id > coalesce(floor, 0)
 WHERE coalesce(floor, 0) < {resting} AND {scope}
 """
 
 _STORED = """
 SELECT entry.user_id, entry.post_id, entry.author_id
-FROM feed_entries AS entry LEFT JOIN feeds ON feeds.user_id = entry.user_id
+FROM feed_entries AS entry LEFT JOIN feeds ON feeds.user_id = entry.user_id AND {of_user}
 WHERE entry.post_id > coalesce(floor, 0) AND {scope}
 """
 
@@ -98,7 +98,7 @@ SELECT user_id FROM (
     ) AS pulled ON pulled.author_id = feeds.user_id
     LEFT JOIN (
         SELECT DISTINCT follower_id FROM follows JOIN feeds ON user_id = follower_id
-        WHERE follows.idle <> feeds.idle AND {of_follower}
+        WHERE follows.idle <> feeds.idle AND {of_follower} AND {of_user}
     ) AS differing ON differing.follower_id = feeds.user_id
 ) AS states
 WHERE wrong
@@ -222,14 +222,15 @@ def _wrong_states(users: Sequence[int] | None) -> list[int]:
 
 
 def _run(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
-    expected = _EXPECTED.format(resting=RESTING, scope=scope.sql("reader"))
-    stored = _STORED.format(scope=scope.sql("entry.user_id"))
+    of_user = scope.sql("feeds.user_id")
+    expected = _EXPECTED.format(resting=RESTING, scope=scope.sql("reader"), of_user=of_user)
+    stored = _STORED.format(scope=scope.sql("entry.user_id"), of_user=of_user)
     filled = statement.format(
         expected=expected,
         stored=stored,
         resting=RESTING,
         scope=scope.sql("user_id"),
-        of_user=scope.sql("feeds.user_id"),
+        of_user=of_user,
         of_author=scope.sql("author_id"),
         of_follower=scope.sql("follower_id"),
         of_followee=scope.sql("followee_id"),

@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from feeds import cache, handlers, housekeeping, timeline, verification
-from feeds.models import Feed, FeedEntry
+from feeds.models import CacheState, Feed, FeedEntry
 from feeds.timeline import Reader
 from posts import pagination
 from posts.events import PostCreated
@@ -54,6 +55,12 @@ def post(worker: Worker, author: int = AUTHOR) -> int:
     fact: PostCreated = PostCreatedFactory(author_id=author)
     worker.process(fact)
     return fact.post_id
+
+
+def reopen_cache() -> None:
+    """Let the time pass for which a closed cache stays closed."""
+    CacheState.objects.update(closed_at="2026-01-01T00:00:00Z")
+    time.sleep(cache.TRUST_SECONDS)
 
 
 def kinds(author: int = AUTHOR) -> list[str]:
@@ -120,6 +127,23 @@ def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_voi
     assert tables_read(lambda: handlers.invalidate(events_of([fact])))["follows"] == 1
     Feed.objects.filter(user_id=AUTHOR).update(pulled_since="2026-01-01T00:00:00Z")
     assert tables_read(lambda: handlers.invalidate(events_of([fact])))["follows"] == 0
+
+
+def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_they_post(settings: Settings) -> None:
+    settings.FEED_STRATEGY, worker = "push", Worker()
+    follow_all(FOLLOWERS, followee=AUTHOR)
+    pushed = post(worker)
+    assert [open_feed(READER)[1] for _ in range(2)] == ["miss", "hit"]
+    settings.FEED_STRATEGY = "hybrid"
+    assert housekeeping.watch_pulled_authors() == 1
+    assert housekeeping.watch_pulled_authors() == 0
+    assert open_feed(READER) == ([pushed], "bypass")  # pages from before do not watch the author: all are void
+    reopen_cache()
+    assert [open_feed(READER)[1] for _ in range(2)] == ["miss", "hit"]
+    fact = PostCreatedFactory(author_id=AUTHOR)
+    apply(fact)
+    assert tables_read(lambda: handlers.invalidate(events_of([fact])))["follows"] == 0
+    assert open_feed(READER) == ([fact.post_id, pushed], "miss")
 
 
 @pytest.mark.parametrize("cause", ["post", "follow"])

@@ -1,12 +1,13 @@
 """`manage.py run_fanout`"""
 
+import time
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import worker
-from feeds import handlers
+from eventbus import retry, worker
+from feeds import handlers, housekeeping
 from feeds.housekeeping import Housekeeper
 
 
@@ -17,5 +18,6 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
+        retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
         with Housekeeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
