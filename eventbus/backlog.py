@@ -42,6 +42,8 @@ class Backlog:
                 "fetch.wait.max.ms": 10,
                 "max.partition.fetch.bytes": 1,
                 "queued.min.messages": 1,
+                # Else a partition whose turn comes when another one has answered waits for a second.
+                "fetch.queue.backoff.ms": 10,
                 # What fails is raised. A line for each try to connect would be some 200 for each question.
                 "log_level": 2,
             }
