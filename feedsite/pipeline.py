@@ -4,6 +4,7 @@ Kafka and Redis are asked in other threads, none of which the page waits for lon
 question to PostgreSQL has a time-out of its own. What cannot be told in time is shown as unknown.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,12 +31,16 @@ from feeds.models import CacheState
 
 ASK_SECONDS = 0.8
 QUERY_MS = 200
-# Questions to a Kafka that is away last longer than the page; more than this many at a time wait, and are cancelled.
-THREADS = 6
+THREADS = 8  # one is enough for each question
 CREATE_TOPICS = "manage.py create_topics"
 
 
+REDIS = "redis"
+
 T = TypeVar("T")
+
+_asked: dict[tuple[str, ...], Future[Any]] = {}
+_asking = threading.Lock()
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +73,7 @@ class Lag:
     group: str
     partitions: list[Partition]
     problem: str
+    owners_known: bool
 
     @property
     def total(self) -> int | None:
@@ -81,7 +87,8 @@ class Lag:
 
     @property
     def unowned(self) -> int:
-        return sum(1 for partition in self.partitions if partition.owner is None)
+        missing = sum(1 for partition in self.partitions if partition.owner is None)
+        return missing if self.owners_known else 0
 
 
 def page(request: HttpRequest) -> TemplateResponse:
@@ -119,10 +126,16 @@ def _topics() -> dict[str, str]:
 
 
 def _ask_outside() -> dict[str, Future[Any]]:
-    questions: dict[str, Callable[[], Any]] = {
-        group: partial(backlog.lags, topic, group) for group, topic in _topics().items()
-    }
-    return {name: _threads().submit(_timed, ask) for name, ask in (questions | {"redis": _ask_redis}).items()}
+    lags = {group: _ask((group, topic), partial(backlog.lags, topic, group)) for group, topic in _topics().items()}
+    return lags | {REDIS: _ask((REDIS,), _ask_redis)}
+
+
+def _ask(name: tuple[str, ...], question: Callable[[], Any]) -> Future[Any]:
+    """Ask in another thread, or wait for the answer of who asked before: to a server that hangs, no second thread."""
+    with _asking:
+        if name not in _asked or _asked[name].done():
+            _asked[name] = _threads().submit(_timed, question)
+        return _asked[name]
 
 
 @cache
@@ -143,7 +156,6 @@ def _collect(future: Future[Answer[T]], started: float) -> Answer[T]:
     try:
         return future.result(timeout=max(0.0, started + ASK_SECONDS - time.monotonic()))
     except FutureTimeoutError:
-        future.cancel()
         return Answer(None, f"no answer within {ASK_SECONDS} s")
 
 
@@ -189,7 +201,7 @@ def _dependencies(
     return [
         ("PostgreSQL", postgres, postgres.value or ""),
         ("Kafka", kafka_answer, remark or "the lag is unknown"),
-        ("Redis", told["redis"], cache_state.value or "" if told["redis"].ok else "reads come from PostgreSQL"),
+        ("Redis", told[REDIS], cache_state.value or "" if told[REDIS].ok else "reads come from PostgreSQL"),
     ]
 
 
@@ -198,7 +210,7 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers]
     problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
-    return Lag(_topics()[group], group, partitions, problem)
+    return Lag(_topics()[group], group, partitions, problem, owners_known=workers.ok)
 
 
 def _sums(rates: list[Rate]) -> list[int]:
