@@ -42,8 +42,9 @@ serve: install ## the API alone, on PORT (8000)
 	@$(MANAGE) create_topics
 	@PATH="$$PWD/.venv/bin:$$PATH" PORT="$(PORT)" exec bin/serve
 
+# Three processes with servers of their own each, for most tests wait most of the time.
 test: install ## the whole suite, on real servers of its own
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile $(ARGS)
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := tests/eventbus tests/crash/test_broker.py tests/crash/test_killed_workers.py \

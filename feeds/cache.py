@@ -45,6 +45,8 @@ KEYS_A_COMMAND = 1_000
 MAX_WATCHED = 1_000
 REFRESH_PATIENCE_SECONDS = 0.25
 
+# Raised with every change to what a value looks like, for old and new processes run side by side during a release.
+FORMAT = 2
 # A value is a lease, or a page: its seal, the authors it watches, the newest ids, and the body, a line each.
 _LEASE, _PAGE = b"L", b"P"
 
@@ -288,7 +290,7 @@ def _try_to_open() -> None:
 def _era(state: CacheState) -> str:
     """Return the part of each key that changes whenever earlier pages must not be read any more."""
     server = cast(dict[str, str], _redis().info("server"))
-    return f"{state.generation}.{server['run_id']}"
+    return f"{FORMAT}.{state.generation}.{server['run_id']}"
 
 
 class _Trusted:
@@ -357,7 +359,7 @@ def _redis() -> Redis:
 
 @memoize
 def _near() -> NearCache:
-    return NearCache(_redis().connection_pool)
+    return NearCache(_redis().connection_pool, passing=_LEASE)
 
 
 def count_connections(client: Redis) -> Redis:

@@ -21,10 +21,11 @@ HEARD_WITHIN_SECONDS = 1.0
 class NearCache:
     """Reads keys of one Redis, whose `pool` sets up connections by `redis_connect_func`; safe for threads.
 
-    Raises `RedisError`.
+    Values that begin with `passing` are not kept: they change within moments. Raises `RedisError`.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, passing: bytes) -> None:
+        self._passing = passing
         kwargs = pool.connection_kwargs
         self._set_up: Callable[[Connection], None] = kwargs["redis_connect_func"]
         self._connection: Connection = pool.connection_class(
@@ -73,7 +74,9 @@ class NearCache:
         return answer
 
     def _keep(self, found: dict[bytes, bytes | None]) -> None:
-        self._values |= {key: value for key, value in found.items() if value is not None}
+        self._values |= {
+            key: value for key, value in found.items() if value is not None and not value.startswith(self._passing)
+        }
         while len(self._values) > KEPT_VALUES:
             del self._values[next(iter(self._values))]
 

@@ -30,7 +30,9 @@ OPTIONS_WITHOUT_SERVERS = (
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None, object, object]:
     options = vars(early_config.known_args_namespace)
-    if not any(options.get(option) for option in OPTIONS_WITHOUT_SERVERS):
+    # With `-n` each of the processes that run tests has servers of its own.
+    only_distributes = options.get("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ
+    if not only_distributes and not any(options.get(option) for option in OPTIONS_WITHOUT_SERVERS):
         _start_servers(early_config)
     return (yield)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from django.db import connections
+from django.db import connection, connections
 
 from feedsite.embedded import stack, state
 from feedsite.embedded.postgres import POSTGRES
@@ -41,7 +41,9 @@ class EmbeddedServer:
     def start(self) -> None:
         """Start the server where it was and return once it answers."""
         stack.start(_data_dir(), say=lambda line: None)
+        # Else our pool waits ever longer before it tries again.
         connections.close_all()
+        connection.close_pool()  # type: ignore[attr-defined]
 
     def _end(self, number: signal.Signals) -> None:
         record = state.read(_data_dir())[self.server.variable]

@@ -71,7 +71,7 @@ def wait_for_answer(client: redis.Redis) -> None:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(tmp_path)
     client = cache.count_connections(server.client())
-    near = NearCache(client.connection_pool)
+    near = NearCache(client.connection_pool, passing=cache._LEASE)
     monkeypatch.setattr(cache, "_redis", lambda: client)
     monkeypatch.setattr(cache, "_near", lambda: near)
     monkeypatch.setattr(cache, "_trusted", cache._Trusted())
