@@ -120,6 +120,6 @@ def test_an_event_is_dead_lettered_until_a_replay_succeeds() -> None:
     assert outcome(entry.event_id or 0) == (200, "processed")
 
 
-@pytest.mark.parametrize("ms", [EPOCH_MS + 1, wall_clock_ms() + 3_600_000])
+@pytest.mark.parametrize("ms", [EPOCH_MS + 1, wall_clock_ms() + 3_600_000], ids=["before", "future"])
 def test_ids_from_before_the_retention_or_from_the_future_are_unknown(ms: int) -> None:
     assert outcome(compose(ms, 1, 1)) == (404, None)
