@@ -10,12 +10,19 @@ from pytest_django import DjangoDbBlocker, Settings
 
 from eventbus import kafka
 from tests.crash import network as networks
+from tests.crash import outages
 from tests.crash.network import Network
 from tests.e2e.system import Process, System, running
 from tests.kafka import running as apache_kafka
 
 # Users of one test each: a worker killed before its offset commit leaves events that the next test's workers get.
 _users = itertools.count(1_000, 1_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_broker(django_db_setup: None) -> None:
+    """Start each file without what others have left in the broker; workers killed there would still hold partitions."""
+    outages.renew_embedded_broker()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from django.db import connection, connections
 
+from eventbus import producer
 from feedsite.embedded import stack, state
+from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.processes import Server, end
 from feedsite.embedded.valkey import VALKEY
@@ -52,6 +54,16 @@ class EmbeddedServer:
 
 def _data_dir() -> Path:
     return Path(os.environ["FEED_DATA_DIR"])
+
+
+def renew_embedded_broker() -> None:
+    """Have an embedded broker without records, and without the ghosts of members that other tests have killed."""
+    if os.environ.get(KAFKA.variable):
+        return  # one from outside, which forgets nothing
+    producer.close()
+    broker = EmbeddedServer(KAFKA)
+    broker.kill()
+    broker.start()
 
 
 postgres = EmbeddedServer(POSTGRES)

@@ -9,7 +9,10 @@ from pytest_django import Settings
 
 from eventbus import kafka
 from eventbus.backlog import Backlog
+from tests.crash.conftest import fresh_broker
 from tests.e2e.system import System, running, wait_until
+
+__all__ = ["fresh_broker"]
 
 
 @pytest.fixture
