@@ -10,7 +10,7 @@ from django.db import connection
 from feeds import cache
 from feeds.cache import Kept
 from feeds.models import RESTING, Feed
-from feeds.timeline import NEWEST_BY_DEFINITION
+from feeds.timeline import EVERYTHING, NEWEST_BY_DEFINITION
 from posts.models import Fanout
 
 SHOWN = 100
@@ -126,7 +126,7 @@ def inspect(user_id: int) -> Inspection:
 
 
 def _compare(user_id: int) -> tuple[list[Entry], bool]:
-    values = {"user": user_id, "limit": SHOWN}
+    values = {"user": user_id, "limit": SHOWN, **EVERYTHING}
     with connection.cursor() as cursor:
         cursor.execute(_COMPARE.format(definition=NEWEST_BY_DEFINITION), values)
         rows = [Row(*row) for row in cursor.fetchall()]

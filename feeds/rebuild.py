@@ -17,6 +17,7 @@ from django.utils import timezone
 from eventbus import locks
 from feeds import cache
 from feeds.models import Feed
+from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
 # it anew, and this one would fill it without having waited for those who saw it at rest.
@@ -28,26 +29,9 @@ _INCLUDE_FOLLOWS = "UPDATE follows SET idle = false WHERE follower_id = %s AND i
 
 # One statement, hence one snapshot: rows that the fan-out adds meanwhile are neither seen nor touched. Of posts that
 # are being deleted this waits for the outcome, and the deletion of one found here waits for its row.
-_FILL = """
-WITH authors AS (
-    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND active UNION ALL SELECT %(user)s
-), nearest AS (
-    SELECT author, near.id FROM authors CROSS JOIN LATERAL (
-        SELECT id FROM posts WHERE author_id = author AND deleted_event_id IS NULL AND fanout = 0
-        ORDER BY id DESC LIMIT 1
-    ) AS near
-    ORDER BY near.id DESC LIMIT %(cap)s + 1
-), farthest AS (
-    SELECT min(id) AS id FROM nearest HAVING count(*) = %(cap)s + 1
-), found AS (
-    SELECT near.id FROM nearest CROSS JOIN LATERAL (
-        SELECT id FROM posts WHERE author_id = author AND deleted_event_id IS NULL AND fanout = 0
-          AND id >= coalesce((SELECT id FROM farthest), 0)
-        ORDER BY id DESC LIMIT %(cap)s + 1
-    ) AS near
-    ORDER BY near.id DESC LIMIT %(cap)s + 1
-), floor AS (
-    SELECT coalesce((SELECT min(id) FROM found HAVING count(*) = %(cap)s + 1), 0) AS id
+_FILL = f"""
+{NEWEST_PUSHED_IDS}, floor AS (
+    SELECT coalesce((SELECT min(id) FROM found HAVING count(*) = %(limit)s), 0) AS id
 ), wanted AS (
     SELECT id, author_id FROM posts
     WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND deleted_event_id IS NULL
@@ -59,7 +43,7 @@ WITH authors AS (
 )
 INSERT INTO feed_entries (user_id, post_id, author_id) SELECT %(user)s, id, author_id FROM wanted ORDER BY 1, 2
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 - composed of constants
 
 
 def rebuild(user_ids: Sequence[int]) -> None:
@@ -89,7 +73,8 @@ def _fill(user_id: int) -> None:
     # It may have been put to rest again meanwhile.
     if feed is not None and not feed.idle:
         with connection.cursor() as cursor:
-            cursor.execute(_FILL, {"user": user_id, "cap": settings.FEED_MAX_ENTRIES})
+            # One more than fits tells where the floor must be.
+            cursor.execute(_FILL, {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING})
 
 
 def _lock(user_id: int) -> Feed | None:

@@ -4,7 +4,6 @@ A page is cut by post id, which never changes and is unique, so posts that arriv
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -45,7 +44,7 @@ ORDER BY id {direction}
 # The posts of many authors that are nearest to one end of a range of ids. Only the authors of the `limit` nearest
 # latest posts can matter, and of theirs only posts as near as the farthest of these. So a reader of 5,000 accounts
 # costs 5,000 look-ups in an index, not 5,000 pages.
-_NEAREST = """
+_NEAREST_IDS = """
 WITH authors AS ({authors}),
 nearest AS (
     SELECT author, near.id FROM authors CROSS JOIN LATERAL (
@@ -63,23 +62,37 @@ found AS (
     ) AS near
     ORDER BY near.id {direction} LIMIT %(limit)s
 )
+"""
+_NEAREST = (
+    _NEAREST_IDS
+    + """
 SELECT posts.id, author_id, content, created_at FROM found JOIN posts ON posts.id = found.id
 ORDER BY posts.id {direction}
 """
+)
 _ANY = "deleted_event_id IS NULL"
-_PULLED = "deleted_event_id IS NULL AND fanout = 1"
+_PUSHED_ONES = "deleted_event_id IS NULL AND fanout = 0"
+_PULLED_ONES = "deleted_event_id IS NULL AND fanout = 1"
 _GIVEN = "SELECT unnest(%(authors)s::bigint[]) AS author"
 _FOLLOWED = """
     SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND active UNION ALL SELECT %(user)s
 """
 
 
-# The newest posts of a feed by its definition alone, whatever is materialised: for comparing the two.
-NEWEST_BY_DEFINITION = (
-    _NEAREST.format(authors=_FOLLOWED, kind=_ANY, direction="DESC", last="min", within=">=", end=0)
-    .replace("%(low)s", "0")
-    .replace("%(high)s", str(MAX_ID))
-)
+class _Direction(NamedTuple):
+    direction: str
+    last: str
+    within: str
+    end: int
+
+
+_OLDER = _Direction("DESC", "min", ">=", 0)
+_NEWER = _Direction("ASC", "max", "<=", MAX_ID)
+
+# What a feed is made of, for those who compare or fill it: with the values `user`, `limit` and `EVERYTHING`.
+NEWEST_BY_DEFINITION = _NEAREST.format(authors=_FOLLOWED, kind=_ANY, **_OLDER._asdict())
+NEWEST_PUSHED_IDS = _NEAREST_IDS.format(authors=_FOLLOWED, kind=_PUSHED_ONES, **_OLDER._asdict())
+EVERYTHING = {"low": 0, "high": MAX_ID}
 
 # By the definition of a feed, and as soon as one is found: the nearest would cost a look-up an author.
 _ANY_BEYOND = f"""
@@ -90,18 +103,6 @@ SELECT EXISTS (
     ) AS post
 )
 """  # noqa: S608 - composed of constants
-
-
-@dataclass(frozen=True, slots=True)
-class _Direction:
-    direction: str
-    last: str
-    within: str
-    end: int
-
-
-_OLDER = _Direction("DESC", "min", ">=", 0)
-_NEWER = _Direction("ASC", "max", "<=", MAX_ID)
 
 
 class Range(NamedTuple):
@@ -175,7 +176,7 @@ class Reader:
         floor, posts = self._pushed(towards, wanted, limit)
         above = Range(max(wanted.low, floor), wanted.high)
         if self.pulled_authors and above.low < above.high:
-            posts += self._nearest(towards, _GIVEN, _PULLED, above, limit)
+            posts += self._nearest(towards, _GIVEN, _PULLED_ONES, above, limit)
             posts.sort(key=lambda post: post.id, reverse=towards is _OLDER)
         return floor, posts[:limit]
 
@@ -186,14 +187,7 @@ class Reader:
         return self.floor or 0, [PostRow(*row[2:]) for row in rows if row[2] is not None]
 
     def _nearest(self, towards: _Direction, authors: str, kind: str, wanted: Range, limit: int) -> list[PostRow]:
-        statement = _NEAREST.format(
-            authors=authors,
-            kind=kind,
-            direction=towards.direction,
-            last=towards.last,
-            within=towards.within,
-            end=towards.end,
-        )
+        statement = _NEAREST.format(authors=authors, kind=kind, **towards._asdict())
         values = {"user": self.user_id, "limit": limit, **wanted._asdict()}
         if authors is _GIVEN:
             values["authors"] = self.pulled_authors
