@@ -5,9 +5,8 @@ embedded broker answers it with the start of the last batch.
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -49,12 +48,7 @@ class Backlog:
             }
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._consumer.close()
 
     def read(self) -> dict[int, Standing]:
@@ -95,7 +89,7 @@ class Backlog:
 
 def lags(topic: str, group: str) -> dict[int, int]:
     """Return how many records of each partition lie beyond what `group` has committed. Raises `KafkaException`."""
-    with Backlog(topic, group) as backlog:
+    with closing(Backlog(topic, group)) as backlog:
         return {number: standing.lag for number, standing in backlog.read().items()}
 
 

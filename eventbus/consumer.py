@@ -28,7 +28,7 @@ class EventConsumer:
     """A member of a consumer group. One thread calls it; `stop` may come from a signal handler."""
 
     def __init__(self, topic: str, group: str, batch_max_events: int, batch_max_wait: float) -> None:
-        self._topic = topic
+        self.topic = topic
         self.group = group
         self._batch_max_events = batch_max_events
         self._batch_max_wait = batch_max_wait
@@ -53,7 +53,7 @@ class EventConsumer:
         An exception of `handle` leaves the batch uncommitted and propagates after a clean leave of the group.
         """
         self._consumer.subscribe(
-            [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         try:
             while not self._stopping:
@@ -191,7 +191,7 @@ class EventConsumer:
             raise failure
 
     def _count_assigned(self) -> None:
-        assigned = metrics.kafka_consumer_assigned_partitions.labels(self._topic, self.group)
+        assigned = metrics.kafka_consumer_assigned_partitions.labels(self.topic, self.group)
         assigned.set(len(self._assignments))
 
     def _leave(self) -> None:

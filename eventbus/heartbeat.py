@@ -3,83 +3,52 @@
 Written by a thread of its own, so it goes on while a batch waits for something; the row then shows for how long.
 """
 
+import itertools
 import os
 import socket
-import threading
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from functools import partial
 from uuid import UUID, uuid4
 
-import structlog
-from django.db import DatabaseError, close_old_connections, connection
 from django.db.models.functions import Now
 
+from eventbus.background import Repeating
 from eventbus.consumer import EventConsumer
 from eventbus.models import PipelineMinute, WorkerHeartbeat
 from eventbus.slowest import Slowest
 
 BEAT_SECONDS = 3.0
-STOP_SECONDS = 5.0
 PRUNE_EVERY_BEATS = 20
 # Nobody looks further back. Both tables stay at a few thousand rows.
 KEEP_HEARTBEATS = timedelta(hours=1)
 KEEP_MINUTES = timedelta(days=1)
 
-log = structlog.get_logger(__name__)
-
 
 class Heart:
-    """Beats while the context is open, and says at its end that the worker has left. Failures are logged."""
+    """Tells of a worker while `beating`, and at the end of that that it has left."""
 
-    def __init__(
-        self,
-        consumer: EventConsumer,
-        topic: str,
-        group: str,
-        worker_id: UUID | None = None,
-        slowest: Slowest | None = None,
-    ) -> None:
+    def __init__(self, consumer: EventConsumer, worker_id: UUID | None = None, slowest: Slowest | None = None) -> None:
         self._consumer = consumer
         self._slowest = slowest or Slowest()
+        self._beats = itertools.count()
         self._constants = {
             "worker_id": worker_id or uuid4(),
-            "topic": topic,
-            "group": group,
+            "topic": consumer.topic,
+            "group": consumer.group,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started_at": datetime.now(UTC),
         }
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def beating(self) -> Repeating:
+        """Return the context in which the heart beats; failures are logged."""
+        return Repeating("heartbeat", self._turn, pause=BEAT_SECONDS, at_end=partial(self.beat, leaving=True))
 
-    def __exit__(self, *_exception: object) -> None:
-        self._stopping.set()
-        self._thread.join(timeout=STOP_SECONDS)
-
-    def _run(self) -> None:
-        beats = 0
-        while not self._stopping.is_set():
-            self._try_to_beat(prune=beats % PRUNE_EVERY_BEATS == 0)
-            beats += 1
-            self._stopping.wait(BEAT_SECONDS)
-        self._try_to_beat(leaving=True)
-        connection.close()
-
-    def _try_to_beat(self, *, prune: bool = False, leaving: bool = False) -> None:
-        try:
-            close_old_connections()
-            self.beat(leaving=leaving)
-            if prune:
-                forget_old()
-        except DatabaseError as error:
-            log.warning("heartbeat_failed", error=str(error))
-        except Exception:
-            log.exception("heartbeat_failed")
+    def _turn(self) -> None:
+        self.beat()
+        if next(self._beats) % PRUNE_EVERY_BEATS == 0:
+            forget_old()
 
     def beat(self, *, leaving: bool = False) -> None:
         """Write the row, in one statement. Raises `DatabaseError`."""

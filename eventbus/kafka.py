@@ -14,7 +14,6 @@ TOPICS = (FEED_EVENTS, DEAD_LETTER_EVENTS)
 
 FANOUT_GROUP = "fanout"
 DLQ_GROUP = "dlq"
-GROUPS = {FANOUT_GROUP: FEED_EVENTS, DLQ_GROUP: DEAD_LETTER_EVENTS}
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 # A dead letter is the whole record and the headers that say why. The limits of topics count compressed bytes, so the
@@ -27,6 +26,11 @@ METADATA_TIMEOUT = 10.0  # seconds
 log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
+
+
+def groups() -> dict[str, str]:
+    """Return the topic of each consumer group."""
+    return {FANOUT_GROUP: FEED_EVENTS, DLQ_GROUP: DEAD_LETTER_EVENTS}
 
 
 def client_config() -> Config:

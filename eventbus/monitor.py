@@ -1,11 +1,10 @@
 """Watching a worker from a thread of its own, so that one that hangs is seen too: lag, progress and health."""
 
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from functools import partial
 
 import structlog
 from confluent_kafka import KafkaException
@@ -13,12 +12,13 @@ from django.conf import settings
 from django.db import connection
 
 from eventbus import health, kafka, metrics
+from eventbus.background import Repeating
 from eventbus.backlog import Backlog, Standing
 from eventbus.consumer import EventConsumer
 from eventbus.health import Health
 
 INTERVAL_SECONDS = 2.0
-STOP_SECONDS = 2.0
+JOIN_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ class Waiting:
 
 
 class Monitor:
-    """Use it as a context manager around the worker's loop.
+    """Looks at a worker and its servers while `watching`.
 
     It exports the lag of every group and partition, not only of this worker's: so there is a value while a group has
     no worker, or one that hangs, and it is the same from each process.
@@ -43,24 +43,19 @@ class Monitor:
         self._consumer = consumer
         self._waiting: dict[int, Waiting] = {}  # by partition of ours
         self._told_at = 0.0
-        self._stopping = threading.Event()
-        # Two threads: asking a server that is away takes seconds, and must not make the lag old.
-        self._threads = [
-            threading.Thread(target=self._watch_lag, name="lag", daemon=True),
-            threading.Thread(target=self._watch_dependencies, name="dependencies", daemon=True),
-        ]
         metrics.worker_stuck_seconds.labels(consumer.group).set_function(self.stuck_seconds)
         metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(self._heartbeat)
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(STOP_SECONDS)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch from two threads: asking a server that is away takes seconds, and must not make the lag old."""
+        backlogs = [Backlog(topic, group) for group, topic in kafka.groups().items()]
+        look, close = partial(self._look_at_all, backlogs), partial(_close, backlogs)
+        with (
+            Repeating("lag", look, pause=INTERVAL_SECONDS, at_end=close, join_seconds=JOIN_SECONDS),
+            Repeating("dependencies", self._look_at_dependencies, pause=INTERVAL_SECONDS, join_seconds=JOIN_SECONDS),
+        ):
+            yield
 
     def healthz(self) -> Health:
         """Answer that the loop goes round, or waits within the time after which Kafka gives its partitions away."""
@@ -88,22 +83,16 @@ class Monitor:
     def _heartbeat(self) -> float:
         return time.time() - (time.monotonic() - self._consumer.polled_at)
 
-    def _watch_lag(self) -> None:
-        with ExitStack() as stack:
-            backlogs = [stack.enter_context(Backlog(topic, group)) for group, topic in kafka.GROUPS.items()]
-            while not self._stopping.is_set():
-                for backlog in backlogs:
-                    self._look(backlog)
-                self._stopping.wait(INTERVAL_SECONDS)
+    def _look_at_all(self, backlogs: Iterable[Backlog]) -> None:
+        for backlog in backlogs:
+            self._look(backlog)
 
-    def _watch_dependencies(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                metrics.dependency_up.labels("postgresql").set(health.postgresql() == health.OK)
-            finally:
-                connection.close()
-            metrics.dependency_up.labels("redis").set(health.redis() == health.OK)
-            self._stopping.wait(INTERVAL_SECONDS)
+    def _look_at_dependencies(self) -> None:
+        try:
+            metrics.dependency_up.labels("postgresql").set(health.postgresql() == health.OK)
+        finally:
+            connection.close()
+        metrics.dependency_up.labels("redis").set(health.redis() == health.OK)
 
     def _look(self, backlog: Backlog) -> None:
         try:
@@ -134,3 +123,8 @@ class Monitor:
     def _since(self, number: int, at: Standing, now: float) -> float:
         before = self._waiting.get(number)
         return before.since if before and before.committed == at.committed else now
+
+
+def _close(backlogs: Iterable[Backlog]) -> None:
+    for backlog in backlogs:
+        backlog.close()

@@ -38,7 +38,7 @@ def run_subscription(subscription: Subscription, metrics_port: int | None) -> No
     )
     dead_letters = DeadLetterWriter(subscription.group)
     processor = Processor(subscription, dead_letters.write, consumer.wait, consumer.still_ours)
-    with Heart(consumer, subscription.topic, subscription.group, processor.worker_id, processor.slowest):
+    with Heart(consumer, processor.worker_id, processor.slowest).beating():
         _run(consumer, processor.process, metrics_port)
 
 
@@ -46,7 +46,7 @@ def run_dead_letter_store(metrics_port: int | None) -> None:
     """Store dead letters in PostgreSQL until SIGTERM or SIGINT, then leave cleanly."""
     metrics.export_dlq_size(_unresolved_dead_letters)
     consumer = EventConsumer(kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005)
-    with Heart(consumer, kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP):
+    with Heart(consumer).beating():
         _run(consumer, DeadLetterStore(consumer.wait).process, metrics_port)
 
 
@@ -55,7 +55,7 @@ def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> N
     if metrics_port is not None:
         _serve(metrics_port, monitor)
     tracing.start(f"feed-{consumer.group}")
-    with monitor, _stop_on_signals(consumer):
+    with monitor.watching(), _stop_on_signals(consumer):
         try:
             consumer.run(tracing.processing(handle, consumer.group))
         except DeadLetterFlood as flood:

@@ -4,26 +4,23 @@ Every `run_fanout` does it in a thread of its own, sharing the work: a walk over
 `housekeeping`, and a queue, `feeds.rebuild_wanted`. Feeds are right without any of it; it makes them cheap.
 """
 
-import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Self
 
 import structlog
-from django import db
 from django.conf import settings
-from django.db import close_old_connections, connection, transaction
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus import locks, metrics
+from eventbus.background import Repeating
 from feeds import cache, fanout
 from feeds.models import RESTING, Feed, Housekeeping
 from feeds.rebuild import rebuild
 
 POLL_SECONDS = 1.0
-STOP_SECONDS = 5.0
 REBUILDS_A_ROUND = 20
 USERS_A_STEP = 100
 # The walk sleeps so many times as long as it worked, and this long at the end of each round.
@@ -70,35 +67,14 @@ _UNWATCHED = "SELECT user_id FROM feeds WHERE follower_count >= %(from)s AND pul
 log = structlog.get_logger(__name__)
 
 
-class Housekeeper:
-    """Keeps house in a thread of its own; use it as a context manager. Failures are logged and tried again."""
+def housekeeper() -> Repeating:
+    """Return the context in which house is kept; failures are logged and tried again."""
+    return Repeating("housekeeping", _keep_house, pause=POLL_SECONDS, first_pause=POLL_SECONDS)
 
-    def __init__(self) -> None:
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._stopping.set()
-        # The transaction in hand takes milliseconds; cut off by the end of the process, it is rolled back.
-        self._thread.join(timeout=STOP_SECONDS)
-
-    def _run(self) -> None:
-        pause = POLL_SECONDS
-        while not self._stopping.wait(pause):
-            pause = POLL_SECONDS
-            try:
-                close_old_connections()
-                rebuild_wanted()
-                pause = min(walk(), POLL_SECONDS)
-            except db.Error as error:
-                log.warning("housekeeping_failed", error=str(error))
-            except Exception:
-                log.exception("housekeeping_failed")
-        connection.close()
+def _keep_house() -> float:
+    rebuild_wanted()
+    return min(walk(), POLL_SECONDS)
 
 
 def watch_pulled_authors() -> int:

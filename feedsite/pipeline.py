@@ -107,7 +107,7 @@ def page(request: HttpRequest) -> TemplateResponse:
         "title": "Pipeline",
         "now": timezone.now(),
         "dependencies": _dependencies(postgres, told, cache_state),
-        "lags": [_lag(group, told[group], workers) for group in _topics()],
+        "lags": [_lag(group, told[group], workers) for group in kafka.groups()],
         "rates": rates,
         "chart": _chart(rates.value or []),
         "minutes": _minutes(rates.value or []),
@@ -120,13 +120,8 @@ def page(request: HttpRequest) -> TemplateResponse:
     return TemplateResponse(request, "admin/pipeline.html", context)
 
 
-def _topics() -> dict[str, str]:
-    """Return the topic of each consumer group."""
-    return {kafka.FANOUT_GROUP: kafka.FEED_EVENTS, kafka.DLQ_GROUP: kafka.DEAD_LETTER_EVENTS}
-
-
 def _ask_outside() -> dict[str, Future[Any]]:
-    lags = {group: _ask((group, topic), partial(backlog.lags, topic, group)) for group, topic in _topics().items()}
+    lags = {group: _ask((group, topic), partial(backlog.lags, topic, group)) for group, topic in kafka.groups().items()}
     return lags | {REDIS: _ask((REDIS,), _ask_redis)}
 
 
@@ -210,7 +205,7 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers]
     problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
-    return Lag(_topics()[group], group, partitions, problem, owners_known=workers.ok)
+    return Lag(kafka.groups()[group], group, partitions, problem, owners_known=workers.ok)
 
 
 def _sums(rates: list[Rate]) -> list[int]:

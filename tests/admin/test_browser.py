@@ -77,7 +77,7 @@ def a_worker(topic: str) -> Iterator[None]:
     """Run what `run_fanout` runs, in a thread."""
 
     def run() -> None:
-        with Heart(consumer, topic, kafka.FANOUT_GROUP, processor.worker_id, processor.slowest):
+        with Heart(consumer, processor.worker_id, processor.slowest).beating():
             consumer.run(processor.process)
         connection.close()
 

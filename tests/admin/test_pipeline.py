@@ -43,7 +43,7 @@ def heart(feed_events: str) -> Iterator[Heart]:
     processor = a_processor()
     process(processor, *(PostCreatedFactory() for _ in range(3)))
     consumer = EventConsumer(feed_events, kafka.FANOUT_GROUP, batch_max_events=10, batch_max_wait=0.1)
-    yield Heart(consumer, feed_events, kafka.FANOUT_GROUP, processor.worker_id, processor.slowest)
+    yield Heart(consumer, processor.worker_id, processor.slowest)
     consumer._consumer.close()
 
 

@@ -1,6 +1,7 @@
 """The lag of a group, asked from outside of it."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
@@ -20,7 +21,7 @@ def topic() -> str:
 
 @pytest.fixture
 def backlog(topic: str) -> Iterator[Backlog]:
-    with Backlog(topic, broker.unique_name()) as backlog:
+    with closing(Backlog(topic, broker.unique_name())) as backlog:
         yield backlog
 
 

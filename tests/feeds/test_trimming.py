@@ -9,7 +9,7 @@ from pytest_django import Settings
 
 from eventbus import locks
 from feeds import cache, housekeeping, verification
-from feeds.housekeeping import USERS_A_STEP, Housekeeper
+from feeds.housekeeping import USERS_A_STEP, housekeeper
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Housekeeping
 from tests.eventbus.events import counted, eventually
 from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, apply, follow_all
@@ -270,7 +270,7 @@ def test_the_housekeeper_of_a_worker_trims_and_rebuilds_by_itself(worker: Worker
     written = posts(worker, CAP + 1)
     Feed.objects.filter(user_id=2).update(last_read_at="2025-01-01T00:00:00Z")
     Housekeeping.objects.create()
-    with Housekeeper():
+    with housekeeper():
         eventually(lambda: Feed.objects.get(user_id=2).idle and rows(3) == CAP)
         assert open_feed(2)[0] == written
         eventually(lambda: not Feed.objects.get(user_id=2).idle and rows() == CAP)

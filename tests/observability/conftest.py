@@ -1,6 +1,7 @@
 """A system per test, with events that no earlier test has left behind."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def idle_system(transactional_db: None, tmp_path: Path, settings: Settings) -> I
     if settings.KAFKA_SESSION_TIMEOUT_MS < 6_000:  # the embedded broker's; Apache Kafka would refuse less
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
     kafka.create_topics()
-    for group, topic in kafka.GROUPS.items():
+    for group, topic in kafka.groups().items():
         wait_until(lambda topic=topic, group=group: skipped(topic, group))  # type: ignore[misc]
     with running(tmp_path) as started:
         yield started
@@ -38,7 +39,7 @@ def skipped(topic: str, group: str) -> bool:
     """Commit the end of the topic for the group; False while the group has a member that was killed just now."""
     member = Consumer(kafka.client_config() | {"group.id": group})
     try:
-        with Backlog(topic, group) as backlog:
+        with closing(Backlog(topic, group)) as backlog:
             ends = {number: max(at.committed, 0) + at.lag for number, at in backlog.read().items()}
         offsets = [TopicPartition(topic, number, end) for number, end in ends.items()]
         committed = member.commit(offsets=offsets, asynchronous=False)

@@ -8,7 +8,6 @@ from django.core.management.base import BaseCommand
 
 from eventbus import retry, worker
 from feeds import handlers, housekeeping
-from feeds.housekeeping import Housekeeper
 
 
 class Command(BaseCommand):
@@ -19,5 +18,5 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
         retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
-        with Housekeeper():
+        with housekeeping.housekeeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
