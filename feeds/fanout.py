@@ -84,9 +84,7 @@ _WATCH = "UPDATE feeds SET pulled_since = clock_timestamp() WHERE user_id = ANY(
 
 def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
     """Store `posts` and put those that are pushed into their feeds. `careful`: their rows may exist already."""
-    pulled = _pulled_authors([post.author_id for post in posts])
-    new = Post.objects.store(posts, pulled)
-    _watch(pulled)
+    pulled, new = _store(posts)
     targets, statement = {post.post_id: post.author_id for post in posts if post.author_id not in pulled}, _DELIVER
     if careful or len(new) < len(posts):
         targets, statement = _stored_to_push(posts), _DELIVER_CAREFULLY
@@ -116,9 +114,7 @@ def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
 
 def _deliver_to_author(post: PostCreated) -> bool:
     """Store the post and put it into its author's own feed; tell whether it is to be pushed to the followers too."""
-    pulled = _pulled_authors([post.author_id])
-    Post.objects.store([post], pulled)
-    _watch(pulled)
+    _store([post])
     if not _stored_to_push([post]):
         return False
     with connection.cursor() as cursor:
@@ -177,15 +173,22 @@ def follower_counts(author_ids: Iterable[int]) -> dict[int, int]:
         return dict(cursor.fetchall())
 
 
-def _pulled_authors(author_ids: Sequence[int]) -> set[int]:
-    counts = follower_counts(author_ids)
-    return {author_id for author_id in author_ids if counts.get(author_id, 0) >= pulled_from()}
-
-
-def _watch(authors: Iterable[int]) -> None:
-    if authors := sorted(authors):
+def _store(posts: Sequence[PostCreated]) -> tuple[set[int], set[int]]:
+    """Store the posts, each with how it travels; return the authors who are pulled, and the ids that were new."""
+    pulled = _pulled_authors({post.author_id for post in posts})
+    new = Post.objects.store(posts, pulled)
+    if pulled:
         with connection.cursor() as cursor:
-            cursor.execute(_WATCH, [authors])
+            cursor.execute(_WATCH, [sorted(pulled)])
+    return pulled, new
+
+
+def _pulled_authors(author_ids: set[int]) -> set[int]:
+    threshold = pulled_from()
+    if threshold == NEVER:
+        return set()
+    counts = follower_counts(author_ids)
+    return {author_id for author_id in author_ids if counts.get(author_id, 0) >= threshold}
 
 
 def _stored_to_push(posts: Sequence[PostCreated]) -> dict[int, int]:

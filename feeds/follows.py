@@ -149,15 +149,15 @@ ORDER BY follower_id LIMIT %(limit)s
 """
 
 
-def audience(authors: set[int]) -> Iterator[list[int]]:
-    """Yield, in bounded lists, the followers of `authors` whose feeds do not rest."""
-    after, limit = 0, settings.FEED_BATCH_MAX_ROWS
+def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
+    """Yield, in bounded lists, `others` and the followers of `authors` whose feeds do not rest."""
+    first, after, limit = list(others), 0, settings.FEED_BATCH_MAX_ROWS
     while authors:
         with connection.cursor() as cursor:
             cursor.execute(_AUDIENCE, {"authors": list(authors), "after": after, "limit": limit})
             users = [user for (user,) in cursor.fetchall()]
-        if users:
-            yield users
+        yield first + users
         if len(users) < limit:
             return
-        after = users[-1]
+        first, after = [], users[-1]
+    yield first

@@ -85,9 +85,8 @@ def invalidate(events: Sequence[Event]) -> None:
     authors = {fact.author_id for fact in facts if isinstance(fact, PostCreated | PostDeleted)}
     followers = {fact.follower_id for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)}
     watched, by_every_page = Feed.objects.watched_among(authors)
-    cache.invalidate(list(authors | followers), watched)
-    for users in follows.audience(authors - by_every_page):
-        cache.invalidate(users)
+    for users in follows.audience(authors - by_every_page, authors | followers):
+        cache.invalidate(users, watched)
 
 
 def _apply_step(facts: Facts, careful: bool) -> None:
