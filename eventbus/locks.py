@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from django.db import connection
 
+from eventbus.sql import fetch
+
 # PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this number.
 BULK_LOAD = 1
 _KEYS = """
@@ -22,7 +24,6 @@ SELECT virtualtransaction FROM pg_locks
 WHERE locktype = 'advisory' AND classid = 0 AND objid = %s AND objsubid = 2 AND mode = 'ShareLock' AND granted
   AND pid <> pg_backend_pid() AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
-_STILL_OPEN = f"SELECT * FROM ({_WORKERS.replace('WHERE', 'WHERE virtualtransaction = ANY(%s) AND', 1)}) AS workers"  # noqa: S608 - constants
 WAIT_STEP_SECONDS = 0.005
 
 
@@ -41,11 +42,14 @@ def join_workers() -> None:
 
 def wait_for_workers() -> None:
     """Return when every worker's transaction that is open now has ended. Keeps nobody out."""
-    with connection.cursor() as cursor:
-        cursor.execute(_WORKERS, [BULK_LOAD])
-        while open_now := cursor.fetchall():
-            time.sleep(WAIT_STEP_SECONDS)
-            cursor.execute(_STILL_OPEN, [[transaction for (transaction,) in open_now], BULK_LOAD])
+    waited_for = _open_transactions()
+    while waited_for:
+        time.sleep(WAIT_STEP_SECONDS)
+        waited_for &= _open_transactions()
+
+
+def _open_transactions() -> set[str]:
+    return {transaction for (transaction,) in fetch(_WORKERS, [BULK_LOAD])}
 
 
 def acquire_bulk_load() -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from django.db import connection
 from django.db.models import ExpressionWrapper, F, fields
 from django.db.models.functions import Now
 
 from eventbus.models import DeadLetter, DeadLetterGroup, WorkerHeartbeat
+from eventbus.sql import fetch
 
 MINUTES = 60
 LATE_SECONDS = 15.0  # five beats
@@ -115,7 +115,7 @@ def rates() -> list[Rate]:
     """Return the rate of each type that was processed within the last hour, by type. Raises `DatabaseError`."""
     events: dict[str, list[int]] = defaultdict(lambda: [0] * MINUTES)
     seconds: dict[str, float] = defaultdict(float)
-    for event_type, ago, count, spent in _fetch(_RATES, [MINUTES]):
+    for event_type, ago, count, spent in fetch(_RATES, [MINUTES]):
         events[event_type][MINUTES - 1 - ago] = int(count)
         seconds[event_type] += spent
     return [Rate(name, counts, seconds[name]) for name, counts in sorted(events.items())]
@@ -153,13 +153,6 @@ def dead_letters() -> DeadLetters:
         "unresolved": [state.value for state in DeadLetter.UNRESOLVED],
         "most": COUNTED + 1,
     }
-    unresolved = dict(_fetch(_UNRESOLVED, values))
-    [[waiting]], [[last_hour]] = _fetch(_WAITING, [COUNTED + 1]), _fetch(_FAILED_LAST_HOUR, [COUNTED + 1])
+    unresolved = dict(fetch(_UNRESOLVED, values))
+    [[waiting]], [[last_hour]] = fetch(_WAITING, [COUNTED + 1]), fetch(_FAILED_LAST_HOUR, [COUNTED + 1])
     return DeadLetters(at_most(waiting), at_most(last_hour), [Group(row, unresolved[row.id]) for row in rows])
-
-
-def _fetch(statement: str, values: Any) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-    return rows

@@ -204,11 +204,11 @@ def _look_up(user_id: int, era: str) -> Lookup:
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     if value[:1] != _PAGE:
         return Lookup("miss")
-    seal, authors, newest, body = value[1:].split(b"\n", 3)
-    if seal and not _is_whole(seal, [int(author) for author in authors.split(b",")], era):
+    seal, page = _read_page(value)
+    if not _is_whole(seal, era):
         taken = _replace(key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
-    return Lookup("hit", page=CachedPage(newest, body), key=key, era=era, replaces=value, seal=seal + b"\n" + authors)
+    return Lookup("hit", page=page, key=key, era=era, replaces=value, seal=seal)
 
 
 def _inspect(user_id: int, era: str) -> Kept:
@@ -219,16 +219,29 @@ def _inspect(user_id: int, era: str) -> Kept:
     seconds_left = max(0, _redis().ttl(key))
     if value[:1] != _PAGE:
         return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
-    seal, authors, _newest, body = value[1:].split(b"\n", 3)
-    watched = [int(author) for author in authors.split(b",")] if authors else []
-    whole = not seal or _is_whole(seal, watched, era)
+    seal, page = _read_page(value)
+    whole = _is_whole(seal, era)
     state = "hit" if whole else "miss: an author that the page watches has posted since"
-    return Kept(state, whole, seconds_left, len(body), watched)
+    return Kept(state, whole, seconds_left, len(page.body), _watched(seal))
 
 
-def _is_whole(seal: bytes, authors: Sequence[int], era: str) -> bool:
+def _read_page(value: bytes) -> tuple[bytes, CachedPage]:
+    """Return the seal, which names the authors watched, and the page."""
+    digest, authors, newest, body = value[1:].split(b"\n", 3)
+    return digest + b"\n" + authors, CachedPage(newest, body)
+
+
+def _watched(seal: bytes) -> list[int]:
+    authors = seal.partition(b"\n")[2]
+    return [int(author) for author in authors.split(b",")] if authors else []
+
+
+def _is_whole(seal: bytes, era: str) -> bool:
+    authors = _watched(seal)
+    if not authors:
+        return True
     tokens = _near().get([_author_key(author, era).encode() for author in authors])
-    return None not in tokens and _sealed(authors, tokens).startswith(seal)
+    return None not in tokens and _sealed(authors, tokens) == seal
 
 
 def _sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:

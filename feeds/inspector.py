@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from django.db import connection
-
+from eventbus.sql import fetch
 from feeds import cache
 from feeds.cache import Kept
 from feeds.models import RESTING, Feed
@@ -127,9 +126,7 @@ def inspect(user_id: int) -> Inspection:
 
 def _compare(user_id: int) -> tuple[list[Entry], bool]:
     values = {"user": user_id, "limit": SHOWN, **EVERYTHING}
-    with connection.cursor() as cursor:
-        cursor.execute(_COMPARE.format(definition=NEWEST_BY_DEFINITION), values)
-        rows = [Row(*row) for row in cursor.fetchall()]
+    rows = [Row(*row) for row in fetch(_COMPARE.format(definition=NEWEST_BY_DEFINITION), values)]
     # Below the end of either list it is not known whether the other goes on.
     ends = [_end([row for row in rows if row.defined]), _end([row for row in rows if row.stored])]
     return [Entry(row) for row in rows if row.post_id >= max(ends)], max(ends) == 0

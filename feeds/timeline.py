@@ -6,14 +6,14 @@ A page is cut by post id, which never changes and is unique, so posts that arriv
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from django import db
-from django.db import connection
 from django.utils import timezone
 
 from eventbus.snowflake import MAX_ID
+from eventbus.sql import fetch
 from feeds.models import RESTING, Feed, Follow
 from posts.models import PostRow
 from posts.pagination import Position
@@ -143,7 +143,7 @@ class Reader:
     def any_beyond(self, position: Position) -> bool:
         """Tell whether the feed has a post beyond `position`, without looking for the nearest."""
         wanted = Range(position.id, MAX_ID) if position.newer else Range(0, position.id)
-        found: bool = _fetch(_ANY_BEYOND, {"user": self.user_id, **wanted._asdict()})[0][0]
+        found: bool = fetch(_ANY_BEYOND, {"user": self.user_id, **wanted._asdict()})[0][0]
         return found
 
     def note(self) -> None:
@@ -182,7 +182,7 @@ class Reader:
 
     def _pushed(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
         values = {"user": self.user_id, "limit": limit, **wanted._asdict()}
-        rows = _fetch(_PUSHED.format(direction=towards.direction), values)
+        rows = fetch(_PUSHED.format(direction=towards.direction), values)
         self.floor, self.last_read_at = rows[0][:2]
         return self.floor or 0, [PostRow(*row[2:]) for row in rows if row[2] is not None]
 
@@ -191,16 +191,9 @@ class Reader:
         values = {"user": self.user_id, "limit": limit, **wanted._asdict()}
         if authors is _GIVEN:
             values["authors"] = self.pulled_authors
-        return [PostRow(*row) for row in _fetch(statement, values)]
+        return [PostRow(*row) for row in fetch(statement, values)]
 
 
 def read(user_id: int, position: Position, limit: int) -> list[PostRow]:
     """Return up to `limit` posts of the user's feed beyond `position`, nearest to it first."""
     return Reader(user_id).read(position, limit)
-
-
-def _fetch(statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
-    return rows

@@ -64,7 +64,7 @@ WITH pairs AS (
 )
 """
 _COUNT = "SELECT kind, count(*) FROM pairs GROUP BY 1"
-_FIRST = "SELECT kind, user_id, post_id, author_id FROM pairs WHERE kind <> 'equal' ORDER BY 1, 2, 3 LIMIT 20"
+_FIRST = "SELECT kind, user_id, post_id, author_id FROM pairs WHERE kind <> 'equal' ORDER BY 1, 2, 3 LIMIT {shown}"
 
 _DUPLICATES = "SELECT user_id, post_id FROM feed_entries WHERE {scope} GROUP BY 1, 2 HAVING count(*) > 1"
 
@@ -230,6 +230,7 @@ def _run(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
         stored=stored,
         resting=RESTING,
         scope=scope.sql("user_id"),
+        shown=SHOWN,
         of_user=of_user,
         of_author=scope.sql("author_id"),
         of_follower=scope.sql("follower_id"),

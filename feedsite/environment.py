@@ -67,6 +67,7 @@ def _read(env: Env) -> dict[str, Any]:
     data_dir = Path(env.str("FEED_DATA_DIR", str(BASE_DIR / ".local"))).resolve()
     embedded = addresses(data_dir)
     all_external = not _is_embedded("DATABASE_URL", embedded)
+    kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
     return {
         "FEED_DATA_DIR": data_dir,
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
@@ -83,7 +84,7 @@ def _read(env: Env) -> dict[str, Any]:
         # Tokens
         **_token_settings(env, data_dir, all_external),
         # Kafka
-        **_kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded)),
+        **kafka,
         # Feeds
         "FEED_STRATEGY": env.str("FEED_STRATEGY", "hybrid", validate=validate.OneOf(["push", "pull", "hybrid"])),
         "FEED_PUSH_MAX_FOLLOWERS": env.int("FEED_PUSH_MAX_FOLLOWERS", 10_000, validate=POSITIVE),
@@ -98,7 +99,7 @@ def _read(env: Env) -> dict[str, Any]:
         "DLQ_MAX_REPLAYS": env.int("DLQ_MAX_REPLAYS", 5, validate=POSITIVE),
         "WORKER_STUCK_SECONDS": env.int("WORKER_STUCK_SECONDS", 60, validate=POSITIVE),
         # Pruning
-        **_pruning_settings(env),
+        **_pruning_settings(env, kafka["KAFKA_RETENTION_HOURS"]),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
         "OTEL_TRACES_EXPORTER": env.str(
@@ -194,9 +195,9 @@ def _refuse(sentence: str) -> NoReturn:
     raise ImproperlyConfigured(f"Wrong configuration: {sentence}")
 
 
-def _pruning_settings(env: Env) -> dict[str, Any]:
+def _pruning_settings(env: Env, retention_hours: int) -> dict[str, Any]:
     # Kafka deletes whole segments, so records live up to a day longer than the retention.
-    days = 1 + math.ceil(env.int("KAFKA_RETENTION_HOURS", 168) / 24)
+    days = 1 + math.ceil(retention_hours / 24)
     return {
         "PROCESSED_EVENTS_DAYS": env.int("PROCESSED_EVENTS_DAYS", days, validate=DAYS),
         "IDEMPOTENCY_KEY_DAYS": env.int("IDEMPOTENCY_KEY_DAYS", min(7, days), validate=DAYS),

@@ -70,8 +70,7 @@ def paginate(
 
     `any_beyond` tells whether there is any row beyond a position, for lists that know it cheaper than by reading one.
     """
-    if any_beyond is None:
-        any_beyond = lambda place: bool(read(place, 1))  # noqa: E731 - shorter than a function of its own
+    any_beyond = any_beyond or (lambda place: bool(read(place, 1)))
     rows = read(position, limit + 1)
     more = len(rows) > limit
     rows = rows[:limit]

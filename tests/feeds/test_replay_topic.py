@@ -9,12 +9,14 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from pytest_django import Settings
 
-from eventbus import kafka, producer
+from eventbus import producer
 from eventbus.models import ProcessedEvent
 from feeds import verification
-from tests.eventbus import broker
+from tests.eventbus.conftest import feed_events
 from tests.feeds.model import expected_feed, feed, history
 from tests.feeds.worker import Worker
+
+__all__ = ["feed_events"]
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -29,15 +31,7 @@ TABLES = {
 
 
 @pytest.fixture
-def topic(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Have this test's events published to a topic of its own."""
-    name = broker.create_topic(partitions=4)
-    monkeypatch.setattr(kafka, "FEED_EVENTS", name)
-    return name
-
-
-@pytest.fixture
-def published(topic: str) -> list[Any]:
+def published(feed_events: str) -> list[Any]:
     """What some users did over a while, in the log and processed."""
     chance = random.Random(20261124)
     kinds = ["post"] * 5 + ["follow"] * 4 + ["unfollow", "delete"]
