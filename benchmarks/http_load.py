@@ -71,14 +71,14 @@ def _wrk(port: int, script: str, connections: int, seconds: float) -> Load:
     broken = re.findall(r"(?:connect|read|write|timeout) (\d+)", output)
     return Load(
         rate=float(_find(r"Requests/sec:\s+(\S+)", output)),
-        p50_ms=_milliseconds(_find(r"50%\s+(\S+)", output)),
-        p99_ms=_milliseconds(_find(r"99%\s+(\S+)", output)),
+        p50_ms=_milliseconds(_find(r"^\s+50%\s+(\S+)", output)),
+        p99_ms=_milliseconds(_find(r"^\s+99%\s+(\S+)", output)),
         errors=int(refused[1] if refused else 0) + sum(map(int, broken)),
     )
 
 
 def _find(pattern: str, output: str) -> str:
-    match = re.search(pattern, output)
+    match = re.search(pattern, output, re.MULTILINE)
     if not match:
         raise RuntimeError(f"wrk said: {output}")
     return match[1]

@@ -198,17 +198,22 @@ def _replace(key: str, old: bytes, new: bytes, *expiry: str | int) -> bool:
 def _look_up(user_id: int, era: str) -> Lookup:
     key = _key(user_id, era)
     [value] = _near().get([key.encode()])
-    lease = _LEASE + uuid.uuid4().bytes
     if value is None:
+        lease = _new_lease()
         taken = bool(_redis().set(key, lease, nx=True, px=LEASE_MS))
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     if value[:1] != _PAGE:
         return Lookup("miss")
     seal, page = _read_page(value)
     if not _is_whole(seal, era):
+        lease = _new_lease()
         taken = _replace(key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     return Lookup("hit", page=page, key=key, era=era, replaces=value, seal=seal)
+
+
+def _new_lease() -> bytes:
+    return _LEASE + uuid.uuid4().bytes
 
 
 def _inspect(user_id: int, era: str) -> Kept:

@@ -33,20 +33,24 @@ class NearCache:
         )
         self._values: dict[bytes, bytes] = {}
         self._heard_at = 0.0
+        self._caught_up_at = 0.0
         self._lock = threading.Lock()
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the value of each key, None where there is none."""
+        asked_at = time.monotonic()
         with self._lock:
             try:
-                return self._get(keys)
+                return self._get(keys, asked_at)
             except redis.ConnectionError:
                 # The server may be back already; the connection is made anew.
-                return self._get(keys)
+                return self._get(keys, asked_at)
 
-    def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def _get(self, keys: Sequence[bytes], asked_at: float) -> list[bytes | None]:
         try:
-            self._catch_up()
+            # Whoever had the lock meanwhile may have looked for announcements after this was asked.
+            if self._caught_up_at <= asked_at:
+                self._catch_up()
             values = [self._values.get(key) for key in keys]
             missing = [key for key, value in zip(keys, values, strict=True) if value is None]
             if not missing:
@@ -61,10 +65,12 @@ class NearCache:
 
     def _catch_up(self) -> None:
         """Forget whatever Redis has announced to be changed."""
+        began_at = time.monotonic()
         if time.monotonic() - self._heard_at > HEARD_WITHIN_SECONDS:
             self._ask("PING")
         while self._connection.can_read(0):
             self._connection.read_response(push_request=True)
+        self._caught_up_at = began_at
 
     def _ask(self, *command: Any) -> Any:
         asked_at = time.monotonic()

@@ -104,7 +104,7 @@ def _require_reader(request: Request, user_id: int) -> None:
 
 
 def _since(request: Request) -> int:
-    text = request.GET.get("since", "")
+    text = request.query_params.get("since", "")
     if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
         return int(text)
     raise ParseError("since must be a post id.", code="invalid_since")

@@ -45,13 +45,13 @@ class Page:
 
 def position_of(request: Request) -> Position:
     """Return the position in `?cursor=`, or the start of the list. Raises `ParseError`."""
-    cursor = request.GET.get("cursor")
+    cursor = request.query_params.get("cursor")
     return START if cursor is None else _decode(cursor)
 
 
 def limit_of(request: Request) -> int:
     """Return `?limit=`, 1 … 100, or 20. Raises `ParseError`."""
-    text = request.GET.get("limit")
+    text = request.query_params.get("limit")
     if text is None:
         return DEFAULT_LIMIT
     if text.isascii() and text.isdecimal() and len(text) <= 3 and 1 <= int(text) <= MAX_LIMIT:
@@ -98,7 +98,7 @@ def link(request: Request, position: Position | None) -> str | None:
 
 def link_to(request: Request, cursor: str) -> str:
     """Return the absolute URL of the page at `cursor`, keeping the request's `limit`."""
-    limit = request.GET.get("limit")
+    limit = request.query_params.get("limit")
     query = f"cursor={cursor}&limit={limit_of(request)}" if limit else f"cursor={cursor}"
     return f"{request.scheme}://{request.get_host()}{request.path}?{query}"
 
