@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks import tables
-from feeds import cache, timeline
+from feeds import cache
+from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.pagination import DEFAULT_LIMIT, START, Position
 
@@ -64,7 +65,7 @@ def query_of(position: Position) -> str:
 def query_seconds(user: int, position: Position) -> float:
     """Return the seconds that PostgreSQL and the code around it take for the page, without HTTP, cache and JSON."""
     started = time.perf_counter()
-    timeline.read(user, position, DEFAULT_LIMIT + 1)
+    Reader(user).read(position, DEFAULT_LIMIT + 1)
     return time.perf_counter() - started
 
 

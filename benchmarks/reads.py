@@ -9,8 +9,8 @@ from django.db import connection
 from benchmarks import database, reading, tables, workload
 from benchmarks.stand import Stand
 from benchmarks.tables import progress
-from feeds import timeline
 from feeds.models import RESTING
+from feeds.timeline import Reader
 from posts.pagination import DEFAULT_LIMIT, START, Position
 
 AUTHORS = 10_000
@@ -192,7 +192,7 @@ def _plans(user: int, position: Position) -> None:
         return execute(sql, params, many, context)
 
     with connection.execute_wrapper(keep):
-        timeline.read(user, position, DEFAULT_LIMIT + 1)
+        Reader(user).read(position, DEFAULT_LIMIT + 1)
     for sql, params in statements:
         plan = database.column(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, BUFFERS OFF) {sql}", params)
         tables.note("\n".join(["```", *plan, "```"]))

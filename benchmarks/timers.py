@@ -49,7 +49,7 @@ class Timers:
         """Return `subscription` with each of its functions timed."""
         return replace(
             subscription,
-            check=self.timed("Python: check", subscription.check),
+            to_fact=self.timed("Python: facts", subscription.to_fact),
             plan=self.timed("Python: plan", subscription.plan),
             apply=self.timed("Python: apply", subscription.apply),
             after_commit=self.timed("invalidation of cached pages", subscription.after_commit),

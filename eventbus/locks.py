@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from django.db import connection
 
-from eventbus.sql import fetch
+from eventbus.sql import bigints, fetch
 
 # PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this number.
 BULK_LOAD = 1
@@ -31,7 +31,7 @@ def acquire_keys(keys: Iterable[int]) -> None:
     """Hold the lock of each key until the transaction ends; in ascending order, so workers cannot deadlock."""
     with connection.cursor() as cursor:
         cursor.execute(_BULK_SHARED, [BULK_LOAD])
-        cursor.execute(_KEYS, [list(keys)])
+        cursor.execute(_KEYS, [bigints(keys)])
 
 
 def join_workers() -> None:

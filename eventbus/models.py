@@ -9,11 +9,12 @@ from django.db import connection, models
 from django.db.models.functions import Now
 
 from eventbus.envelope import Event
+from eventbus.sql import bigints
 
 OVERDUE_AFTER = timedelta(minutes=10)
 
 # As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL does.
-_PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s)"
+_PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s::bigint[])"
 # The statement that makes an event processed counts it for the pipeline page too: never one without the other.
 _RECORD = """
 WITH new AS (
@@ -32,7 +33,7 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
     def ids_among(self, events: Iterable[Event]) -> set[int]:
         """Return the ids of those of `events` that were processed before (one index look-up)."""
         with connection.cursor() as cursor:
-            cursor.execute(_PROCESSED_AMONG, [[event.event_id for event in events]])
+            cursor.execute(_PROCESSED_AMONG, [bigints(event.event_id for event in events)])
             return {event_id for (event_id,) in cursor.fetchall()}
 
     def record(self, events: Sequence[Event], seconds: Sequence[float], worker_id: UUID) -> None:
@@ -40,7 +41,11 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
 
         Adds them, and the seconds that each has taken so far, to the worker's `pipeline_minutes`.
         """
-        columns: list[Any] = [[event.event_id for event in events], [event.type for event in events], list(seconds)]
+        columns: list[Any] = [
+            bigints(event.event_id for event in events),
+            [event.type for event in events],
+            list(seconds),
+        ]
         with connection.cursor() as cursor:
             cursor.execute(_RECORD, [*columns, worker_id])
 

@@ -21,7 +21,7 @@ from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.slowest import Slowest
-from eventbus.subscription import Delivery, Record, Subscription
+from eventbus.subscription import Delivery, Facts, Record, Subscription
 
 DeadLetter = Callable[[Record, BaseException, Delivery | None], None]
 Chain = deque[Delivery]  # events of one key, in order
@@ -59,25 +59,25 @@ class Processor:
         correlation.bind_deliveries(deliveries)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
         culprits: dict[int, Chain] = {}
-        for events in self._plan([delivery.event for delivery in deliveries]):
-            self._commit_neighbours([by_id[event.event_id] for event in events], culprits)
+        for facts in self._plan([delivery.fact for delivery in deliveries]):
+            self._commit_neighbours([by_id[fact.event_id] for fact in facts], culprits)
         self._work_off(list(culprits.values()))
 
-    def _plan(self, events: Sequence[Event]) -> list[list[Event]]:
-        """Return the parts of the plan; an event that cannot be planned stands alone, and `apply` decides."""
+    def _plan(self, facts: Facts) -> list[list[Any]]:
+        """Return the parts of the plan; a fact that cannot be planned stands alone, and `apply` decides."""
         try:
-            return retry.until_possible(lambda: self._subscription.plan(events), self._wait)
+            return retry.until_possible(lambda: self._subscription.plan(facts), self._wait)
         except WorkerStopping:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_commit`
-            log.warning("plan_failed", count=len(events), error=retry.reason(error))
-        if len(events) <= 1:
-            return [list(events)]
-        middle = len(events) // 2
-        return self._plan(events[:middle]) + self._plan(events[middle:])
+            log.warning("plan_failed", count=len(facts), error=retry.reason(error))
+        if len(facts) <= 1:
+            return [list(facts)]
+        middle = len(facts) // 2
+        return self._plan(facts[:middle]) + self._plan(facts[middle:])
 
     def _decode(self, records: Iterable[Record]) -> list[Delivery]:
-        """Decode and check records; what can never be applied is a dead letter at once. The first of twins wins."""
+        """Decode records; what can never be applied is a dead letter at once. The first of twins wins."""
         deliveries: dict[int, Delivery] = {}
         for record in records:
             delivery = None
@@ -85,8 +85,8 @@ class Processor:
                 if record.headers_error:
                     raise UndecodableEvent(record.headers_error)
                 delivery = Delivery(record, envelope.decode(record.value, record.key), taken_at=time.monotonic())
-                self._subscription.check(delivery.event)
-            except Exception as error:  # noqa: BLE001 - a bug in `check` would fail again
+                delivery.fact = self._subscription.to_fact(delivery.event)
+            except Exception as error:  # noqa: BLE001 - a bug in `to_fact` would fail again
                 self._bury(record, error, delivery)
             else:
                 first = deliveries.setdefault(delivery.event.event_id, delivery)
@@ -155,10 +155,8 @@ class Processor:
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
             log.warning("events_failed", count=len(ours), error=retry.reason(error))
             return error
-        now = time.monotonic()
         for delivery in ours:
-            metrics.event_processing_duration_seconds.labels(delivery.event.type).observe(now - delivery.taken_at)
-            metrics.observe_visible(delivery.event.type, delivery.record.timestamp_ms)
+            metrics.observe_processed(delivery.event.type, delivery.taken_at, delivery.record.timestamp_ms)
         correlation.note_processed(ours)
         if ours:
             self.slowest.note(ours)
@@ -173,19 +171,20 @@ class Processor:
             if resume_after is None:
                 break
             self._wait(0)
-        self._subscription.after_commit([delivery.event for delivery in deliveries])
+        self._subscription.after_commit([delivery.fact for delivery in deliveries])
 
     @transaction.atomic
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
         events = [delivery.event for delivery in deliveries]
         locks.acquire_keys(event.key for event in events)
         processed = ProcessedEvent.objects.ids_among(events)
-        fresh = [event for event in events if event.event_id not in processed]
+        fresh = [delivery for delivery in deliveries if delivery.event.event_id not in processed]
         more = None
         if fresh:
-            more = self._subscription.apply(fresh, careful=careful, resume_after=resume_after)
+            facts = [delivery.fact for delivery in fresh]
+            more = self._subscription.apply(facts, careful=careful, resume_after=resume_after)
         if more is None:
-            ProcessedEvent.objects.record(fresh, _seconds(fresh, deliveries), self.worker_id)
+            ProcessedEvent.objects.record([delivery.event for delivery in fresh], _seconds(fresh), self.worker_id)
             dead_letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
@@ -198,11 +197,10 @@ def _chains(deliveries: Iterable[Delivery]) -> list[Chain]:
     return list(chains.values())
 
 
-def _seconds(events: Sequence[Event], deliveries: Iterable[Delivery]) -> list[float]:
-    """Return how long each of `events` has been in hand."""
-    taken_at = {delivery.event.event_id: delivery.taken_at for delivery in deliveries}
+def _seconds(deliveries: Iterable[Delivery]) -> list[float]:
+    """Return how long each event has been in hand."""
     now = time.monotonic()
-    return [now - taken_at[event.event_id] for event in events]
+    return [now - delivery.taken_at for delivery in deliveries]
 
 
 def _count_redelivered(events: Iterable[Event], processed: set[int]) -> None:

@@ -1,5 +1,6 @@
 """Asking PostgreSQL in SQL where the ORM has no words for it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from django.db import connection
@@ -11,3 +12,8 @@ def fetch(statement: str, values: Any) -> list[tuple[Any, ...]]:
         cursor.execute(statement, values)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
     return rows
+
+
+def bigints(numbers: Iterable[int]) -> str:
+    """Return `numbers` as a literal for `%s::bigint[]`. psycopg looks into each item of a list for what to quote."""
+    return "{" + ",".join(map(str, numbers)) + "}"

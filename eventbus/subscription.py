@@ -10,7 +10,7 @@ from confluent_kafka import Message
 
 from eventbus.envelope import Event
 
-Events = Sequence[Event]
+Facts = Sequence[Any]
 Headers = Sequence[tuple[str, bytes | None]]
 
 
@@ -76,6 +76,7 @@ class Delivery:
     record: Record
     event: Event
     taken_at: float  # monotonic seconds
+    fact: Any = None  # what the subscription has read in the event
     attempts: int = 0  # how often it was tried again, alone, after the failure of its batch
     first_failed_at: datetime | None = None
     replays: list[Record] = field(default_factory=list)
@@ -94,15 +95,15 @@ class Subscription:
     group: str
     batch_max_events: int
     batch_max_wait: float  # seconds
-    check: Callable[[Event], None]
-    """Raises `PoisonEvent` for an event that can never be applied; touches no database."""
-    plan: Callable[[Events], list[list[Event]]]
-    """Splits events, in order, into lists that each fit one transaction."""
+    to_fact: Callable[[Event], Any]
+    """Returns what the event says, with its `event_id`; raises `PoisonEvent` for one that can never be applied."""
+    plan: Callable[[Facts], list[list[Any]]]
+    """Splits facts, in order, into lists that each fit one transaction."""
     apply: Callable[..., Any]
-    """`apply(events, careful=…, resume_after=…)` runs inside a transaction and returns None when all is done.
+    """`apply(facts, careful=…, resume_after=…)` runs inside a transaction and returns None when all is done.
 
     Any other answer asks for the same call again in a new transaction with it as `resume_after`. `careful` means
-    that rows of these events may exist already.
+    that rows of these facts may exist already.
     """
-    after_commit: Callable[[Events], None]
+    after_commit: Callable[[Facts], None]
     """Runs after each commit, and again when committed events are delivered again."""

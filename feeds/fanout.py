@@ -19,6 +19,7 @@ from django.db import connection
 from eventbus import metrics
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import MAX_ID
+from eventbus.sql import bigints
 from posts.events import PostCreated, PostDeleted
 from posts.models import Fanout, Post
 
@@ -30,11 +31,11 @@ NEVER = MAX_ID  # more followers than there can be
 _DELIVER = """
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower_id, post_id, author_id
-FROM unnest(%s::bigint[], %s::bigint[]) AS new (post_id, author_id)
+FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS new (post_id, author_id)
 JOIN follows ON followee_id = author_id AND active AND NOT idle
 UNION ALL
 SELECT author_id, post_id, author_id
-FROM unnest(%s::bigint[], %s::bigint[]) AS own (post_id, author_id)
+FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS own (post_id, author_id)
 JOIN feeds ON user_id = author_id AND NOT idle
 ORDER BY 1, 2
 """
@@ -76,7 +77,7 @@ WITH part AS (
 SELECT max(follower_id), 0 FROM part
 """
 
-_FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s)"
+_FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s::bigint[])"
 
 # From now on readers look for posts of these authors when they read; see `feeds.cache` for what the time is for.
 _WATCH = "UPDATE feeds SET pulled_since = clock_timestamp() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
@@ -90,7 +91,7 @@ def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
         targets, statement = _stored_to_push(posts), _DELIVER_CAREFULLY
     if targets:
         with connection.cursor() as cursor:
-            cursor.execute(statement, [list(targets), list(targets.values())] * 2)
+            cursor.execute(statement, {"posts": bigints(targets), "authors": bigints(targets.values())})
             metrics.fanout_rows_total.inc(cursor.rowcount)
 
 
@@ -169,7 +170,7 @@ def pulled_from() -> int:
 def follower_counts(author_ids: Iterable[int]) -> dict[int, int]:
     """Return how many followers each author has; authors without a row have none and are left out."""
     with connection.cursor() as cursor:
-        cursor.execute(_FOLLOWER_COUNTS, [list(set(author_ids))])
+        cursor.execute(_FOLLOWER_COUNTS, [bigints(set(author_ids))])
         return dict(cursor.fetchall())
 
 

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db import connection
 
 from eventbus import metrics
+from eventbus.sql import bigints
 from feeds import fanout
 from feeds.events import UserFollowed, UserUnfollowed
 
@@ -144,7 +145,7 @@ def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
 
 _AUDIENCE = """
 SELECT DISTINCT follower_id FROM follows
-WHERE followee_id = ANY(%(authors)s) AND active AND NOT idle AND follower_id > %(after)s
+WHERE followee_id = ANY(%(authors)s::bigint[]) AND active AND NOT idle AND follower_id > %(after)s
 ORDER BY follower_id LIMIT %(limit)s
 """
 
@@ -154,7 +155,7 @@ def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
     first, after, limit = list(others), 0, settings.FEED_BATCH_MAX_ROWS
     while authors:
         with connection.cursor() as cursor:
-            cursor.execute(_AUDIENCE, {"authors": list(authors), "after": after, "limit": limit})
+            cursor.execute(_AUDIENCE, {"authors": bigints(authors), "after": after, "limit": limit})
             users = [user for (user,) in cursor.fetchall()]
         yield first + users
         if len(users) < limit:

@@ -1,6 +1,6 @@
 """From an event to the function that applies it: the subscription of `run_fanout`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.conf import settings
@@ -8,15 +8,15 @@ from django.conf import settings
 from eventbus import kafka
 from eventbus.envelope import Event
 from eventbus.exceptions import UnknownEventType
-from eventbus.subscription import Subscription
+from eventbus.subscription import Facts, Subscription
 from feeds import cache, fanout, follows
 from feeds.events import UserFollowed, UserUnfollowed
 from feeds.models import Feed
 from posts.events import PostCreated, PostDeleted
 
-Facts = Sequence[Any]
+PostFact = PostCreated | PostDeleted
+FollowFact = UserFollowed | UserUnfollowed
 
-POSTS = (PostCreated.TYPE, PostDeleted.TYPE)
 FACTS: dict[tuple[str, int], Callable[[Event], Any]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
@@ -32,7 +32,7 @@ def subscription() -> Subscription:
         group=kafka.FANOUT_GROUP,
         batch_max_events=settings.FEED_BATCH_MAX_EVENTS,
         batch_max_wait=settings.FEED_BATCH_MAX_WAIT_MS / 1000,
-        check=to_fact,
+        to_fact=to_fact,
         plan=plan,
         apply=apply,
         after_commit=invalidate,
@@ -48,42 +48,40 @@ def to_fact(event: Event) -> Any:
     return parse(event)
 
 
-def plan(events: Sequence[Event]) -> list[list[Event]]:
-    """Split `events`, in order, so that each part writes at most about `FEED_BATCH_MAX_ROWS` rows.
+def plan(facts: Facts) -> list[list[Any]]:
+    """Split `facts`, in order, so that each part writes at most about `FEED_BATCH_MAX_ROWS` rows.
 
-    An event that exceeds this on its own stands alone; `apply` then works it off in several transactions.
+    A fact that exceeds this on its own stands alone; `apply` then works it off in several transactions.
     """
-    followers = fanout.follower_counts([event.key for event in events])
-    parts: list[list[Event]] = []
+    followers = fanout.follower_counts(map(_author, facts))
+    parts: list[list[Any]] = []
     rows_left = 0
-    for event in events:
-        rows = _rows(event, followers)
+    for fact in facts:
+        rows = _rows(fact, followers)
         if rows > rows_left:
             parts.append([])
             rows_left = settings.FEED_BATCH_MAX_ROWS
-        parts[-1].append(event)
+        parts[-1].append(fact)
         rows_left -= rows
     return parts
 
 
-def apply(events: Sequence[Event], *, careful: bool, resume_after: int | None) -> int | None:
-    """Apply `events` within the current transaction; see `Subscription.apply`."""
-    if len(events) == 1 and _is_oversized(events[0]):
-        return _apply_part(to_fact(events[0]), resume_after)
-    facts = [to_fact(event) for event in events]
+def apply(facts: Facts, *, careful: bool, resume_after: int | None) -> int | None:
+    """Apply `facts` within the current transaction; see `Subscription.apply`."""
+    if len(facts) == 1 and _is_oversized(facts[0]):
+        return _apply_part(facts[0], resume_after)
     _ensure_feeds(facts)
-    if follow_facts := [fact for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)]:
+    if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
         follows.lock_feeds(follow_facts)
     for step in _steps(facts):
         _apply_step(step, careful)
     return None
 
 
-def invalidate(events: Sequence[Event]) -> None:
-    """Make the cached first page of every feed that `events` change void."""
-    facts = [to_fact(event) for event in events]
-    authors = {fact.author_id for fact in facts if isinstance(fact, PostCreated | PostDeleted)}
-    followers = {fact.follower_id for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)}
+def invalidate(facts: Facts) -> None:
+    """Make the cached first page of every feed that `facts` change void."""
+    authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
+    followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
     watched, by_every_page = Feed.objects.watched_among(authors)
     for users in follows.audience(authors - by_every_page, authors | followers):
         cache.invalidate(users, watched)
@@ -101,7 +99,7 @@ def _apply_step(facts: Facts, careful: bool) -> None:
             follows.unfollow(facts)
 
 
-def _apply_part(fact: PostCreated | PostDeleted, resume_after: int | None) -> int | None:
+def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
     if resume_after is None:
         _ensure_feeds([fact])
     if isinstance(fact, PostCreated):
@@ -109,18 +107,18 @@ def _apply_part(fact: PostCreated | PostDeleted, resume_after: int | None) -> in
     return fanout.withdraw_part(fact, resume_after)
 
 
-def _is_oversized(event: Event) -> bool:
+def _is_oversized(fact: Any) -> bool:
     """Tell whether the feeds a post is in do not fit one transaction; a follow is bounded by its cap."""
     limit: int = settings.FEED_BATCH_MAX_ROWS
-    return event.type in POSTS and _rows(event, fanout.follower_counts([event.key])) > limit
+    return isinstance(fact, PostFact) and _rows(fact, fanout.follower_counts([fact.author_id])) > limit
 
 
-def _rows(event: Event, followers: dict[int, int]) -> int:
-    """Return how many feed rows `event` may change."""
-    count = followers.get(event.key, 0)
-    if event.type == PostCreated.TYPE and count >= fanout.pulled_from():
+def _rows(fact: Any, followers: dict[int, int]) -> int:
+    """Return how many feed rows `fact` may change."""
+    count = followers.get(_author(fact), 0)
+    if isinstance(fact, PostCreated) and count >= fanout.pulled_from():
         return 1
-    if event.type in POSTS:
+    if isinstance(fact, PostFact):
         return count + 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
@@ -146,11 +144,12 @@ def _steps(facts: Facts) -> Iterator[Facts]:
 
 
 def _author(fact: Any) -> int:
-    return fact.author_id if isinstance(fact, PostCreated | PostDeleted) else fact.followee_id
+    author_id: int = fact.author_id if isinstance(fact, PostFact) else fact.followee_id
+    return author_id
 
 
 def _ensure_feeds(facts: Facts) -> None:
     """Give everyone concerned a row in `feeds`."""
     users = {_author(fact) for fact in facts}
-    users |= {fact.follower_id for fact in facts if isinstance(fact, UserFollowed | UserUnfollowed)}
+    users |= {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
     Feed.objects.ensure(users)

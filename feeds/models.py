@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus.snowflake import MAX_ID
+from eventbus.sql import bigints
 from posts.pagination import Position
 
 CLOCK_SKEW_SECONDS = 60
@@ -106,7 +107,7 @@ class FeedQuerySet(models.QuerySet["Feed"]):
     def ensure(self, user_ids: Collection[int]) -> None:
         """Give each user a row; in id order, so that workers cannot deadlock."""
         with connection.cursor() as cursor:
-            cursor.execute(_ENSURE, [list(user_ids)])
+            cursor.execute(_ENSURE, [bigints(user_ids)])
 
     def note_read(self, user_id: int) -> int | None:
         """Remember that the feed is read, and that it is to be materialised if it rests; return its floor.

@@ -192,8 +192,3 @@ class Reader:
         if authors is _GIVEN:
             values["authors"] = self.pulled_authors
         return [PostRow(*row) for row in fetch(statement, values)]
-
-
-def read(user_id: int, position: Position, limit: int) -> list[PostRow]:
-    """Return up to `limit` posts of the user's feed beyond `position`, nearest to it first."""
-    return Reader(user_id).read(position, limit)

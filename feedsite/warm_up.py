@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 def warm_up() -> None:
-    """Connect to Kafka, lease a snowflake node and load the routes, which would cost the first requests half a second."""
+    """Load the routes, connect to Kafka and lease a snowflake node: half a second or more for the first requests."""
     get_resolver().url_patterns  # noqa: B018 - loads all views
     producer.get()
     try:

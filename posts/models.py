@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection, models
 
+from eventbus.sql import bigints
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -64,12 +65,12 @@ class PostQuerySet(models.QuerySet["Post"]):
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
-        columns: list[list[Any]] = [
-            [post.post_id for post in posts],
-            [post.author_id for post in posts],
+        columns: list[Any] = [
+            bigints(post.post_id for post in posts),
+            bigints(post.author_id for post in posts),
             [post.content for post in posts],
             [post.created_at for post in posts],
-            [(Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts],
+            bigints((Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts),
         ]
         with connection.cursor() as cursor:
             cursor.execute(_INSERT, columns)

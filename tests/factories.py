@@ -1,13 +1,12 @@
 """Rows and facts to test with."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import factory
 from django.db import transaction
 
-from eventbus.envelope import Event
 from eventbus.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
 from feeds.events import UserFollowed, UserUnfollowed
@@ -59,14 +58,10 @@ class UserUnfollowedFactory(factory.Factory):
     followee_id = 1
 
 
-def events_of(facts: Iterable[Any]) -> list[Event]:
-    return [fact.to_event() for fact in facts]
-
-
 @transaction.atomic
 def apply(*facts: Any, careful: bool = False) -> None:
     """Apply facts as one batch, as a worker's transaction does."""
-    handlers.apply(events_of(facts), careful=careful, resume_after=None)
+    handlers.apply(facts, careful=careful, resume_after=None)
 
 
 def follow_all(followers: Sequence[int], followee: int) -> None:

@@ -66,17 +66,18 @@ class Journal:
             group=f"{topic}-takers",
             batch_max_events=500,
             batch_max_wait=0.005,
-            check=self.check,
+            to_fact=self.to_fact,
             plan=self.plan,
             apply=self.apply,
             after_commit=self.after_commit,
         )
 
-    def check(self, event: Event) -> None:
-        if event.payload.get("fails") == "check":
+    def to_fact(self, event: Event) -> Event:
+        if event.payload.get("fails") == "to_fact":
             raise InvalidEvent("This note can never be taken.")
-        if event.payload.get("fails") == "check by a bug":
+        if event.payload.get("fails") == "to_fact by a bug":
             bug()
+        return event
 
     def plan(self, events: Sequence[Event]) -> list[list[Event]]:
         for event in events:

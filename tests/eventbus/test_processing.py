@@ -218,7 +218,7 @@ def test_a_replay_beside_another_record_of_its_event_fails_with_it(worker: Worke
 # One bad event -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails", ["bug", "constraint", "check", "check by a bug"])
+@pytest.mark.parametrize("fails", ["bug", "constraint", "to_fact", "to_fact by a bug"])
 def test_a_bad_event_among_500_costs_only_itself(worker: Worker, journal: Journal, fails: str) -> None:
     batch = events_of_different_keys(500)
     batch[240] = an_event(241, key=241, fails=fails)
@@ -291,7 +291,7 @@ class TestAnyBatch:
         [
             {},
             {},
-            {"fails": "check"},
+            {"fails": "to_fact"},
             {"fails": "bug"},
             {"fails": "bug", "times": 2},
             {"fails": "constraint"},
@@ -330,7 +330,7 @@ class TestAnyBatch:
 
 
 def test_poison_found_by_the_check_is_a_dead_letter_at_once(worker: Worker, journal: Journal) -> None:
-    worker.process(an_event(1, fails="check"))
+    worker.process(an_event(1, fails="to_fact"))
     assert worker.buried_ids == [1]
     assert (journal.calls, worker.waits) == ([], [])
 
@@ -400,7 +400,7 @@ def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
 # Dead letters must be durable --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fails", ["check", "bug"])
+@pytest.mark.parametrize("fails", ["to_fact", "bug"])
 def test_the_batch_is_not_done_before_its_dead_letter_is_written(worker: Worker, journal: Journal, fails: str) -> None:
     worker.dead_letter_failures = [PublishTimedOut()] * 10
     worker.process(an_event(1, fails=fails), an_event(2))
@@ -409,7 +409,7 @@ def test_the_batch_is_not_done_before_its_dead_letter_is_written(worker: Worker,
     assert journal.rows() == [2]
 
 
-@pytest.mark.parametrize("fails", ["check", "bug"])
+@pytest.mark.parametrize("fails", ["to_fact", "bug"])
 def test_a_flood_of_dead_letters_stops_the_worker(worker: Worker, journal: Journal, fails: str) -> None:
     worker.dead_letter_failures = [DeadLetterFlood()]
     with pytest.raises(DeadLetterFlood):

@@ -125,11 +125,14 @@ def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
     def ignore(_anything: Any) -> None:
         pass
 
+    def the_same(event: Event) -> Event:
+        return event
+
     def in_one(events: Sequence[Event]) -> list[list[Event]]:
         return [list(events)]
 
     always: Callable[[Record], bool] = lambda _record: True  # noqa: E731
-    subscription = Subscription(kafka.FEED_EVENTS, "g", 10, 0, ignore, in_one, apply, ignore)
+    subscription = Subscription(kafka.FEED_EVENTS, "g", 10, 0, the_same, in_one, apply, ignore)
     Processor(subscription, bury, ignore, always).process(records)
     return buried
 

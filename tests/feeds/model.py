@@ -5,8 +5,8 @@ from typing import Any
 
 from django.test import Client
 
-from feeds import timeline
 from feeds.events import UserFollowed, UserUnfollowed
+from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import START, Position
@@ -20,7 +20,7 @@ def feed(user: int) -> list[int]:
     """Return the whole feed, read in pages of three."""
     posts: list[int] = []
     position = START
-    while page := timeline.read(user, position, 3):
+    while page := Reader(user).read(position, 3):
         posts += [row.id for row in page]
         position = Position(page[-1].id - 1, newer=False)
     return posts

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from feeds import fanout, housekeeping, rebuild, timeline
+from feeds import fanout, housekeeping, rebuild
 from feeds.models import Feed, FeedEntry, Follow
+from feeds.timeline import Reader
 from posts.pagination import START, Position
 from tests.factories import PostCreatedFactory, PostDeletedFactory
 from tests.large_tables import filled, nodes, plans_of
@@ -81,7 +82,7 @@ PLACES: dict[str, Callable[[int], Position]] = {
 
 def test_a_page_of_a_reader_of_5000_costs_a_look_up_each_at_most(busy_reader: int) -> None:
     for place, position in PLACES.items():
-        read = rows_read(lambda: timeline.read(BUSY, position(busy_reader), LIMIT))  # noqa: B023 - called at once
+        read = rows_read(lambda: Reader(BUSY).read(position(busy_reader), LIMIT))  # noqa: B023 - called at once
         below = "above" not in place and place not in ("first page", "newer, at the top")
         # The entries above the floor; the pulled authors by their index, each found in the follows.
         assert read["feed_entries"] <= CAP, place

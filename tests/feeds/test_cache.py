@@ -28,7 +28,6 @@ from tests.factories import (
     UserFollowedFactory,
     UserUnfollowedFactory,
     apply,
-    events_of,
     follow_all,
 )
 
@@ -124,7 +123,7 @@ def test_every_event_that_changes_a_feed_drops_its_page(server: Server, kind: st
     read(2, b"old")
     read(3, b"someone else's")
     apply(fact)
-    handlers.invalidate(events_of([fact]))
+    handlers.invalidate([fact])
     assert read(2, b"new") == "miss new"
     assert read(3, b"") == "hit someone else's"
 

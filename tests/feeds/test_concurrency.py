@@ -17,7 +17,7 @@ from django.db import OperationalError, connection, transaction
 from pytest_django import Settings
 
 from eventbus import locks, retry
-from eventbus.envelope import Event
+from eventbus.subscription import Facts
 from feeds import cache, handlers, housekeeping, verification
 from feeds.models import Feed, Housekeeping
 from feeds.rebuild import rebuild
@@ -107,8 +107,8 @@ class Run:
         self._stopped = threading.Event()
 
     def work(self, chance: random.Random) -> None:
-        def apply(events: Sequence[Event], *, careful: bool, resume_after: int | None) -> int | None:
-            more = handlers.apply(events, careful=careful, resume_after=resume_after)
+        def apply(facts: Facts, *, careful: bool, resume_after: int | None) -> int | None:
+            more = handlers.apply(facts, careful=careful, resume_after=resume_after)
             time.sleep(chance.uniform(0, SLOWEST_COMMIT_SECONDS))
             return more
 

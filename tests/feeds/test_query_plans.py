@@ -8,8 +8,9 @@ from pytest_django import DjangoDbBlocker
 
 from eventbus.envelope import Event
 from eventbus.models import ProcessedEvent
-from feeds import fanout, follows, timeline
+from feeds import fanout, follows
 from feeds.models import Feed, Follow
+from feeds.timeline import Reader
 from posts.models import Post
 from posts.pagination import START, Position
 from tests.factories import PostCreatedFactory, UserFollowedFactory
@@ -25,22 +26,22 @@ def large_tables(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
 
 
 def test_the_first_page_reads_entries_and_posts_by_their_keys(large_tables: None) -> None:
-    assert_no_full_scan(lambda: timeline.read(77, START, 21), "feed_entries", "posts", "feeds", queries=2)
+    assert_no_full_scan(lambda: Reader(77).read(START, 21), "feed_entries", "posts", "feeds", queries=2)
 
 
 def test_below_the_floor_each_followed_author_costs_one_look_up(large_tables: None) -> None:
     Feed.objects.filter(user_id=9000).update(floor=200_000)
-    assert_no_full_scan(lambda: timeline.read(9000, START, 21), "posts", "follows", queries=3)
+    assert_no_full_scan(lambda: Reader(9000).read(START, 21), "posts", "follows", queries=3)
 
 
 def test_a_link_to_newer_posts_stops_at_the_first_author_who_has_one(large_tables: None) -> None:
-    [plan] = plans_of(lambda: timeline.Reader(9000).any_beyond(Position(1_000, newer=True)))
+    [plan] = plans_of(lambda: Reader(9000).any_beyond(Position(1_000, newer=True)))
     assert [node["Actual Loops"] for node in nodes(plan) if node.get("Relation Name") == "posts"] == [1]
 
 
 def test_what_is_beyond_a_position_is_told_in_both_directions(large_tables: None) -> None:
     Feed.objects.filter(user_id=9000).update(floor=200_000)
-    reader = timeline.Reader(9000)
+    reader = Reader(9000)
     newest, oldest = reader.read(START, 1)[0].id, reader.read(Position(0, newer=True), 1)[0].id
     assert not reader.any_beyond(Position(newest, newer=True))
     assert reader.any_beyond(Position(newest - 1, newer=True))

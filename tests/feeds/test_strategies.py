@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from feeds import cache, handlers, housekeeping, timeline, verification
+from feeds import cache, handlers, housekeeping, verification
 from feeds.models import CacheState, Feed, FeedEntry
 from feeds.timeline import Reader
 from posts import pagination
@@ -26,7 +26,6 @@ from tests.factories import (
     UserFollowedFactory,
     UserUnfollowedFactory,
     apply,
-    events_of,
     follow_all,
 )
 from tests.feeds.model import expected_feed, feed, open_feed
@@ -124,9 +123,9 @@ def test_pages_cached_before_the_author_was_ever_pulled_show_the_first_pulled_po
 def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_void_theirs(star: Worker) -> None:
     fact = PostCreatedFactory(author_id=AUTHOR)
     apply(fact)
-    assert tables_read(lambda: handlers.invalidate(events_of([fact])))["follows"] == 1
+    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 1
     Feed.objects.filter(user_id=AUTHOR).update(pulled_since="2026-01-01T00:00:00Z")
-    assert tables_read(lambda: handlers.invalidate(events_of([fact])))["follows"] == 0
+    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 0
 
 
 def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_they_post(settings: Settings) -> None:
@@ -142,7 +141,7 @@ def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_the
     assert [open_feed(READER)[1] for _ in range(2)] == ["miss", "hit"]
     fact = PostCreatedFactory(author_id=AUTHOR)
     apply(fact)
-    assert tables_read(lambda: handlers.invalidate(events_of([fact])))["follows"] == 0
+    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 0
     assert open_feed(READER) == ([fact.post_id, pushed], "miss")
 
 
@@ -153,7 +152,7 @@ def test_an_author_counts_as_watched_from_when_it_is_written_not_from_when_the_t
     settings.FEED_STRATEGY = "pull"
     with transaction.atomic():
         fact = PostCreatedFactory() if cause == "post" else UserFollowedFactory()
-        handlers.apply(events_of([fact]), careful=False, resume_after=None)
+        handlers.apply([fact], careful=False, resume_after=None)
         with connection.cursor() as cursor:
             cursor.execute("SELECT pulled_since > now() FROM feeds WHERE user_id = 1")
             assert cursor.fetchone() == (True,)
@@ -383,7 +382,7 @@ def test_any_read_of_any_length_from_any_place_is_that_part_of_the_feed(mixed: l
     )
     for place in places:
         for limit in (1, 4, 50):
-            older = [row.id for row in timeline.read(READER, pagination.Position(place, newer=False), limit)]
+            older = [row.id for row in Reader(READER).read(pagination.Position(place, newer=False), limit)]
             assert older == [post for post in mixed if post <= place][:limit]
-            newer = [row.id for row in timeline.read(READER, pagination.Position(place, newer=True), limit)]
+            newer = [row.id for row in Reader(READER).read(pagination.Position(place, newer=True), limit)]
             assert newer == [post for post in reversed(mixed) if post > place][:limit]
