@@ -13,13 +13,32 @@ from feedsite.authentication import issue_token
 from posts.pagination import DEFAULT_LIMIT, START, Position
 
 PATIENCE_SECONDS = 10.0
+IDLE_SECONDS = 5.0
+
+
+class Connection:
+    """A connection to the API that is kept, but made anew after a pause: the server closes idle ones."""
+
+    def __init__(self, port: int) -> None:
+        self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self._used_at = time.monotonic()
+
+    def request(self, method: str, path: str, headers: dict[str, str], body: str | None = None) -> tuple[int, bytes]:
+        """Return the status and the body of the answer."""
+        if time.monotonic() - self._used_at > IDLE_SECONDS:
+            self._http.close()
+        self._http.request(method, path, body, headers)
+        answer = self._http.getresponse()
+        answered = answer.status, answer.read()
+        self._used_at = time.monotonic()
+        return answered
 
 
 class Client:
     """A client of the API on one connection."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self._connection = Connection(port)
         self._headers: dict[int, dict[str, str]] = {}
 
     def get(self, user: int, query: str = "") -> Any:
@@ -49,10 +68,8 @@ class Client:
     def _get(self, user: int, query: str) -> bytes:
         if user not in self._headers:
             self._headers[user] = {"Authorization": f"Bearer {issue_token(user, '', 3600)}"}
-        self._connection.request("GET", f"/feeds/{user}{query}", headers=self._headers[user])
-        answer = self._connection.getresponse()
-        body = answer.read()
-        if answer.status != 200:
+        status, body = self._connection.request("GET", f"/feeds/{user}{query}", self._headers[user])
+        if status != 200:
             raise RuntimeError(f"not a page: {body!r}")
         return body
 

@@ -1,6 +1,5 @@
 """From a post's 202 to its appearance in a follower's feed, seen by polling over HTTP."""
 
-import http.client
 import json
 import time
 from subprocess import Popen
@@ -49,17 +48,16 @@ class Author:
     """Someone who posts, on a connection of their own."""
 
     def __init__(self, port: int, user: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self._connection = reading.Connection(port)
         self._headers = {"Authorization": f"Bearer {issue_token(user, '', 3600)}", "Content-Type": "application/json"}
 
     def post(self) -> int:
         """Return the id of a new post, once it is accepted."""
-        self._connection.request("POST", "/posts", json.dumps({"content": workload.TEXT}), self._headers)
-        answer = self._connection.getresponse()
-        body = json.loads(answer.read())
-        if answer.status != 202:
-            raise RuntimeError(f"not accepted: {body}")
-        return int(body["id"])
+        text = json.dumps({"content": workload.TEXT})
+        status, body = self._connection.request("POST", "/posts", self._headers, text)
+        if status != 202:
+            raise RuntimeError(f"not accepted: {body!r}")
+        return int(json.loads(body)["id"])
 
 
 class Follower:
