@@ -16,8 +16,9 @@ from django.utils import timezone
 
 from eventbus import locks, metrics
 from eventbus.background import Repeating
+from eventbus.sql import fetch
 from feeds import cache, fanout
-from feeds.models import RESTING, Feed, Housekeeping
+from feeds.models import RESTING, Housekeeping
 from feeds.rebuild import rebuild
 
 POLL_SECONDS = 1.0
@@ -62,6 +63,13 @@ WITH resting AS (
 UPDATE follows SET idle = true FROM resting WHERE follower_id = user_id AND NOT follows.idle
 """
 
+# Taken off the queue first, so that no two workers do the same; what fails then is asked for by the next read.
+_CLAIM = """
+UPDATE feeds SET rebuild_wanted = false
+WHERE user_id IN (SELECT user_id FROM feeds WHERE rebuild_wanted ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED)
+RETURNING user_id
+"""
+
 _UNWATCHED = "SELECT user_id FROM feeds WHERE follower_count >= %(from)s AND pulled_since IS NULL"
 
 log = structlog.get_logger(__name__)
@@ -100,12 +108,16 @@ def watch_pulled_authors() -> int:
 
 
 def rebuild_wanted() -> int:
-    """Rebuild some of the feeds whose readers came back; return how many."""
-    users = list(Feed.objects.filter(rebuild_wanted=True).values_list("user_id", flat=True)[:REBUILDS_A_ROUND])
+    """Rebuild some of the feeds whose readers came back; return how many. Raises `DatabaseError`."""
+    users = _claim()
     if users:
         rebuild(users)
         log.info("feeds_rebuilt", count=len(users))
     return len(users)
+
+
+def _claim() -> list[int]:
+    return [user_id for (user_id,) in fetch(_CLAIM, [REBUILDS_A_ROUND])]
 
 
 def walk() -> float:

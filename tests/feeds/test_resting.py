@@ -308,6 +308,19 @@ def test_a_rebuild_waits_for_a_fan_out_that_did_not_see_the_feed_included(worker
     assert verification.verify().equal
 
 
+def test_workers_share_the_feeds_to_rebuild(worker: Worker) -> None:
+    open_feed(READER)
+    assert state() == WANTED
+    with elsewhere() as run:
+        with transaction.atomic():
+            locks.join_workers()  # as long as this lasts, the other one is at it
+            rebuilding = run(housekeeping.rebuild_wanted)
+            eventually(lambda: state() == (False, True, False))
+            assert housekeeping.rebuild_wanted() == 0
+        assert rebuilding.result() == 1
+    assert state() == AWAKE
+
+
 def test_two_rebuilds_and_a_walk_between_them_lose_nothing(worker: Worker) -> None:
     post = PostCreatedFactory(author_id=AUTHOR)
 
