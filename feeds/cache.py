@@ -45,10 +45,10 @@ KEYS_A_COMMAND = 1_000
 MAX_WATCHED = 1_000
 REFRESH_PATIENCE_SECONDS = 0.25
 
-# Raised with every change to what a value looks like, for old and new processes run side by side during a release.
-FORMAT = 2
-# A value is a lease, or a page: its seal, the authors it watches, the newest ids, and the body, a line each.
-_LEASE, _PAGE = b"L", b"P"
+# A value is a lease, or a page: its seal, the authors it watches, the newest ids, and the body, a line each. The number
+# is raised with every change to what a page looks like. It is not part of the key, for old and new processes that run
+# side by side during a release void each other's pages.
+_LEASE, _PAGE = b"L", b"P2"
 
 # With what the value expires: 'EX' seconds, 'PX' milliseconds, or 'KEEPTTL'.
 _REPLACE = """
@@ -202,7 +202,7 @@ def _look_up(user_id: int, era: str) -> Lookup:
         lease = _new_lease()
         taken = bool(_redis().set(key, lease, nx=True, px=LEASE_MS))
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
-    if value[:1] != _PAGE:
+    if not value.startswith(_PAGE):
         return Lookup("miss")
     seal, page = _read_page(value)
     if not _is_whole(seal, era):
@@ -222,7 +222,7 @@ def _inspect(user_id: int, era: str) -> Kept:
     if value is None:
         return Kept("miss: nothing is kept")
     seconds_left = max(0, _redis().ttl(key))
-    if value[:1] != _PAGE:
+    if not value.startswith(_PAGE):
         return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
     seal, page = _read_page(value)
     whole = _is_whole(seal, era)
@@ -232,7 +232,7 @@ def _inspect(user_id: int, era: str) -> Kept:
 
 def _read_page(value: bytes) -> tuple[bytes, CachedPage]:
     """Return the seal, which names the authors watched, and the page."""
-    digest, authors, newest, body = value[1:].split(b"\n", 3)
+    digest, authors, newest, body = value.removeprefix(_PAGE).split(b"\n", 3)
     return digest + b"\n" + authors, CachedPage(newest, body)
 
 
@@ -308,7 +308,7 @@ def _try_to_open() -> None:
 def _era(state: CacheState) -> str:
     """Return the part of each key that changes whenever earlier pages must not be read any more."""
     server = cast(dict[str, str], _redis().info("server"))
-    return f"{FORMAT}.{state.generation}.{server['run_id']}"
+    return f"{state.generation}.{server['run_id']}"
 
 
 class _Trusted:

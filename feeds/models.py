@@ -123,10 +123,10 @@ class FeedQuerySet(models.QuerySet["Feed"]):
         """Return which of the authors cached pages watch: those of some readers, and those of all their readers.
 
         A page cached before an author was pulled for the first time does not watch them, but no page lives as long
-        as `FEED_CACHE_TTL` seconds.
+        as `FEED_CACHE_MAX_TTL` seconds, whatever the setting was when it was made.
         """
         pulled = self.filter(user_id__in=author_ids, pulled_since__isnull=False)
-        oldest_page = timezone.now() - timedelta(seconds=settings.FEED_CACHE_TTL + CLOCK_SKEW_SECONDS)
+        oldest_page = timezone.now() - timedelta(seconds=settings.FEED_CACHE_MAX_TTL + CLOCK_SKEW_SECONDS)
         since = dict(pulled.annotate(old=models.Q(pulled_since__lt=oldest_page)).values_list("user_id", "old"))
         return set(since), {author_id for author_id, old in since.items() if old}
 

@@ -187,6 +187,7 @@ FEED_BATCH_MAX_WAIT_MS = ENV["FEED_BATCH_MAX_WAIT_MS"]
 FEED_BATCH_MAX_ROWS = ENV["FEED_BATCH_MAX_ROWS"]
 FEED_IDLE_DAYS = ENV["FEED_IDLE_DAYS"]
 FEED_CACHE_TTL = ENV["FEED_CACHE_TTL"]
+FEED_CACHE_MAX_TTL = environment.MAX_CACHE_TTL
 
 # Dead letters -------------------------------------------------------------------------------------------------
 DLQ_FLOOD_COUNT = ENV["DLQ_FLOOD_COUNT"]

@@ -334,6 +334,16 @@ def test_adding_to_a_cached_page_does_not_make_it_live_longer(server: Server, se
     assert seconds_to_live(server, 1) <= 60
 
 
+def test_a_page_that_another_release_has_stored_is_not_read_and_is_voided_like_any_other(server: Server) -> None:
+    read(1, b"page")
+    (key,) = server.client().scan_iter("feed:{1}:*")
+    server.client().set(key, b"P1\n\n\na page of the release before")
+    assert read(1, b"new") == "miss new"
+    assert read(1, b"new") == "miss new"  # it was not replaced: that release would not know what to do with ours
+    cache.invalidate([1])
+    assert [read(1, b"new") for _ in range(2)] == ["miss new", "hit new"]
+
+
 def test_who_finds_a_page_outdated_by_a_pulled_post_has_a_lease_like_any_other(server: Server) -> None:
     read(1, b"old", authors=[7])
     cache.invalidate([], authors=[7])

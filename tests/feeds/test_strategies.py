@@ -5,10 +5,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
@@ -120,11 +122,17 @@ def test_pages_cached_before_the_author_was_ever_pulled_show_the_first_pulled_po
     assert open_feed(READER)[1] == "hit"
 
 
-def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_void_theirs(star: Worker) -> None:
+def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_void_theirs(
+    star: Worker, settings: Settings
+) -> None:
     fact = PostCreatedFactory(author_id=AUTHOR)
     apply(fact)
     assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 1
-    Feed.objects.filter(user_id=AUTHOR).update(pulled_since="2026-01-01T00:00:00Z")
+    settings.FEED_CACHE_TTL = 60
+    Feed.objects.filter(user_id=AUTHOR).update(pulled_since=Now() - timedelta(hours=1))
+    # Pages that were cached before the setting was lowered may live for hours.
+    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 1
+    Feed.objects.filter(user_id=AUTHOR).update(pulled_since=Now() - timedelta(hours=13))
     assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 0
 
 
