@@ -95,6 +95,7 @@ def _batch(authors: Sequence[int]) -> Batch:
         workload.process(handlers.subscription(), [records])
     database.execute("DROP TABLE IF EXISTS staged")
     database.execute(_STAGE, [newest])
+    database.execute("VACUUM staged")
     with database.measured() as bare:
         rows = database.execute("INSERT INTO bare SELECT * FROM staged")
     return Batch(rows, real, bare)
