@@ -47,7 +47,7 @@ test: install ## the whole suite, on real servers of its own
 	@$(RUN) -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile $(ARGS)
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
-TOUCHING_KAFKA := $(addprefix tests/eventbus/test_,$(addsuffix .py,backlog consumer dead_letters kafka producer replay)) \
+TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
 	tests/crash/test_broker.py tests/crash/test_killed_workers.py tests/e2e/test_real_graph.py
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)

@@ -47,7 +47,10 @@ feed_cache_requests_total = Counter(
 
 
 def observe_processed(event_type: str, taken_at: float, accepted_ms: int) -> None:
-    """Observe that an event is visible now: taken at `taken_at`, monotonic, and by Kafka at `accepted_ms`, Unix."""
+    """Observe that an event is visible now: accepted by Kafka at `accepted_ms`, taken at `taken_at`.
+
+    The first is Unix time in milliseconds, the second monotonic seconds.
+    """
     # Not the event's own time: that of an imported post is years ago. Clocks of two machines may differ a little.
     visible_after = max(0.0, time.time() - accepted_ms / 1_000)
     processing, visible = _of_type(event_type)

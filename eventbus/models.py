@@ -9,7 +9,7 @@ from django.db import connection, models
 from django.db.models.functions import Now
 
 from eventbus.envelope import Event
-from eventbus.sql import bigints
+from eventbus.sql import bigints, fetch
 
 OVERDUE_AFTER = timedelta(minutes=10)
 
@@ -32,9 +32,8 @@ ON CONFLICT (minute, worker_id, type) DO UPDATE SET
 class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
     def ids_among(self, events: Iterable[Event]) -> set[int]:
         """Return the ids of those of `events` that were processed before (one index look-up)."""
-        with connection.cursor() as cursor:
-            cursor.execute(_PROCESSED_AMONG, [bigints(event.event_id for event in events)])
-            return {event_id for (event_id,) in cursor.fetchall()}
+        found = fetch(_PROCESSED_AMONG, [bigints(event.event_id for event in events)])
+        return {event_id for (event_id,) in found}
 
     def record(self, events: Sequence[Event], seconds: Sequence[float], worker_id: UUID) -> None:
         """Remember `events` as processed, in one statement and in id order (so workers cannot deadlock).

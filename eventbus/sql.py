@@ -15,5 +15,5 @@ def fetch(statement: str, values: Any) -> list[tuple[Any, ...]]:
 
 
 def bigints(numbers: Iterable[int]) -> str:
-    """Return `numbers` as a literal for `%s::bigint[]`. psycopg looks into each item of a list for what to quote."""
+    """Return an array literal, as for `%s::bigint[]`; of a list, psycopg looks into each item for what to quote."""
     return "{" + ",".join(map(str, numbers)) + "}"

@@ -19,7 +19,7 @@ from django.db import connection
 from eventbus import metrics
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import MAX_ID
-from eventbus.sql import bigints
+from eventbus.sql import bigints, fetch
 from posts.events import PostCreated, PostDeleted
 from posts.models import Fanout, Post
 
@@ -169,9 +169,7 @@ def pulled_from() -> int:
 
 def follower_counts(author_ids: Iterable[int]) -> dict[int, int]:
     """Return how many followers each author has; authors without a row have none and are left out."""
-    with connection.cursor() as cursor:
-        cursor.execute(_FOLLOWER_COUNTS, [bigints(set(author_ids))])
-        return dict(cursor.fetchall())
+    return dict(fetch(_FOLLOWER_COUNTS, [bigints(set(author_ids))]))
 
 
 def _store(posts: Sequence[PostCreated]) -> tuple[set[int], set[int]]:

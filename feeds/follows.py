@@ -7,9 +7,9 @@ from django.conf import settings
 from django.db import connection
 
 from eventbus import metrics
-from eventbus.sql import bigints
+from eventbus.sql import bigints, fetch
 from feeds import fanout
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 
 Pair = tuple[int, int]  # follower, followee
 Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
@@ -75,7 +75,7 @@ WHERE user_id = followee
 _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
 
 
-def lock_feeds(facts: Iterable[UserFollowed | UserUnfollowed]) -> None:
+def lock_feeds(facts: Iterable[FollowFact]) -> None:
     """Hold the `feeds` rows of everyone in `facts` until the transaction ends.
 
     To be called once a transaction, with all it will follow and unfollow: in one go and in id order, such transactions
@@ -116,13 +116,13 @@ def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
     return list(last.values())
 
 
-def _active(facts: Iterable[UserFollowed | UserUnfollowed]) -> set[Pair]:
+def _active(facts: Iterable[FollowFact]) -> set[Pair]:
     with connection.cursor() as cursor:
         cursor.execute(_ACTIVE, _columns([(fact.follower_id, fact.followee_id) for fact in facts]))
         return set(cursor.fetchall())
 
 
-def _write(facts: Sequence[UserFollowed] | Sequence[UserUnfollowed], *, active: bool) -> list[Pair]:
+def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Pair]:
     """Write the pairs that no later event has changed; return them."""
     columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
     with connection.cursor() as cursor:
@@ -154,9 +154,8 @@ def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
     """Yield, in bounded lists, `others` and the followers of `authors` whose feeds do not rest."""
     first, after, limit = list(others), 0, settings.FEED_BATCH_MAX_ROWS
     while authors:
-        with connection.cursor() as cursor:
-            cursor.execute(_AUDIENCE, {"authors": bigints(authors), "after": after, "limit": limit})
-            users = [user for (user,) in cursor.fetchall()]
+        values = {"authors": bigints(authors), "after": after, "limit": limit}
+        users = [user for (user,) in fetch(_AUDIENCE, values)]
         yield first + users
         if len(users) < limit:
             return

@@ -10,12 +10,11 @@ from eventbus.envelope import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Facts, Subscription
 from feeds import cache, fanout, follows
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
 from posts.events import PostCreated, PostDeleted
 
 PostFact = PostCreated | PostDeleted
-FollowFact = UserFollowed | UserUnfollowed
 
 FACTS: dict[tuple[str, int], Callable[[Event], Any]] = {
     ("post.created", 1): PostCreated.from_event,

@@ -159,6 +159,4 @@ def tidy(user_ids: Sequence[int]) -> None:
 
 
 def _lock_next(after: int) -> list[int]:
-    with connection.cursor() as cursor:
-        cursor.execute(_NEXT, [after, USERS_A_STEP])
-        return [user_id for (user_id,) in cursor.fetchall()]
+    return [user_id for (user_id,) in fetch(_NEXT, [after, USERS_A_STEP])]

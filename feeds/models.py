@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus.snowflake import MAX_ID
-from eventbus.sql import bigints
+from eventbus.sql import bigints, fetch
 from posts.pagination import Position
 
 CLOCK_SKEW_SECONDS = 60
@@ -41,9 +41,7 @@ class FollowQuerySet(models.QuerySet["Follow"]):
 
     def pulled_by(self, user_id: int) -> list[int]:
         """Return those the user follows, or is, whose posts may have to be pulled (one look-up a followee)."""
-        with connection.cursor() as cursor:
-            cursor.execute(_PULLED_BY, {"user": user_id})
-            return [author for (author,) in cursor.fetchall()]
+        return [author for (author,) in fetch(_PULLED_BY, {"user": user_id})]
 
     def _page(self, column: str, position: Position, limit: int) -> list[int]:
         beyond = {f"{column}__{'gt' if position.newer else 'lte'}": position.id}

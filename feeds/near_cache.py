@@ -66,7 +66,7 @@ class NearCache:
     def _catch_up(self) -> None:
         """Forget whatever Redis has announced to be changed."""
         began_at = time.monotonic()
-        if time.monotonic() - self._heard_at > HEARD_WITHIN_SECONDS:
+        if began_at - self._heard_at > HEARD_WITHIN_SECONDS:
             self._ask("PING")
         while self._connection.can_read(0):
             self._connection.read_response(push_request=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection, models
 
-from eventbus.sql import bigints
+from eventbus.sql import bigints, fetch
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -72,9 +72,7 @@ class PostQuerySet(models.QuerySet["Post"]):
             [post.created_at for post in posts],
             bigints((Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts),
         ]
-        with connection.cursor() as cursor:
-            cursor.execute(_INSERT, columns)
-            return {post_id for (post_id,) in cursor.fetchall()}
+        return {post_id for (post_id,) in fetch(_INSERT, columns)}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no effect."""

@@ -149,8 +149,8 @@ def produce(feed: Stack, *values: str) -> None:
 def dead_letters(feed: Stack) -> int:
     """Return the number of unresolved ones, as Prometheus knows it."""
     # Of a container that was made anew Prometheus knows the last value of the old one too, for a moment.
-    found = feed.query("max(dlq_size)")
-    return int(found[0]["value"][1]) if found else 0
+    (sample,) = feed.query("max(dlq_size)")
+    return int(sample["value"][1])
 
 
 def redis_keeps(feed: Stack, value: str) -> None:
