@@ -1,6 +1,7 @@
 """Replaying dead letters: the very record again, done only once Kafka has it."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from io import StringIO
 from typing import Any
@@ -33,6 +34,11 @@ def state_of(entry: DeadLetter) -> str:
 
 def outcome_overdue() -> None:
     DeadLetter.objects.update(last_replayed_at=timezone.now() - OVERDUE_AFTER)
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def run(*arguments: str) -> str:
@@ -201,6 +207,24 @@ def test_the_command_asks_for_what_it_needs() -> None:
         run("show", "9")
     with pytest.raises(CommandError, match="rate must be above 0"):
         run("replay", "--all", "--rate", "0")
+
+
+def test_no_more_are_replayed_in_a_second_than_the_rate_allows(feed_events: str) -> None:
+    for _ in range(9):
+        an_entry()
+    started_ms = time.time() * 1_000
+    assert replay_all(rate=4).acknowledged == 9
+    after_ms = sorted(record.timestamp_ms - started_ms for record in broker.read_all(feed_events))
+    assert after_ms[4] >= 990  # two clocks, one of whole milliseconds
+    assert after_ms[8] >= 1_990
+
+
+def test_on_a_terminal_the_command_shows_how_far_it_is(feed_events: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        an_entry()
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    run("replay", "--all", "--yes")
+    assert "3/3" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("answer", ["", "n\n"])
