@@ -146,11 +146,11 @@ def produce(feed: Stack, *values: str) -> None:
     feed.compose("exec", "-T", "kafka", *producer, "--topic", "feed-events", stdin=lines)
 
 
-def dead_letters(feed: Stack) -> int:
-    """Return the number of unresolved ones, as Prometheus knows it."""
-    # Of a container that was made anew Prometheus knows the last value of the old one too, for a moment.
-    (sample,) = feed.query("max(dlq_size)")
-    return int(sample["value"][1])
+def dead_letters(feed: Stack) -> int | None:
+    """Return the number of unresolved ones as Prometheus knows it, None while it knows none."""
+    # Of a container that was made anew it knows the last value of the old one too, for a moment, or has no value yet.
+    found = feed.query("max(dlq_size)")
+    return int(found[0]["value"][1]) if found else None
 
 
 def redis_keeps(feed: Stack, value: str) -> None:
