@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 from django.db import connection
 
+_BACKENDS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database()"
+
 
 def execute(statement: str, values: Any = None) -> int:
     """Run a statement; return the number of rows it touched."""
@@ -40,7 +42,7 @@ def checkpoint() -> None:
 
 @dataclass
 class Cost:
-    """What something took: seconds, and seconds of CPU of this process and of its PostgreSQL backend."""
+    """What something took: seconds, and seconds of CPU of this process and of the PostgreSQL backends."""
 
     seconds: float = 0.0
     cpu: float = 0.0
@@ -52,13 +54,13 @@ class Cost:
 @contextmanager
 def measured() -> Iterator[Cost]:
     """Measure what is done inside; the CPU time tells more than the clock where other work runs beside."""
-    backend = psutil.Process(value("SELECT pg_backend_pid()"))
     cost = Cost()
-    cpu, started = _cpu(backend), time.perf_counter()
+    cpu, started = _cpu(), time.perf_counter()
     yield cost
-    cost.seconds, cost.cpu = time.perf_counter() - started, _cpu(backend) - cpu
+    cost.seconds = time.perf_counter() - started
+    cost.cpu = _cpu() - cpu
 
 
-def _cpu(backend: psutil.Process) -> float:
-    times = backend.cpu_times()
-    return time.process_time() + float(times.user + times.system)
+def _cpu() -> float:
+    times = [psutil.Process(pid).cpu_times() for pid in column(_BACKENDS)]
+    return time.process_time() + sum(float(of.user + of.system) for of in times)

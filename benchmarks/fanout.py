@@ -15,6 +15,7 @@ from benchmarks.tables import progress
 from benchmarks.timers import Timers
 from benchmarks.workload import Network
 from eventbus import envelope
+from eventbus.lanes import EVENTS_WORTH_A_LANE
 from eventbus.subscription import Record
 from feeds import handlers
 
@@ -36,11 +37,13 @@ def run(stand: Stand, quick: bool) -> None:
             if not quick:
                 profiles.append((network, _profile(network, batches)))
     head = ["network", "posts × rows", "rows/s", "bare by batch", "bare at once", "ratio", "at once", "CPU ratio"]
-    tables.table(f"Fan-out: {batches} batches a run, medians of {runs} runs", head, rows)
+    lanes = settings.FEED_FANOUT_LANES
+    tables.table(f"Fan-out: {batches} batches a run in {lanes} lanes, medians of {runs} runs", head, rows)
     if not real:
         tables.note(f"The real graph was left out: {workload.GRAPH} is not in ../shared/data.")
     for network, parts in profiles:
-        tables.table(f"Where a batch's time goes ({network.name}, one run)", ["part", "ms a batch", "share"], parts)
+        head = ["part", "ms a transaction", "share"]
+        tables.table(f"Where the time of one lane alone goes ({network.name}, one run)", head, parts)
     backlog.run(stand, networks[1], events=4_000 if quick else 20_000)
 
 
@@ -59,15 +62,15 @@ def _compare(network: Network, runs: int, batches: int) -> list[tables.Cell]:
         with database.measured() as cost:
             workload.process(handlers.subscription(), work)
         real.append(cost)
-        rows = _stage(work)
-        by_batch.append(_bare([f"staged_{n}" for n in range(batches)]))
+        rows, parts = _stage(network, work)
+        by_batch.append(_bare(parts))
         at_once.append(_bare(["staged"]))
     rates = [[rows / cost.seconds for cost in costs[1:]] for costs in (real, by_batch, at_once)]
     cpu = [[rows / cost.cpu for cost in costs[1:]] for costs in (real, by_batch)]
-    posts = len(work[0])
+    posts = sum(map(len, work))
     return [
         network.name,
-        f"{posts} × {rows / batches / posts:,.0f}",
+        f"{posts} × {rows / posts:,.0f}",
         *(median(rate) for rate in rates),
         tables.ratio(rates[0], rates[1]),
         tables.ratio(rates[0], rates[2]),
@@ -76,25 +79,31 @@ def _compare(network: Network, runs: int, batches: int) -> list[tables.Cell]:
 
 
 def _batches(network: Network, batches: int) -> workload.Batches:
-    size = _posts_a_batch(network)
+    """Return batches as a worker takes them from a backlog: work for each lane, and no less than is worth a lane."""
+    size = settings.FEED_FANOUT_LANES * max(_posts_a_transaction(network), EVENTS_WORTH_A_LANE)
     authors = (network.authors * (batches * size // len(network.authors) + 1))[: batches * size]
     return [workload.records(authors[n * size : (n + 1) * size]) for n in range(batches)]
 
 
-def _posts_a_batch(network: Network) -> int:
-    """Return so many posts that a batch is one transaction of the worker, and one of the bare insert."""
+def _posts_a_transaction(network: Network) -> int:
+    """Return how many posts fill a transaction of a lane, and so one of the bare insert."""
     followers = Counter(followee for _follower, followee in network.follows)
     rows = sum(followers[author] + 1 for author in network.authors) / len(network.authors)
     most_events: int = settings.FEED_BATCH_MAX_EVENTS
     return min(most_events, int(settings.FEED_BATCH_MAX_ROWS / rows))
 
 
-def _stage(batches: workload.Batches) -> int:
-    """Copy the rows just written, by batch and together, each in the order of the key; return their number."""
+def _stage(network: Network, batches: workload.Batches) -> tuple[int, list[str]]:
+    """Copy the rows just written, in the order of the key: all into `staged`, and a transaction's each into a table.
+
+    Returns the number of all rows, and the names of the tables.
+    """
     database.execute("DROP TABLE IF EXISTS staged, bare")
     database.execute("CREATE TABLE bare (LIKE feed_entries INCLUDING ALL)")
     database.execute("CREATE TABLE staged AS SELECT * FROM feed_entries ORDER BY user_id, post_id")
-    ends = [0, *(_last_post(batch) for batch in batches)]
+    posts = [_post_id(record) for batch in batches for record in batch]
+    size = _posts_a_transaction(network)
+    ends = [0, *posts[size - 1 : -1 : size], posts[-1]]
     for number, (start, end) in enumerate(itertools.pairwise(ends)):
         database.execute(f"DROP TABLE IF EXISTS staged_{number}")
         database.execute(
@@ -104,11 +113,11 @@ def _stage(batches: workload.Batches) -> int:
         # Whoever reads fresh rows first notes on their pages that they are committed, which is no part of an insert.
         database.execute(f"VACUUM staged_{number}")
     database.execute("VACUUM staged")
-    return int(database.value("SELECT count(*) FROM staged"))
+    return int(database.value("SELECT count(*) FROM staged")), [f"staged_{n}" for n in range(len(ends) - 1)]
 
 
-def _last_post(batch: list[Record]) -> int:
-    event = envelope.decode(batch[-1].value, batch[-1].key)
+def _post_id(record: Record) -> int:
+    event = envelope.decode(record.value, record.key)
     return int(handlers.to_fact(event).post_id)
 
 
@@ -125,10 +134,11 @@ def _profile(network: Network, batches: int) -> list[list[str]]:
     work, timers = _batches(network, batches), Timers()
     _reset("posts, feed_entries, processed_events")
     with timers.statements():
-        total = workload.process(timers.subscription(handlers.subscription()), work)
+        total = workload.process_in_one_lane(timers.subscription(handlers.subscription()), work)
     timers.seconds["Python: decode, bookkeeping"] = total - sum(timers.seconds.values())
     parts = sorted(timers.seconds.items(), key=lambda part: -part[1])
-    return [[part, f"{s / batches * 1000:.1f}", f"{s / total:.0%}"] for part, s in parts if s / total >= 0.005]
+    transactions = sum(map(len, work)) / _posts_a_transaction(network)
+    return [[part, f"{s / transactions * 1000:.1f}", f"{s / total:.0%}"] for part, s in parts if s / total >= 0.005]
 
 
 def _reset(names: str) -> None:

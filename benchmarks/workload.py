@@ -3,13 +3,15 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache as memoize
 
 from benchmarks import database
 from benchmarks.stand import ROOT
 from eventbus import envelope, idempotency, kafka
 from eventbus.csvfiles import open_csv
+from eventbus.lanes import Lanes
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 from feeds import cache, imports
@@ -78,11 +80,35 @@ def _record(author: int, offset: int) -> Record:
 
 def process(subscription: Subscription, batches: Batches) -> float:
     """Process the batches as `run_fanout` does, from bytes to invalidated pages; return the seconds."""
-    processor = Processor(subscription, _no_dead_letter, time.sleep, lambda record: True)
+    lanes = _lanes(subscription.lanes)
+    processor = _processor(subscription)
+    started = time.perf_counter()
+    for batch in batches:
+        lanes.process(batch, processor.process)
+    return time.perf_counter() - started
+
+
+def process_in_one_lane(subscription: Subscription, batches: Batches) -> float:
+    """Process the batches in this very thread; return the seconds."""
+    processor = _processor(subscription)
     started = time.perf_counter()
     for batch in batches:
         processor.process(batch)
     return time.perf_counter() - started
+
+
+@memoize
+def _lanes(count: int) -> Lanes:
+    return Lanes(count, _until_done)
+
+
+def _until_done(busy: Callable[[float], bool]) -> None:
+    while busy(1.0):
+        pass
+
+
+def _processor(subscription: Subscription) -> Processor:
+    return Processor(subscription, _no_dead_letter, time.sleep, lambda record: True)
 
 
 def _no_dead_letter(record: Record, error: BaseException, _delivery: object) -> None:

@@ -86,11 +86,20 @@ class EventConsumer:
         return place in self._in_hand and self._in_hand[place] == self._assignments.get(place)
 
     def wait(self, seconds: float) -> None:
-        """Wait with all partitions paused while polling on, so that the group does not think us dead.
-
-        Raises `WorkerStopping` when told to stop.
-        """
+        """Wait, keeping our place in the group. Raises `WorkerStopping` when told to stop."""
         deadline = time.monotonic() + seconds
+
+        def busy(at_most: float) -> bool:
+            time.sleep(max(0.0, min(deadline - time.monotonic(), at_most)))
+            return time.monotonic() < deadline
+
+        self.keep_alive(busy)
+
+    def keep_alive(self, busy: Callable[[float], bool]) -> None:
+        """Poll on with all partitions paused, so that the group does not think us dead, until `busy` says False.
+
+        `busy(seconds)` answers within so many seconds. Raises `WorkerStopping` when told to stop.
+        """
         paused: set[Place] = set()
         try:
             while True:
@@ -100,9 +109,8 @@ class EventConsumer:
                 # Every time round: a partition assigned meanwhile arrives unpaused.
                 paused |= self._assignments.keys()
                 self._consumer.pause(_partitions(self._assignments))
-                left = deadline - time.monotonic()
-                self._keep(self._consumer.poll(max(0.0, min(left, KEEP_ALIVE_SECONDS))))
-                if left <= 0:
+                self._keep(self._consumer.poll(0))
+                if not busy(KEEP_ALIVE_SECONDS):
                     return
         finally:
             # Also what has left meanwhile: librdkafka would keep it paused if it ever came back.

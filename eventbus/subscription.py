@@ -93,6 +93,7 @@ class Subscription:
 
     topic: str
     group: str
+    lanes: int  # threads that process a batch side by side
     batch_max_events: int
     batch_max_wait: float  # seconds
     to_fact: Callable[[Event], Any]

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import structlog
@@ -18,6 +19,7 @@ from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood
 from eventbus.heartbeat import Heart
+from eventbus.lanes import Lanes
 from eventbus.models import DeadLetter
 from eventbus.monitor import Monitor
 from eventbus.processing import Processor
@@ -36,10 +38,11 @@ def run_subscription(subscription: Subscription, metrics_port: int | None) -> No
     consumer = EventConsumer(
         subscription.topic, subscription.group, subscription.batch_max_events, subscription.batch_max_wait
     )
+    lanes = Lanes(subscription.lanes, consumer.keep_alive)
     dead_letters = DeadLetterWriter(subscription.group)
-    processor = Processor(subscription, dead_letters.write, consumer.wait, consumer.still_ours)
+    processor = Processor(subscription, dead_letters.write, lanes.wait, consumer.still_ours)
     with Heart(consumer, processor.worker_id, processor.slowest).beating():
-        _run(consumer, processor.process, metrics_port)
+        _run(consumer, partial(lanes.process, process=processor.process), metrics_port)
 
 
 def run_dead_letter_store(metrics_port: int | None) -> None:

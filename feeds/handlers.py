@@ -29,7 +29,8 @@ def subscription() -> Subscription:
     return Subscription(
         topic=kafka.FEED_EVENTS,
         group=kafka.FANOUT_GROUP,
-        batch_max_events=settings.FEED_BATCH_MAX_EVENTS,
+        lanes=settings.FEED_FANOUT_LANES,
+        batch_max_events=settings.FEED_FANOUT_LANES * settings.FEED_BATCH_MAX_EVENTS,
         batch_max_wait=settings.FEED_BATCH_MAX_WAIT_MS / 1000,
         to_fact=to_fact,
         plan=plan,
@@ -48,7 +49,7 @@ def to_fact(event: Event) -> Any:
 
 
 def plan(facts: Facts) -> list[list[Any]]:
-    """Split `facts`, in order, so that each part writes at most about `FEED_BATCH_MAX_ROWS` rows.
+    """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about `FEED_BATCH_MAX_ROWS` rows at most.
 
     A fact that exceeds this on its own stands alone; `apply` then works it off in several transactions.
     """
@@ -57,7 +58,7 @@ def plan(facts: Facts) -> list[list[Any]]:
     rows_left = 0
     for fact in facts:
         rows = _rows(fact, followers)
-        if rows > rows_left:
+        if rows > rows_left or len(parts[-1]) >= settings.FEED_BATCH_MAX_EVENTS:
             parts.append([])
             rows_left = settings.FEED_BATCH_MAX_ROWS
         parts[-1].append(fact)

@@ -64,6 +64,7 @@ class Journal:
         return Subscription(
             topic=topic,
             group=f"{topic}-takers",
+            lanes=1,
             batch_max_events=500,
             batch_max_wait=0.005,
             to_fact=self.to_fact,

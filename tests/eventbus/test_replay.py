@@ -138,7 +138,7 @@ def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
         return [list(events)]
 
     always: Callable[[Record], bool] = lambda _record: True  # noqa: E731
-    subscription = Subscription(kafka.FEED_EVENTS, "g", 10, 0, the_same, in_one, apply, ignore)
+    subscription = Subscription(kafka.FEED_EVENTS, "g", 1, 10, 0, the_same, in_one, apply, ignore)
     Processor(subscription, bury, ignore, always).process(records)
     return buried
 
