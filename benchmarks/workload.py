@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache as memoize
 
@@ -11,7 +11,7 @@ from benchmarks import database
 from benchmarks.stand import ROOT
 from eventbus import envelope, idempotency, kafka
 from eventbus.csvfiles import open_csv
-from eventbus.lanes import Lanes
+from eventbus.lanes import Lanes, until_done
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 from feeds import cache, imports
@@ -99,12 +99,7 @@ def process_in_one_lane(subscription: Subscription, batches: Batches) -> float:
 
 @memoize
 def _lanes(count: int) -> Lanes:
-    return Lanes(count, _until_done)
-
-
-def _until_done(busy: Callable[[float], bool]) -> None:
-    while busy(1.0):
-        pass
+    return Lanes(count, until_done)
 
 
 def _processor(subscription: Subscription) -> Processor:

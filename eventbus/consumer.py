@@ -98,7 +98,7 @@ class EventConsumer:
     def keep_alive(self, busy: Callable[[float], bool]) -> None:
         """Poll on with all partitions paused, so that the group does not think us dead, until `busy` says False.
 
-        `busy(seconds)` answers within so many seconds. Raises `WorkerStopping` when told to stop.
+        `busy(seconds)` is asked between two polls and should take so long. Raises `WorkerStopping` when told to stop.
         """
         paused: set[Place] = set()
         try:

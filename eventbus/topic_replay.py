@@ -3,13 +3,14 @@
 The events take the ordinary path, so those that were processed before change nothing, and workers may go on running.
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from eventbus import kafka
 from eventbus.dead_letter_writer import DeadLetterWriter
+from eventbus.lanes import Lanes, until_done
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 
@@ -22,16 +23,17 @@ def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
     What cannot be processed becomes a dead letter, stored once for each origin. Commits no offsets: when interrupted,
     start again. Raises `KafkaException`, `DeadLetterFlood`.
     """
+    lanes = Lanes(subscription.lanes, until_done)
     processor = Processor(
         subscription,
         DeadLetterWriter(subscription.group).write,
-        wait=time.sleep,
+        lanes.wait,
         still_ours=lambda _record: True,
     )
     config = {"group.id": f"{subscription.group}-replay", "enable.partition.eof": True}
     consumer = Consumer(kafka.consumer_config(subscription.group) | config)
     try:
-        return _read_all(consumer, subscription, processor.process, track)
+        return _read_all(consumer, subscription, partial(lanes.process, process=processor.process), track)
     finally:
         consumer.close()
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
 from typing import Any
 
@@ -14,7 +15,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars, get_conte
 
 from eventbus import lanes
 from eventbus.exceptions import DeadLetterFlood, WorkerStopping
-from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes, split
+from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes, split, until_done
 from eventbus.processing import Processor
 from eventbus.subscription import Delivery, Record
 from tests.eventbus.events import a_record, an_event
@@ -22,12 +23,6 @@ from tests.eventbus.journal import Journal, execute, processed
 
 TIMEOUT = 20.0
 Busy = Callable[[float], bool]
-
-
-def until_done(busy: Busy) -> None:
-    """Keep alive what needs no care."""
-    while busy(TIMEOUT):
-        pass
 
 
 def records_of(keys: Sequence[int]) -> list[Record]:
@@ -41,8 +36,8 @@ def batch_for(count: int) -> list[Record]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the consumer looked after at once."""
-    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 0.01)
+    """Have the consumer looked after often."""
+    monkeypatch.setattr(lanes, "KEEP_ALIVE_SECONDS", 0.01)
 
 
 # Splitting a batch ---------------------------------------------------------------------------------------------
@@ -128,19 +123,48 @@ def test_what_the_log_names_holds_in_each_lane_and_not_after_it() -> None:
 # Keeping the consumer alive, and leaving -----------------------------------------------------------------------
 
 
-def test_the_consumer_is_kept_alive_for_as_long_as_a_lane_is_busy() -> None:
-    looked_after = Event()
+def test_the_consumer_is_kept_alive_for_as_long_as_a_lane_waits() -> None:
+    polls = 0
 
     def keep_alive(busy: Busy) -> None:
-        assert busy(0)
-        looked_after.set()
-        until_done(busy)
+        nonlocal polls
+        while busy(0.01):
+            polls += 1
 
-    def process(_records: Sequence[Record]) -> None:
-        assert looked_after.wait(TIMEOUT)
+    two = Lanes(2, keep_alive)
 
-    Lanes(2, keep_alive).process(batch_for(2), process)
-    assert looked_after.is_set()
+    def process(records: Sequence[Record]) -> None:
+        if records[0].offset == 0:
+            for _ in range(3):
+                two.wait(0.1)
+
+    two.process(batch_for(2), process)
+    assert polls > 5
+
+
+def test_the_consumer_of_a_lane_that_hangs_is_left_to_its_fate() -> None:
+    """Polled on, it would keep its partitions from others for ever."""
+    asked, answered, hanging = Event(), Event(), Event()
+
+    def keep_alive(busy: Busy) -> None:
+        asked.set()
+        busy(0.01)
+        answered.set()
+
+    two = Lanes(2, keep_alive)
+
+    def process(records: Sequence[Record]) -> None:
+        two.wait(0)
+        if records[0].offset == 0:
+            hanging.wait(TIMEOUT)
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(two.process, batch_for(2), process)
+        assert asked.wait(TIMEOUT)
+        assert not answered.wait(0.3)
+        hanging.set()
+        done.result(TIMEOUT)
+    assert answered.is_set()
 
 
 def stop(_busy: Busy) -> None:
@@ -151,10 +175,12 @@ def test_a_worker_told_to_stop_lets_its_lanes_finish_what_they_are_at() -> None:
     done: list[int] = []
 
     def process(records: Sequence[Record]) -> None:
+        two.wait(0)
         time.sleep(0.2)
         done.append(len(records))
 
-    Lanes(2, stop).process(batch_for(2), process)
+    two = Lanes(2, stop)
+    two.process(batch_for(2), process)
     assert sum(done) == len(batch_for(2))
 
 
@@ -190,15 +216,18 @@ def test_the_failure_of_one_lane_ends_the_waits_of_the_others_and_is_what_the_wo
 def test_a_consumer_that_fails_is_heard_of_when_no_lane_is_at_work_any_more() -> None:
     at_work = threading.Semaphore(0)
 
-    def process(_records: Sequence[Record]) -> None:
-        time.sleep(0.2)
-        at_work.release()
-
     def fail(_busy: Busy) -> None:
         raise RuntimeError("the client is done for")
 
+    two = Lanes(2, fail)
+
+    def process(_records: Sequence[Record]) -> None:
+        two.wait(0)
+        time.sleep(0.2)
+        at_work.release()
+
     with pytest.raises(RuntimeError, match="the client is done for"):
-        Lanes(2, fail).process(batch_for(2), process)
+        two.process(batch_for(2), process)
     assert at_work.acquire(blocking=False)
     assert at_work.acquire(blocking=False)
 
