@@ -17,7 +17,7 @@ from django.utils import timezone
 from eventbus import locks, metrics
 from eventbus.background import Repeating
 from eventbus.sql import fetch
-from feeds import cache, fanout
+from feeds import cache, fanout, partitions
 from feeds.models import RESTING, Housekeeping
 from feeds.rebuild import rebuild
 
@@ -30,14 +30,17 @@ ROUND_SECONDS = 10.0
 
 _NEXT = "SELECT user_id FROM feeds WHERE user_id > %s ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED"
 
-# The floor goes to the first row past the cap; then what is at or below it is garbage.
+# The floor goes to the first row past the cap, and above rows that are too old; then what is at or below it is garbage.
 _RAISE_FLOORS = """
 UPDATE feeds SET floor = cut.post_id
 FROM (
-    SELECT user_id, (
+    SELECT user_id, greatest((
         SELECT post_id FROM feed_entries AS entry WHERE entry.user_id = feeds.user_id AND post_id > floor
         ORDER BY post_id DESC OFFSET %(cap)s LIMIT 1
-    ) AS post_id
+    ), (
+        SELECT %(too_old)s FROM feed_entries AS entry
+        WHERE entry.user_id = feeds.user_id AND post_id > floor AND post_id <= %(too_old)s LIMIT 1
+    )) AS post_id
     FROM feeds WHERE user_id = ANY(%(users)s)
 ) AS cut
 WHERE feeds.user_id = cut.user_id AND cut.post_id IS NOT NULL
@@ -149,6 +152,7 @@ def tidy(user_ids: Sequence[int]) -> None:
         "resting": RESTING,
         "read_before": timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS),
         "cap": settings.FEED_MAX_ENTRIES,
+        "too_old": partitions.oldest_kept(),
         "limit": max(1, settings.FEED_BATCH_MAX_ROWS // USERS_A_STEP),
     }
     with connection.cursor() as cursor:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from eventbus import locks
 from feeds import cache
 from feeds.models import Feed
+from feeds.partitions import oldest_kept
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
@@ -31,7 +32,7 @@ _INCLUDE_FOLLOWS = "UPDATE follows SET idle = false WHERE follower_id = %s AND i
 # are being deleted this waits for the outcome, and the deletion of one found here waits for its row.
 _FILL = f"""
 {NEWEST_PUSHED_IDS}, floor AS (
-    SELECT coalesce((SELECT min(id) FROM found HAVING count(*) = %(limit)s), 0) AS id
+    SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), %(too_old)s) AS id
 ), wanted AS (
     SELECT id, author_id FROM posts
     WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND deleted_event_id IS NULL
@@ -47,7 +48,7 @@ ON CONFLICT DO NOTHING
 
 
 def rebuild(user_ids: Sequence[int]) -> None:
-    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed, and nothing else. May be repeated.
+    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed, but none that is too old. May be repeated.
 
     A transaction a feed. Raises `DatabaseError`.
     """
@@ -72,9 +73,10 @@ def _fill(user_id: int) -> None:
     feed = _lock(user_id)
     # It may have been put to rest again meanwhile.
     if feed is not None and not feed.idle:
+        # One more than fits tells where the floor must be.
+        values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, "too_old": oldest_kept(), **EVERYTHING}
         with connection.cursor() as cursor:
-            # One more than fits tells where the floor must be.
-            cursor.execute(_FILL, {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING})
+            cursor.execute(_FILL, values)
 
 
 def _lock(user_id: int) -> Feed | None:

@@ -17,6 +17,7 @@ from eventbus import locks
 from eventbus.snowflake import MAX_ID
 from feeds import cache
 from feeds.models import RESTING, Feed
+from feeds.partitions import partitions
 
 # What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
 ROWS_A_RANGE = 1_000_000
@@ -178,9 +179,7 @@ def scopes(users: Sequence[int] | None = None) -> list[Scope]:
 
 
 def _users_a_range() -> int:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'feed_entries'::regclass")
-        rows: int = cursor.fetchone()[0]
+    rows = sum(partition.rows for partition in partitions())
     return max(1, Feed.objects.count() * ROWS_A_RANGE // max(rows, ROWS_A_RANGE))
 
 

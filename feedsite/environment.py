@@ -96,6 +96,8 @@ def _read(env: Env) -> dict[str, Any]:
         "FEED_BATCH_MAX_EVENTS": env.int("FEED_BATCH_MAX_EVENTS", 500, validate=validate.Range(1, 5_000)),
         "FEED_BATCH_MAX_WAIT_MS": env.int("FEED_BATCH_MAX_WAIT_MS", 5, validate=validate.Range(0, 10_000)),
         "FEED_BATCH_MAX_ROWS": env.int("FEED_BATCH_MAX_ROWS", 50_000, validate=validate.Range(min=1_000)),
+        "FEED_PARTITION_ROWS": env.int("FEED_PARTITION_ROWS", 2_000_000, validate=POSITIVE),
+        "FEED_PARTITIONS": env.int("FEED_PARTITIONS", 32, validate=validate.Range(2, 1_000)),
         "FEED_IDLE_DAYS": env.int("FEED_IDLE_DAYS", 30, validate=POSITIVE),
         "FEED_CACHE_TTL": env.int("FEED_CACHE_TTL", 3_600, validate=validate.Range(1, MAX_CACHE_TTL)),
         "DLQ_FLOOD_COUNT": env.int("DLQ_FLOOD_COUNT", 500, validate=POSITIVE),

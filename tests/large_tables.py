@@ -1,6 +1,7 @@
 """Tables large enough for their indexes to matter, filled once a module, and the plans of queries on them."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,10 +42,15 @@ def filled(blocker: DjangoDbBlocker, statements: str) -> Iterator[None]:
             connection.close()
 
 
-def scans(node: dict[str, Any]) -> list[tuple[str, str]]:
+def table_of(node: dict[str, Any]) -> str | None:
+    """Return the table a node of a plan is about, also when that is one of its partitions; none of the catalog's."""
+    name: str | None = node.get("Relation Name")
+    return None if name is None or name.startswith("pg_") else re.sub(r"^feed_entries_\d+$", "feed_entries", name)
+
+
+def scans(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (kind, table) of every scan in a plan."""
-    found = [(node["Node Type"], node["Relation Name"])] if "Relation Name" in node else []
-    return found + [scan for child in node.get("Plans", []) for scan in scans(child)]
+    return [(node["Node Type"], table) for node in nodes(plan) if (table := table_of(node))]
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

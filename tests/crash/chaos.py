@@ -57,6 +57,8 @@ def servers(*, apache: bool) -> Iterator[ApacheKafka | None]:
         DJANGO_SETTINGS_MODULE="feedsite.settings", FEED_DATA_DIR=str(directory), FEED_EMBEDDED_FSYNC="on"
     )
     os.environ.setdefault("LOG_LEVEL", "WARNING")
+    # Small, so that partitions of the feeds are started and dropped in the middle of it all.
+    os.environ.update(FEED_PARTITION_ROWS="1000", FEED_PARTITIONS="4")
     # Short sessions, so that the group notices a killed worker soon.
     os.environ["KAFKA_SESSION_TIMEOUT_MS"] = "4000" if apache else "2000"
     with ExitStack() as ending:

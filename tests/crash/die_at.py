@@ -32,6 +32,7 @@ POINTS = {
     "during revocation": ("eventbus.consumer", "EventConsumer._on_revoke", "before"),
     "before the dead letter is sent": ("eventbus.producer", "publish_record", "before"),
     "after the dead letter is acknowledged": ("eventbus.producer", "publish_record", "after"),
+    "while a partition is started": ("feeds.partitions", "_lock", "after"),
     "before dead letters are stored": ("eventbus.dead_letter_store", "store", "before"),
     "after dead letters are stored": ("eventbus.dead_letter_store", "store", "after"),
     "before a replay is marked": ("eventbus.replay", "_publish", "after"),

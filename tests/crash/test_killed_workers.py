@@ -8,10 +8,12 @@ import pytest
 
 from eventbus import kafka, producer
 from eventbus.models import DeadLetter
+from feeds.partitions import partitions
 from posts.models import Post
 from tests.crash.die_at import POINTS
 from tests.crash.network import Network
 from tests.e2e.system import Process, System, wait_until
+from tests.feeds.partitioning import partitions_undone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
@@ -25,11 +27,11 @@ def entries(value: bytes) -> list[DeadLetter]:
     return [entry for entry in DeadLetter.objects.all() if bytes(entry.value or b"") == value]
 
 
-def dying(system: System, point: str, *command: str) -> Process:
+def dying(system: System, point: str, *command: str, **variables: str) -> Process:
     """Start a command that will kill itself at `point`."""
     assert point in POINTS
     marker = str(system.directory / "died")
-    return system.command("-m", "tests.crash.die_at", point, marker, *command, script="-u")
+    return system.command("-m", "tests.crash.die_at", point, marker, *command, script="-u", **variables)
 
 
 def wait_for_death(process: Process) -> None:
@@ -66,6 +68,19 @@ def test_a_worker_killed_while_another_joins(network: Network) -> None:
     wait_for_death(victim)
     network.post()
     network.prove()
+
+
+def test_a_worker_killed_while_it_keeps_everybody_off_the_feeds_to_start_a_partition(network: Network) -> None:
+    full_at_once = {"FEED_PARTITION_ROWS": "1"}
+    with partitions_undone():
+        network.post()
+        wait_for_death(dying(network.system, "while a partition is started", "run_fanout", **full_at_once))
+        worker = network.system.worker(**full_at_once)
+        network.post()
+        wait_until(lambda: len(partitions()) > 1)
+        network.post()
+        network.prove()
+        assert worker.stop() == 0
 
 
 @pytest.mark.parametrize("point", ["before the dead letter is sent", "after the dead letter is acknowledged"])

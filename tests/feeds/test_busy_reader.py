@@ -12,7 +12,7 @@ from feeds.models import Feed, FeedEntry, Follow
 from feeds.timeline import Reader
 from posts.pagination import START, Position
 from tests.factories import PostCreatedFactory, PostDeletedFactory
-from tests.large_tables import filled, nodes, plans_of
+from tests.large_tables import filled, nodes, plans_of, table_of
 
 pytestmark = pytest.mark.django_db
 
@@ -59,10 +59,10 @@ def rows_read(act: Any) -> Counter[str]:
     found: Counter[str] = Counter()
     for plan in plans_of(act):
         for node in nodes(plan):
-            if "Relation Name" in node and node["Node Type"] not in ("ModifyTable", "Bitmap Index Scan"):
+            if (table := table_of(node)) and node["Node Type"] not in ("ModifyTable", "Bitmap Index Scan"):
                 assert node["Node Type"] != "Seq Scan", node
                 rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-                found[node["Relation Name"]] += round(rows * node["Actual Loops"])
+                found[table] += round(rows * node["Actual Loops"])
     return found
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,10 +18,11 @@ from pytest_django import Settings
 
 from eventbus import locks, retry
 from eventbus.subscription import Facts
-from feeds import cache, handlers, housekeeping, verification
+from feeds import cache, handlers, housekeeping, partitions, verification
 from feeds.models import Feed, Housekeeping
 from feeds.rebuild import rebuild
 from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.partitioning import partitions_undone, vacuum
 from tests.feeds.test_processing import read_through_the_cache
 from tests.feeds.worker import Worker
 
@@ -168,6 +169,13 @@ class Run:
             self.settings.FEED_STRATEGY = chance.choice(["push", "hybrid", "hybrid", "pull"])
             self.settings.FEED_PUSH_MAX_FOLLOWERS = chance.choice([3, 6])
 
+    def start_partitions(self, chance: random.Random) -> None:
+        while not self._stopped.wait(chance.uniform(0, 0.2)):
+            with suppress(OperationalError):  # as the keeper does, until its next turn
+                self.done["partition started"] += partitions.start_next() is not None
+                vacuum()
+                self.done["partition dropped"] += partitions.drop_emptied() is not None
+
     def together(self, *acts: Callable[[random.Random], None]) -> None:
         """Do all `acts` at once, each in a thread with its own connection, until the time is up or one fails."""
 
@@ -213,6 +221,14 @@ def test_whatever_happens_at_once_every_feed_is_right_at_any_moment_and_in_the_e
     run.together(run.work, run.work, run.work, run.keep_house, run.keep_house, run.read, run.verify)
     assert_all_right(run)
     assert run.done["proof"] > 0
+
+
+def test_while_partitions_are_started_and_dropped_every_feed_is_right(run: Run, settings: Settings) -> None:
+    settings.FEED_PARTITIONS = 2
+    with partitions_undone():
+        run.together(run.work, run.work, run.keep_house, run.read, run.verify, run.start_partitions)
+        assert_all_right(run)
+    assert run.done["partition started"] > 3
 
 
 def test_with_posts_in_parts_and_strategies_switched_every_feed_is_right_in_the_end(

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from eventbus import topic_replay
 from eventbus.exceptions import DeadLetterFlood
-from feeds import handlers
+from feeds import handlers, partitions
 
 
 class Command(BaseCommand):
@@ -23,7 +23,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         try:
-            with tqdm(unit=" events", unit_scale=True, disable=None) as progress:
+            with partitions.keeper(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
                 total = topic_replay.replay(handlers.subscription(), progress.update)
         except KafkaException as error:
             raise CommandError(

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from eventbus import retry, worker
-from feeds import handlers, housekeeping
+from feeds import handlers, housekeeping, partitions
 
 
 class Command(BaseCommand):
@@ -18,5 +18,5 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
         retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
-        with housekeeping.housekeeper():
+        with housekeeping.housekeeper(), partitions.keeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
