@@ -27,6 +27,7 @@ LOCK_PATIENCE = "500ms"
 IDLE_PATIENCE = "2s"
 ROWS_A_PAGE = 157  # of 8 kB, when it is full
 
+# Of a partition that is dropped at this moment PostgreSQL knows neither bounds nor size.
 _ALL = """
 SELECT relname, bound[1], bound[2], pages * %s FROM (
     SELECT
@@ -35,6 +36,7 @@ SELECT relname, bound[1], bound[2], pages * %s FROM (
     FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
     WHERE inhparent = 'feed_entries'::regclass
 ) AS partitions
+WHERE bound IS NOT NULL AND pages IS NOT NULL
 """
 
 _START_NEXT = """
