@@ -15,6 +15,7 @@ from django.core.management import call_command
 from eventbus import envelope, kafka, node_lease, producer
 from eventbus.exceptions import PublishFailed
 from eventbus.models import DeadLetter
+from feeds.partitions import partitions
 from tests.crash import network as networks
 from tests.crash import outages
 from tests.crash.die_at import POINTS
@@ -181,6 +182,7 @@ class Storm:
             "posts among them": self._load.posts,
             "requests refused or cut off": self._load.refused,
             "dead letters": len(self._poison),
+            "partitions of feeds started": int(partitions()[-1].name.rpartition("_")[2]) - 1,
             "lost": lost,
             "doubled": doubled,
         }
