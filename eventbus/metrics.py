@@ -39,8 +39,11 @@ worker_heartbeat_timestamp_seconds = Gauge(
     "worker_heartbeat_timestamp_seconds", "When this worker last asked Kafka for records, in Unix time.", ["group"]
 )
 dependency_up = Gauge("dependency_up", "Whether this worker can use that server: 1 or 0.", ["dependency"])
-feed_entries_partitions = Gauge("feed_entries_partitions", "Partitions of feed_entries.")
-feed_entries_newest_rows = Gauge("feed_entries_newest_rows", "Rows in the newest partition of feed_entries, about.")
+feed_entries_partition_rows = Gauge(
+    "feed_entries_partition_rows",
+    "Rows in a partition of feed_entries, about; with those whose room is free.",
+    ["partition"],
+)
 fanout_rows_total = Counter("fanout_rows_total", "Rows written to feed_entries.")
 feed_entries_trimmed_total = Counter("feed_entries_trimmed_total", "Rows of feed_entries dropped below a floor.")
 feed_cache_requests_total = Counter(

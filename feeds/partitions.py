@@ -8,6 +8,7 @@ The number of partitions is bounded too: the housekeeper raises floors above tho
 (`feeds.housekeeping.tidy`), and one in which nothing is left is dropped.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import structlog
@@ -79,8 +80,7 @@ def keep_up() -> None:
     Both lock the table for a moment, some 50 ms for each million rows of the partition that gets a new end.
     """
     found = partitions()
-    metrics.feed_entries_partitions.set(len(found))
-    metrics.feed_entries_newest_rows.set(found[-1].rows)
+    _tell(found)
     if found[-1].rows >= settings.FEED_PARTITION_ROWS:
         start_next(settings.FEED_PARTITION_ROWS)
     elif _droppable(found):
@@ -143,6 +143,12 @@ def drop_emptied() -> str | None:
     _execute(_DROP.format(emptied=emptied.name, older=older.name, start=older.start or "MINVALUE", end=emptied.end))
     log.info("partition_dropped", name=emptied.name)
     return emptied.name
+
+
+def _tell(found: Iterable[Partition]) -> None:
+    metrics.feed_entries_partition_rows.clear()
+    for partition in found:
+        metrics.feed_entries_partition_rows.labels(partition.name).set(partition.rows)
 
 
 def _droppable(found: list[Partition]) -> list[Partition]:

@@ -15,7 +15,7 @@ from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts.events import PostCreated
 from posts.pagination import START
-from tests.eventbus.events import eventually
+from tests.eventbus.events import counted, eventually
 from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
 from tests.feeds.elsewhere import elsewhere
 from tests.feeds.model import expected_feed, feed, history
@@ -84,6 +84,10 @@ def test_what_is_posted_after_the_newest_partition_was_full_goes_into_another(
     keep_up()
     newer = posts(worker, 2)
     assert rows_by_partition() == {"feed_entries_1": 3 * 6, "feed_entries_2": 2 * 6}
+    settings.FEED_PARTITION_ROWS = 1_000
+    keep_up()
+    for name in ("feed_entries_1", "feed_entries_2"):
+        assert counted("feed_entries_partition_rows", partition=name) == 157
     first, second = partitions()
     assert (second.name, second.start) == ("feed_entries_2", older[0] + 1)
     assert_adjoining([first, second])
