@@ -170,9 +170,10 @@ def test_a_table_that_somebody_holds_is_left_alone_and_readers_wait_no_longer_th
     with transaction.atomic():
         feed(2)  # as a dump does for hours
         with elsewhere() as do:
-            started = do(start_next)
             with pytest.raises(OperationalError, match="lock timeout"):
-                started.result(10)
+                do(start_next).result(10)
+            with pytest.raises(CommandError, match="No partition was added, see the runbook: .* lock timeout"):
+                do(call_command, "add_partition").result(10)
     assert len(partitions()) == 1
     with keeper():
         eventually(lambda: len(partitions()) == 2)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import OperationalError
+from django.db import DatabaseError
 
 from feeds.partitions import partitions, start_next
 
@@ -17,8 +17,8 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **_options: Any) -> None:
         try:
             added = start_next()
-        except OperationalError as error:
-            raise CommandError(f"feed_entries could not be locked, try again: {str(error).strip()}") from error
+        except DatabaseError as error:
+            raise CommandError(f"No partition was added, see the runbook: {str(error).strip()}.") from error
         for partition in partitions():
             self.stdout.write(
                 f"{partition.name}: posts {_range(partition.start, partition.end)}, {partition.rows:,} rows"
