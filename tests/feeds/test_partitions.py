@@ -172,7 +172,7 @@ def test_a_table_that_somebody_holds_is_left_alone_and_readers_wait_no_longer_th
         with elsewhere() as do:
             with pytest.raises(OperationalError, match="lock timeout"):
                 do(start_next).result(10)
-            with pytest.raises(CommandError, match="No partition was added, see the runbook: .* lock timeout"):
+            with pytest.raises(CommandError, match=r"No partition was added, see the runbook: .* lock timeout"):
                 do(call_command, "add_partition").result(10)
     assert len(partitions()) == 1
     with keeper():
