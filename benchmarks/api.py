@@ -1,4 +1,4 @@
-"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django."""
+"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django (`benchmarks.limits`)."""
 
 import json
 import subprocess
@@ -38,10 +38,10 @@ def run(stand: Stand, quick: bool) -> None:
         posts, feeds = requests.posts(USERS), requests.feeds(USERS)
         measures: dict[str, Measure] = {
             "POST /posts": lambda c, s: http_load.closed(port, posts, c, s),
-            "limit: bare WSGI + Kafka": lambda c, s: http_load.closed(bare, posts, c, s),
+            "limit: bare RSGI + Kafka": lambda c, s: http_load.closed(bare, posts, c, s),
             "limit: Kafka alone": _kafka,
             "GET /feeds/{id}, cached": lambda c, s: http_load.closed(port, feeds, c, s),
-            "limit: bare WSGI": lambda c, s: http_load.closed(bare, feeds, c, s),
+            "limit: bare RSGI": lambda c, s: http_load.closed(bare, feeds, c, s),
         }
         results = _measure(measures, runs, seconds)
     _report(results, runs)
@@ -61,7 +61,7 @@ def _measure(measures: dict[str, Measure], runs: int, seconds: float) -> dict[tu
 
 
 def _report(results: dict[tuple[str, int], list[Load]], runs: int) -> None:
-    limits = {"POST /posts": "limit: bare WSGI + Kafka", "GET /feeds/{id}, cached": "limit: bare WSGI"}
+    limits = {"POST /posts": "limit: bare RSGI + Kafka", "GET /feeds/{id}, cached": "limit: bare RSGI"}
     rows: list[list[tables.Cell]] = []
     for (name, connections), loads in results.items():
         rates = [load.rate for load in loads]

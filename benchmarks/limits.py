@@ -1,59 +1,61 @@
-"""The least that could answer: a WSGI application without Django, for the same server and command line.
+"""The least that could answer: an RSGI application without Django, for the same server and command line.
 
 GET returns a ready page of `PAGE_BYTES` bytes. POST publishes its body with the production producer's settings and
-answers once Kafka has acknowledged it.
+answers once Kafka has acknowledged it, many at a time, without a thread for any.
 """
 
+import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterable
-from functools import cache
-from typing import Any
+from functools import partial
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from eventbus import kafka
+from feedsite.front.http import Connection, Scope
 
 TOPIC = "benchmark-limit"
 PAGE = b"x" * int(os.environ.get("PAGE_BYTES", "4700"))
-HEADERS = [("Content-Type", "application/json")]
+HEADERS = [("content-type", "application/json")]
 
-StartResponse = Callable[[str, list[tuple[str, str]]], object]
-
-
-def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-    """Answer one request."""
-    if environ["REQUEST_METHOD"] == "POST":
-        _publish(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
-        return _answer(start_response, "202 Accepted", b"{}")
-    return _answer(start_response, "200 OK", PAGE)
+Future = asyncio.Future[None]
 
 
-def _answer(start_response: StartResponse, status: str, body: bytes) -> Iterable[bytes]:
-    start_response(status, [*HEADERS, ("Content-Length", str(len(body)))])
-    return [body]
+class Application:
+    """Answers requests on one event loop."""
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._reported: list[tuple[Future, KafkaError | None]] = []
+        self._producer = Producer(kafka.producer_config())
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
+        """Answer one request."""
+        if scope.method != "POST":
+            connection.response_bytes(200, HEADERS, PAGE)
+            return
+        delivered = self._loop.create_future()
+        self._producer.produce(TOPIC, await connection(), on_delivery=partial(self._report, delivered))
+        await delivered
+        connection.response_bytes(202, HEADERS, b"{}")
+
+    def _report(self, delivered: Future, error: KafkaError | None, _message: Message) -> None:
+        self._reported.append((delivered, error))
+
+    def _poll(self) -> None:
+        while True:
+            self._producer.poll(0.2)
+            reported, self._reported = self._reported, []
+            if reported:
+                self._loop.call_soon_threadsafe(self._settle, reported)
+
+    def _settle(self, reported: list[tuple[Future, KafkaError | None]]) -> None:
+        for delivered, error in reported:
+            if error is None:
+                delivered.set_result(None)
+            else:
+                delivered.set_exception(RuntimeError(error.str()))
 
 
-def _publish(value: bytes) -> None:
-    reported, errors = threading.Event(), []
-
-    def report(error: KafkaError | None, _message: Message) -> None:
-        errors.append(error)
-        reported.set()
-
-    _producer().produce(TOPIC, value=value, on_delivery=report)
-    reported.wait()
-    if errors[0]:
-        raise KafkaException(errors[0])
-
-
-@cache
-def _producer() -> Producer:
-    producer = Producer(kafka.producer_config())
-    threading.Thread(target=_poll, args=(producer,), daemon=True).start()
-    return producer
-
-
-def _poll(producer: Producer) -> None:
-    while True:
-        producer.poll(0.2)
+application = Application()

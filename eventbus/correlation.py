@@ -39,14 +39,14 @@ def trace_id(traceparent: str) -> str | None:
     return found[1] if found else None
 
 
-def kafka_headers(meta: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """Return the Kafka headers that carry on what the request with these WSGI variables brought, as far as valid."""
+def kafka_headers(request_id: str, traceparent: str, tracestate: str) -> list[tuple[str, bytes]]:
+    """Return the Kafka headers that carry on what a request brought in its HTTP headers, as far as valid."""
     headers = []
-    if is_request_id(request_id := meta.get("HTTP_X_REQUEST_ID", "")):
+    if is_request_id(request_id):
         headers.append((REQUEST_ID, request_id.encode()))
-    if trace_id(traceparent := meta.get("HTTP_TRACEPARENT", "")):
+    if traceparent and trace_id(traceparent):
         headers.append((TRACEPARENT, traceparent.encode()))
-        if _TRACESTATE.fullmatch(tracestate := meta.get("HTTP_TRACESTATE", "")):
+        if _TRACESTATE.fullmatch(tracestate):
             headers.append((TRACESTATE, tracestate.encode()))
     return headers
 

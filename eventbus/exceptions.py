@@ -48,6 +48,26 @@ class ProducerQueueFull(PublishFailed):
     result = "queue_full"
 
 
+class ProducerFailed(PublishFailed):
+    """The connection to Kafka failed for good and is being made anew; the event may have been stored all the same."""
+
+    result = "producer_failed"
+
+
+class KafkaAway(PublishFailed):
+    """Kafka has not answered for a while, so the event was not sent to it."""
+
+    result = "refused"
+
+
+class ServerAway(EventBusError):
+    """A server has not answered for a while, and someone else is trying already."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(f"{server} has not answered for a while.")
+        self.server = server
+
+
 class IdsUnavailable(EventBusError):
     """No snowflake node id could be leased from PostgreSQL, so no new id can be given out."""
 

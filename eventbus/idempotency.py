@@ -26,6 +26,12 @@ def fresh() -> Ids:
     return Ids(node_lease.next_id(), object_id)
 
 
+def fresh_without_waiting() -> Ids:
+    """Do as `fresh`, or raise `IdsUnavailable` where that would mean to ask PostgreSQL."""
+    object_id = node_lease.next_id_without_waiting()
+    return Ids(node_lease.next_id_without_waiting(), object_id)
+
+
 def reserve(user_id: int, key: str, request: str) -> Ids:
     """Return the ids kept under the user's `key`: new ones at first, the same ones for the same `request` again.
 

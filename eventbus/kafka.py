@@ -57,6 +57,13 @@ def producer_config() -> Config:
         "queue.buffering.max.messages": settings.KAFKA_QUEUE_MAX_MESSAGES,
         "compression.type": "lz4",
         "topic.metadata.refresh.interval.ms": 30_000,
+        # A broker that comes back, or a topic that is made anew, is found within about a second.
+        "reconnect.backoff.max.ms": 1_000,
+        "retry.backoff.max.ms": 1_000,
+        "topic.metadata.propagation.max.ms": 1_000,
+        # A broker that vanished without closing its connections is noticed.
+        "socket.keepalive.enable": True,
+        "socket.timeout.ms": 10_000,
     }
 
 

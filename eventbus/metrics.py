@@ -39,6 +39,26 @@ worker_heartbeat_timestamp_seconds = Gauge(
     "worker_heartbeat_timestamp_seconds", "When this worker last asked Kafka for records, in Unix time.", ["group"]
 )
 dependency_up = Gauge("dependency_up", "Whether this worker can use that server: 1 or 0.", ["dependency"])
+breaker_open = Gauge(
+    "breaker_open",
+    "Whether this process takes a server to be away and refuses at once what needs it: 1 or 0.",
+    ["server"],
+    multiprocess_mode="livemax",
+)
+api_threads_busy = Gauge(
+    "api_threads_busy", "Threads of the API that answer a request, by kind.", ["kind"], multiprocess_mode="livesum"
+)
+api_requests_waiting = Gauge(
+    "api_requests_waiting", "Requests that wait for a thread, by kind.", ["kind"], multiprocess_mode="livesum"
+)
+api_loop_delay_seconds = Histogram(
+    "api_loop_delay_seconds",
+    "How much later than due the event loop of an API process does what is due, four times a second.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+producers_replaced_total = Counter(
+    "producers_replaced_total", "Kafka producers that failed for good and were replaced by another."
+)
 feed_entries_partition_rows = Gauge(
     "feed_entries_partition_rows",
     "Rows in a partition of feed_entries, about; with those whose room is free.",
@@ -49,6 +69,17 @@ feed_entries_trimmed_total = Counter("feed_entries_trimmed_total", "Rows of feed
 feed_cache_requests_total = Counter(
     "feed_cache_requests_total", "First-page reads, by what the cache answered.", ["result"]
 )
+
+
+def event_published(event_type: str) -> None:
+    """Count an event that Kafka has acknowledged."""
+    _published(event_type).inc()
+
+
+@cache
+def _published(event_type: str) -> Counter:
+    # Finding a labelled metric costs more than counting.
+    return events_published_total.labels(event_type, "ok")
 
 
 def observe_processed(event_type: str, taken_at: float, accepted_ms: int) -> None:

@@ -110,6 +110,14 @@ def next_id() -> int:
     return (_lease or _make_lease()).next_id()
 
 
+def next_id_without_waiting() -> int:
+    """Return a new id, or raise `IdsUnavailable` where that would mean to ask PostgreSQL."""
+    lease = _lease
+    if lease is None:
+        raise IdsUnavailable
+    return lease.generator.next_id()
+
+
 def release() -> None:
     """Give this process's node back, if it holds one."""
     if lease := forget():

@@ -1,22 +1,35 @@
 """Publishing to Kafka: a call returns only when the brokers have acknowledged the record.
 
-One producer a process, made at the first use. A producer made before a fork silently loses messages in the child,
-so a forked child starts without one.
+A thread publishes with `publish`, an event loop with `publish_soon`. One producer a process, made at the first use. A
+producer made before a fork silently loses messages in the child, so a forked child starts without one. One that failed
+for good, as Kafka calls it when another took its place or the brokers forgot it, is replaced at the next use.
 """
 
+import asyncio
 import atexit
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from django.conf import settings
 
 from eventbus import correlation, envelope, kafka, metrics, tracing
+from eventbus.breaker import KAFKA
 from eventbus.envelope import Event
-from eventbus.exceptions import ProducerQueueFull, PublishFailed, PublishTimedOut, RecordTooLarge
+from eventbus.exceptions import (
+    KafkaAway,
+    ProducerFailed,
+    ProducerQueueFull,
+    PublishFailed,
+    PublishTimedOut,
+    RecordTooLarge,
+    ServerAway,
+)
 
 Headers = Sequence[tuple[str, bytes | None]]
 OnDelivery = Callable[[KafkaError | None], None]
@@ -27,11 +40,18 @@ FLUSH_SECONDS = 10.0
 # librdkafka reports a timed-out delivery itself; this only covers a report that never comes.
 REPORT_GRACE_SECONDS = 1.0
 
+_TIMED_OUT = (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT)
+_PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+
 log = structlog.get_logger(__name__)
 
 
 class EventProducer:
-    """An idempotent producer with its delivery-report thread."""
+    """An idempotent producer with its delivery-report thread.
+
+    `failed` says that it failed for good: nothing can be published with it any more, and what it had in hand has been
+    reported as failed.
+    """
 
     def __init__(self) -> None:
         self._producer = Producer(kafka.producer_config() | {"error_cb": self._on_error})
@@ -51,25 +71,41 @@ class EventProducer:
         deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
             try:
-                self._producer.produce(
-                    topic,
-                    key=key,
-                    value=value,
-                    headers=list(headers),
-                    on_delivery=lambda error, _message: on_delivery(error),
-                )
-            except BufferError as error:
+                self.send_now(topic, key, value, list(headers), lambda error, _message: on_delivery(error))
+            except ProducerQueueFull:
                 if time.monotonic() >= deadline:
-                    raise ProducerQueueFull from error
+                    raise
                 time.sleep(QUEUE_FULL_PAUSE)
-            except KafkaException as error:
-                raise _refusal(error.args[0]) from error
             else:
                 return
+
+    def send_now(
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes | None]],
+        on_delivery: Callable[[KafkaError | None, Message], None],
+    ) -> None:
+        """Queue one record without waiting; raises `ProducerQueueFull` where there is no room, else as `send`."""
+        try:
+            self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
+        except BufferError as error:
+            raise ProducerQueueFull from error
+        except KafkaException as error:
+            self._note_fatal(error.args[0])
+            raise refusal(error.args[0]) from error
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> int:
         """Wait up to `timeout` seconds for every queued record; return how many are still unreported."""
         return int(self._producer.flush(timeout))
+
+    def topics(self, timeout: float) -> Sequence[str]:
+        """Return the topics that the brokers have, asked on this producer's own connections.
+
+        Raises `KafkaException` when they do not answer within `timeout` seconds.
+        """
+        return list(self._producer.list_topics(timeout=timeout).topics)
 
     def close(self) -> None:
         """Flush and stop the thread; says so in the log when records were left unreported."""
@@ -80,12 +116,50 @@ class EventProducer:
 
     def _poll(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(POLL_SECONDS)
+            try:
+                self._producer.poll(POLL_SECONDS)
+            except KafkaException as error:
+                # Where confluent-kafka tells of a fatal error; `error_cb` hears of it in other versions.
+                self._note_fatal(error.args[0])
+            hand_over_reports()
+            if self.failed:
+                self._let_go()
+                return
+
+    def _let_go(self) -> None:
+        """Have all that is in hand reported, as failed: nothing of it can be delivered any more."""
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while len(self._producer) and time.monotonic() < deadline:
+            try:
+                self._producer.poll(POLL_SECONDS)
+            except KafkaException as error:
+                log.debug("kafka_producer_error", error=str(error))
+            hand_over_reports()
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self.failed = True
+        self._note_fatal(error)
         log.warning("kafka_producer_error", error=error.str(), fatal=error.fatal())
+
+    def _note_fatal(self, error: KafkaError) -> None:
+        if not self.failed and (error.fatal() or error.code() == KafkaError._FATAL):
+            self.failed = True
+            log.error("kafka_producer_failed", error=error.str())
+
+
+def refusal(error: KafkaError) -> PublishFailed:
+    """Return what to raise for an error that Kafka's client has reported for a record."""
+    if error.code() in _TIMED_OUT:
+        return PublishTimedOut(f"Kafka did not acknowledge in time: {_sentence(error)}")
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        return RecordTooLarge(f"Kafka refused the event: {_sentence(error)}")
+    if error.code() in _PURGED or error.fatal() or error.code() == KafkaError._FATAL:
+        return ProducerFailed()
+    return PublishFailed(f"Kafka refused the event: {_sentence(error)}")
+
+
+def _sentence(error: KafkaError) -> str:
+    return f"{error.str().rstrip('.')}."
 
 
 class _Delivery:
@@ -102,16 +176,74 @@ class _Delivery:
     def wait(self, timeout: float) -> None:
         if not self._reported.wait(timeout):
             raise PublishTimedOut
-        if self.error is None:
+        if self.error is not None:
+            raise refusal(self.error)
+
+
+class LoopDeliveries:
+    """The delivery reports that an event loop waits for, one wake-up of it for each poll of the producer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._reported: list[tuple[asyncio.Future[None], KafkaError | None]] = []
+        self._awaited: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._give_up_on_the_overdue()
+
+    def send(
+        self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes | None]]
+    ) -> "asyncio.Future[None]":
+        """Queue one record and return the future of its delivery. Raises as `EventProducer.send_now`."""
+        delivery = self._loop.create_future()
+        get().send_now(topic, key, value, headers, partial(self._report, delivery))
+        wait_until = self._loop.time() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
+        self._awaited.append((wait_until, delivery))
+        return delivery
+
+    def _report(self, delivery: "asyncio.Future[None]", error: KafkaError | None, _message: Message) -> None:
+        # Called within the producer's poll, in its thread.
+        self._reported.append((delivery, error))
+
+    def hand_over(self) -> None:
+        """Tell the loop what has been reported since; for the thread that polls."""
+        if not self._reported:
             return
-        raise _refusal(self.error)
+        reported, self._reported = self._reported, []
+        try:
+            self._loop.call_soon_threadsafe(self._settle, reported)
+        except RuntimeError:
+            log.debug("loop_closed_before_deliveries", count=len(reported))
+
+    def _settle(self, reported: list[tuple["asyncio.Future[None]", KafkaError | None]]) -> None:
+        for delivery, error in reported:
+            if delivery.done():
+                continue
+            if error is None:
+                delivery.set_result(None)
+            else:
+                delivery.set_exception(refusal(error))
+
+    def _give_up_on_the_overdue(self) -> None:
+        now = self._loop.time()
+        while self._awaited and (self._awaited[0][1].done() or self._awaited[0][0] < now):
+            _wait_until, delivery = self._awaited.popleft()
+            if not delivery.done():
+                delivery.set_exception(PublishTimedOut())
+        self._loop.call_later(POLL_SECONDS, self._give_up_on_the_overdue)
 
 
-def _refusal(error: KafkaError) -> PublishFailed:
-    if error.code() in (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT):
-        return PublishTimedOut(f"Kafka did not acknowledge in time: {error.str()}")
-    kind = RecordTooLarge if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else PublishFailed
-    return kind(f"Kafka refused the event: {error.str()}")
+_loop_deliveries: LoopDeliveries | None = None
+
+
+def attach(loop: asyncio.AbstractEventLoop) -> None:
+    """Let `publish_soon` be used on `loop`, the only one of this process that publishes."""
+    global _loop_deliveries
+    _loop_deliveries = LoopDeliveries(loop)
+
+
+def hand_over_reports() -> None:
+    """Tell the loop, if there is one, what the producer has reported; for the threads that poll one."""
+    if _loop_deliveries is not None:
+        _loop_deliveries.hand_over()
 
 
 def publish(event: Event, headers: Headers = ()) -> None:
@@ -122,13 +254,30 @@ def publish(event: Event, headers: Headers = ()) -> None:
     value = envelope.encode(event)
     correlation.bind_event(event.event_id)
     try:
+        _enter()
         with tracing.publishing(event, headers) as headers_with_context:
             publish_record(kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context)
     except PublishFailed as error:
-        metrics.events_published_total.labels(event.type, error.result).inc()
+        _note_failure(event, error)
         raise
-    log.debug("event_published", type=event.type)
-    metrics.events_published_total.labels(event.type, "ok").inc()
+    _note_success(event)
+
+
+async def publish_soon(event: Event, headers: Headers = ()) -> None:
+    """Do as `publish` on the event loop that was attached, which goes on with others meanwhile."""
+    if _loop_deliveries is None:
+        raise RuntimeError("No event loop was attached.")
+    value = envelope.encode(event)
+    try:
+        _enter()
+        await _loop_deliveries.send(kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers))
+    except PublishFailed as error:
+        _note_failure(event, error)
+        raise
+    except BaseException:
+        KAFKA.gave_up()
+        raise
+    _note_success(event)
 
 
 def publish_record(topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
@@ -138,20 +287,41 @@ def publish_record(topic: str, key: bytes | None, value: bytes | None, headers: 
     delivery.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)
 
 
+def _enter() -> None:
+    try:
+        KAFKA.enter()
+    except ServerAway as error:
+        raise KafkaAway from error
+
+
+def _note_failure(event: Event, error: PublishFailed) -> None:
+    metrics.events_published_total.labels(event.type, error.result).inc()
+    if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
+        KAFKA.failed(error)
+    elif not isinstance(error, KafkaAway):
+        KAFKA.succeeded()  # it has answered, with a refusal
+
+
+def _note_success(event: Event) -> None:
+    KAFKA.succeeded()
+    log.debug("event_published", type=event.type)
+    metrics.event_published(event.type)
+
+
 _producer: EventProducer | None = None
 _producer_lock = threading.Lock()
 
 
 def get() -> EventProducer:
-    """Return this process's producer; a producer that failed for good is flushed and replaced."""
+    """Return this process's producer, a new one if the last has failed for good. Waits for no broker."""
     global _producer
     producer = _producer
     if producer is not None and not producer.failed:
         return producer
     with _producer_lock:
         if _producer is not None and _producer.failed:
-            metrics.events_published_total.labels("", "producer_recreated").inc()
-            _producer.close()
+            metrics.producers_replaced_total.inc()
+            log.warning("kafka_producer_replaced")
             _producer = None
         if _producer is None:
             _producer = EventProducer()
@@ -168,8 +338,8 @@ def close() -> None:
 
 
 def _forget_after_fork() -> None:
-    global _producer, _producer_lock
-    _producer, _producer_lock = None, threading.Lock()
+    global _producer, _producer_lock, _loop_deliveries
+    _producer, _producer_lock, _loop_deliveries = None, threading.Lock(), None
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)

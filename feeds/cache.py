@@ -1,6 +1,6 @@
 """The cached first page of each feed in Redis, and how it never shows what an invalidation has outdated.
 
-Pages are also kept in the process itself (`feeds.near_cache`). Four rules keep them all fresh:
+The API's event loop also keeps pages in the process itself (`feeds.near_cache`). Four rules keep them all fresh:
 
 1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very lease with its
    page. An invalidation deletes the key, lease or page: a reader that loaded before it can store nothing after it.
@@ -32,10 +32,9 @@ from django.conf import settings
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_redis import get_redis_connection
-from redis import Connection, Redis, RedisError
+from redis import Connection, ConnectionPool, Redis, RedisError
 
 from feeds.models import CacheState, new_generation
-from feeds.near_cache import NearCache
 
 TRUST_SECONDS = 1.0
 CLOSED_AT_LEAST = timedelta(seconds=2 * TRUST_SECONDS)
@@ -48,7 +47,7 @@ REFRESH_PATIENCE_SECONDS = 0.25
 # A value is a lease, or a page: its seal, the authors it watches, the newest ids, and the body, a line each. The number
 # is raised with every change to what a page looks like. It is not part of the key, for old and new processes that run
 # side by side during a release void each other's pages.
-_LEASE, _PAGE = b"L", b"P2"
+LEASE, PAGE = b"L", b"P2"
 
 # With what the value expires: 'EX' seconds, 'PX' milliseconds, or 'KEEPTTL'.
 _REPLACE = """
@@ -112,14 +111,14 @@ def watch(lookup: Lookup, authors: Sequence[int]) -> Lookup:
     except RedisError as error:
         _trusted.distrust(error)
         return BYPASS
-    return replace(lookup, seal=_sealed(authors, tokens))
+    return replace(lookup, seal=sealed(authors, tokens))
 
 
 def store(lookup: Lookup, page: CachedPage) -> bool:
     """Store the page in place of what `lookup` found; False if an invalidation came between, or Redis is away."""
     if not lookup.replaces:
         return False
-    value = b"\n".join([_PAGE + lookup.seal, *page])
+    value = b"\n".join([PAGE + lookup.seal, *page])
     # A page that is added to lives no longer for it: it watches only those who were pulled when it was made.
     expiry = ["KEEPTTL"] if lookup.page else ["EX", settings.FEED_CACHE_TTL]
     try:
@@ -127,6 +126,21 @@ def store(lookup: Lookup, page: CachedPage) -> bool:
     except RedisError as error:
         _trusted.distrust(error)
         return False
+
+
+def era_now() -> str | None:
+    """Return the era whose pages count, at once; None when in doubt. For an event loop, beside `refresh_era`."""
+    return _trusted.now()
+
+
+def refresh_era() -> None:
+    """Ask PostgreSQL and Redis for the era; to be called several times in `TRUST_SECONDS`, by one thread. Never fails."""
+    _trusted.refresh()
+
+
+def distrust(error: RedisError) -> None:
+    """Do without Redis for a moment, in all threads of this process."""
+    _trusted.distrust(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,67 +210,67 @@ def _replace(key: str, old: bytes, new: bytes, *expiry: str | int) -> bool:
 
 
 def _look_up(user_id: int, era: str) -> Lookup:
-    key = _key(user_id, era)
-    [value] = _near().get([key.encode()])
+    key, lease = page_key(user_id, era), _new_lease()
+    # One round trip: the value, or where there was none our lease in its place.
+    value = cast(bytes | None, _redis().set(key, lease, nx=True, px=LEASE_MS, get=True))
     if value is None:
-        lease = _new_lease()
-        taken = bool(_redis().set(key, lease, nx=True, px=LEASE_MS))
-        return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
-    if not value.startswith(_PAGE):
+        return Lookup("miss", key=key, era=era, replaces=lease)
+    if not value.startswith(PAGE):
         return Lookup("miss")
-    seal, page = _read_page(value)
+    seal, page = read_page(value)
     if not _is_whole(seal, era):
-        lease = _new_lease()
         taken = _replace(key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     return Lookup("hit", page=page, key=key, era=era, replaces=value, seal=seal)
 
 
 def _new_lease() -> bytes:
-    return _LEASE + uuid.uuid4().bytes
+    return LEASE + uuid.uuid4().bytes
 
 
 def _inspect(user_id: int, era: str) -> Kept:
-    key = _key(user_id, era)
+    key = page_key(user_id, era)
     value = cast(bytes | None, _redis().get(key))
     if value is None:
         return Kept("miss: nothing is kept")
     seconds_left = max(0, _redis().ttl(key))
-    if not value.startswith(_PAGE):
+    if not value.startswith(PAGE):
         return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
-    seal, page = _read_page(value)
+    seal, page = read_page(value)
     whole = _is_whole(seal, era)
     state = "hit" if whole else "miss: an author that the page watches has posted since"
-    return Kept(state, whole, seconds_left, len(page.body), _watched(seal))
+    return Kept(state, whole, seconds_left, len(page.body), watched_by(seal))
 
 
-def _read_page(value: bytes) -> tuple[bytes, CachedPage]:
+def read_page(value: bytes) -> tuple[bytes, CachedPage]:
     """Return the seal, which names the authors watched, and the page."""
-    digest, authors, newest, body = value.removeprefix(_PAGE).split(b"\n", 3)
+    digest, authors, newest, body = value.removeprefix(PAGE).split(b"\n", 3)
     return digest + b"\n" + authors, CachedPage(newest, body)
 
 
-def _watched(seal: bytes) -> list[int]:
+def watched_by(seal: bytes) -> list[int]:
+    """Return the authors whose tokens the seal was made of."""
     authors = seal.partition(b"\n")[2]
     return [int(author) for author in authors.split(b",")] if authors else []
 
 
 def _is_whole(seal: bytes, era: str) -> bool:
-    authors = _watched(seal)
+    authors = watched_by(seal)
     if not authors:
         return True
-    tokens = _near().get([_author_key(author, era).encode() for author in authors])
-    return None not in tokens and _sealed(authors, tokens) == seal
+    tokens = cast(list[bytes | None], _redis().mget([author_key(author, era) for author in authors]))
+    return None not in tokens and sealed(authors, tokens) == seal
 
 
-def _sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:
+def sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:
+    """Return the seal of a page that watches `authors`, whose tokens are these."""
     digest = hashlib.blake2b(b"".join(token or b"" for token in tokens), digest_size=16).hexdigest()
     return f"{digest}\n{','.join(map(str, authors))}".encode()
 
 
 def _tokens(authors: Sequence[int], era: str) -> list[bytes | None]:
     """Return the token of each author, a new one where there is none."""
-    keys = [_author_key(author, era) for author in authors]
+    keys = [author_key(author, era) for author in authors]
     tokens = cast(list[bytes | None], _redis().mget(keys))
     missing = [key for key, token in zip(keys, tokens, strict=True) if token is None]
     if not missing:
@@ -276,9 +290,9 @@ def _token_ttl() -> int:
 def _void(user_ids: Sequence[int], authors: Collection[int], era: str) -> None:
     pipeline = _redis().pipeline(transaction=False)
     for author in authors:
-        pipeline.set(_author_key(author, era), uuid.uuid4().bytes, ex=_token_ttl())
+        pipeline.set(author_key(author, era), uuid.uuid4().bytes, ex=_token_ttl())
     for start in range(0, len(user_ids), KEYS_A_COMMAND):
-        pipeline.unlink(*[_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]])
+        pipeline.unlink(*[page_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]])
     pipeline.execute()
     # Redis answers us before it announces the change to others, but announces it before it answers another question.
     _redis().ping()
@@ -337,6 +351,15 @@ class _Trusted:
         finally:
             self._lock.release()
 
+    def now(self) -> str | None:
+        """Return what `era` does, without waiting for anyone: None also when nobody has asked for a while."""
+        return self._era if time.monotonic() < self._until else None
+
+    def refresh(self) -> None:
+        """Ask, however fresh the last answer is; for a thread that keeps it fresh for the others."""
+        with self._lock:
+            self._refresh()
+
     def still(self, era: str) -> bool:
         """Ask again at once, and tell whether the era is the same."""
         self._until = 0.0
@@ -369,15 +392,15 @@ _trusted = _Trusted()
 _connections_made = 0
 
 
+def connection_pool() -> ConnectionPool:
+    """Return how connections to Redis are made."""
+    return _redis().connection_pool
+
+
 @memoize
 def _redis() -> Redis:
     client: Redis = get_redis_connection("default")
     return count_connections(client)
-
-
-@memoize
-def _near() -> NearCache:
-    return NearCache(_redis().connection_pool, passing=_LEASE)
 
 
 def count_connections(client: Redis) -> Redis:
@@ -392,10 +415,15 @@ def _on_connect(connection: Connection) -> None:
     connection.on_connect()  # type: ignore[no-untyped-call]
 
 
-def _key(user_id: int, era: str) -> str:
+def page_key(user_id: int, era: str) -> str:
+    """Return where the first page of the user's feed is kept."""
     # The braces keep a user's keys on one node of a Redis cluster.
     return f"feed:{{{user_id}}}:{era}"
 
 
-def _author_key(author_id: int, era: str) -> str:
+def author_key(author_id: int, era: str) -> str:
+    """Return where the token of an author is kept, which each of their pulled posts changes."""
     return f"author:{{{author_id}}}:{era}"
+
+
+AUTHOR_KEYS = b"author:"

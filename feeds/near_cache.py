@@ -1,102 +1,218 @@
-"""Values of Redis kept in this process, for as long as Redis has not said that they changed.
+"""First pages of feeds kept in the API's process, for its event loop, until Redis says that they changed.
 
-A round trip to Redis costs more than the rest of a cached read. So all reads of a process go through one connection, on
-which Redis announces every change to a key that was read on it (RESP3 client tracking). Announcements and answers come
-in order on that connection, so whoever has read all that has arrived knows what changed; a value is used only then, and
-only while an answer on the connection is not older than a moment.
+A round trip to Redis costs more than the rest of a cached read. So the loop reads through one connection, on which Redis
+announces every change to a key that was read on it (RESP3 client tracking). Announcements and answers come in order on
+that connection, so whoever has read all that has arrived knows what changed; a page is used only then, and only while an
+answer on the connection is not older than a moment. What is not kept here, all who want it in a turn of the loop ask for
+in one round trip.
 """
 
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
 
-import redis
-from redis import Connection, ConnectionPool
+from redis import Connection, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-KEPT_VALUES = 5_000  # of some kilobytes each
+from eventbus.loop_redis import LoopRedis
+from feeds import cache
+from feeds.cache import CachedPage
+
+KEPT_BYTES = 64 * 1024 * 1024
+# Of what keeps a value, beside the value: keys, dictionaries, objects.
+OVERHEAD_BYTES = 600
 HEARD_WITHIN_SECONDS = 1.0
 
 
+class KeptPage:
+    """A cached page in this process, and the bodies of answers made of it, by the address they were asked at."""
+
+    __slots__ = ("answers", "bytes", "page", "seal", "watched", "whole_as_of")
+
+    def __init__(self, value: bytes) -> None:
+        self.seal, self.page = cache.read_page(value)
+        self.watched = cache.watched_by(self.seal)
+        self.bytes = 2 * len(value) + OVERHEAD_BYTES
+        self.whole_as_of = -1
+        self.answers: dict[str, bytes] = {}
+
+
+class Reading:
+    """A value on its way from Redis, for all who want it; void once Redis has announced that it changed meanwhile."""
+
+    __slots__ = ("value", "void")
+
+    def __init__(self, value: "asyncio.Future[bytes | None]") -> None:
+        self.value = value
+        self.void = False
+
+
 class NearCache:
-    """Reads keys of one Redis, whose `pool` sets up connections by `redis_connect_func`; safe for threads.
+    """Finds first pages without waiting for anyone else; all methods are for the loop it was made for."""
 
-    Values that begin with `passing` are not kept: they change within moments. Raises `RedisError`.
-    """
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.redis = LoopRedis(loop, cache.connection_pool(), self)
+        self._pages: dict[bytes, KeptPage] = {}
+        self._tokens: dict[bytes, bytes] = {}
+        self._bytes = 0
+        self._tokens_changed = 0  # how often; a seal that was whole is so until then
+        self._readings: dict[bytes, Reading] = {}
+        self._batch: list[tuple[bytes, Reading]] = []
+        self._run_id = self._next_run_id = ""
 
-    def __init__(self, pool: ConnectionPool, passing: bytes) -> None:
-        self._passing = passing
-        kwargs = pool.connection_kwargs
-        self._set_up: Callable[[Connection], None] = kwargs["redis_connect_func"]
-        self._connection: Connection = pool.connection_class(
-            **kwargs | {"protocol": 3, "redis_connect_func": self._on_connect}
-        )
-        self._values: dict[bytes, bytes] = {}
-        self._heard_at = 0.0
-        self._caught_up_at = 0.0
-        self._lock = threading.Lock()
+    def start(self) -> None:
+        """Connect to Redis; returns at once."""
+        self.redis.start()
 
-    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, None where there is none."""
-        asked_at = time.monotonic()
-        with self._lock:
-            try:
-                return self._get(keys, asked_at)
-            except redis.ConnectionError:
-                # The server may be back already; the connection is made anew.
-                return self._get(keys, asked_at)
+    def close(self) -> None:
+        self.redis.close()
 
-    def _get(self, keys: Sequence[bytes], asked_at: float) -> list[bytes | None]:
+    async def find(self, user_id: int) -> KeptPage | None:
+        """Return the cached first page of the user's feed; None: there is none, or that cannot be told now."""
+        era = cache.era_now()
+        if era is None or not era.endswith(self._run_id) or not self.redis.connected:
+            return None
+        self.redis.catch_up()
+        if self._loop.time() - self.redis.heard_at > HEARD_WITHIN_SECONDS:
+            return None
+        key = cache.page_key(user_id, era).encode()
+        kept = self._pages.get(key)
         try:
-            # Whoever had the lock meanwhile may have looked for announcements after this was asked.
-            if self._caught_up_at <= asked_at:
-                self._catch_up()
-            values = [self._values.get(key) for key in keys]
-            missing = [key for key, value in zip(keys, values, strict=True) if value is None]
-            if not missing:
-                return values
-            found = dict(zip(missing, self._ask("MGET", *missing), strict=True))
-        except BaseException:
-            # An answer that comes later would be taken for that of the next command.
-            self._connection.disconnect()  # type: ignore[no-untyped-call]
-            raise
-        self._keep(found)
-        return [found[key] if value is None else value for key, value in zip(keys, values, strict=True)]
+            if kept is None:
+                kept = await self._read_page(key)
+            if kept is not None and kept.watched and kept.whole_as_of != self._tokens_changed:
+                kept = await self._checked(kept, era)
+        except RedisError:
+            return None
+        return kept
 
-    def _catch_up(self) -> None:
-        """Forget whatever Redis has announced to be changed."""
-        began_at = time.monotonic()
-        if began_at - self._heard_at > HEARD_WITHIN_SECONDS:
-            self._ask("PING")
-        while self._connection.can_read(0):
-            self._connection.read_response(push_request=True)
-        self._caught_up_at = began_at
+    async def _read_page(self, key: bytes) -> KeptPage | None:
+        reading = self._reading_of(key)
+        value = await reading.value
+        if value is None or not value.startswith(cache.PAGE):
+            return None
+        kept = self._pages.get(key)
+        if kept is None:
+            kept = KeptPage(value)
+            if not reading.void:
+                self._pages[key] = kept
+                self._bytes += kept.bytes
+                self._keep_within_bounds()
+        return kept
 
-    def _ask(self, *command: Any) -> Any:
-        asked_at = time.monotonic()
-        self._connection.send_command(*command)  # type: ignore[no-untyped-call]
-        answer = self._connection.read_response()
-        self._heard_at = asked_at
-        return answer
+    async def _checked(self, kept: KeptPage, era: str) -> KeptPage | None:
+        """Return the page if no author that it watches has posted since, as far as Redis has told."""
+        as_of = self._tokens_changed
+        tokens = await self._tokens_of(kept.watched, era)
+        if None in tokens or cache.sealed(kept.watched, tokens) != kept.seal:
+            return None
+        kept.whole_as_of = as_of
+        return kept
 
-    def _keep(self, found: dict[bytes, bytes | None]) -> None:
-        self._values |= {
-            key: value for key, value in found.items() if value is not None and not value.startswith(self._passing)
-        }
-        while len(self._values) > KEPT_VALUES:
-            del self._values[next(iter(self._values))]
+    async def _tokens_of(self, authors: Sequence[int], era: str) -> list[bytes | None]:
+        keys = [cache.author_key(author, era).encode() for author in authors]
+        missing = [key for key in keys if key not in self._tokens]
+        found: dict[bytes, bytes | None] = {}
+        readings = [(key, self._reading_of(key)) for key in missing]
+        for key, reading in readings:
+            token = found[key] = await reading.value
+            if token is not None and not reading.void:
+                self._keep_token(key, token)
+        return [found[key] if key in found else self._tokens.get(key) for key in keys]
 
-    def _on_connect(self, connection: Connection) -> None:
-        # Also called when redis-py mends a broken connection: what was announced meanwhile is lost.
-        self._values.clear()
-        self._set_up(connection)
-        connection._parser.set_invalidation_push_handler(self._on_change)
+    def _keep_token(self, key: bytes, token: bytes) -> None:
+        if key not in self._tokens:
+            self._tokens[key] = token
+            self._bytes += OVERHEAD_BYTES
+            self._keep_within_bounds()
+
+    def _reading_of(self, key: bytes) -> Reading:
+        reading = self._readings.get(key)
+        if reading is None or reading.void:
+            reading = self._readings[key] = Reading(self._loop.create_future())
+            if not self._batch:
+                self._loop.call_soon(self._ask_for_batch)
+            self._batch.append((key, reading))
+        return reading
+
+    def _ask_for_batch(self) -> None:
+        readings, self._batch = self._batch, []
+        answer = self.redis.ask("MGET", *[key for key, _reading in readings])
+        answer.add_done_callback(partial(self._hand_out, readings))
+
+    def _hand_out(self, readings: list[tuple[bytes, Reading]], answered: "asyncio.Future[list[bytes | None]]") -> None:
+        error = answered.exception()
+        values: Sequence[bytes | None] = [None] * len(readings) if error else answered.result()
+        for (key, reading), value in zip(readings, values, strict=True):
+            if self._readings.get(key) is reading:
+                del self._readings[key]
+            if reading.value.done():
+                continue
+            if error is None:
+                reading.value.set_result(value)
+            else:
+                reading.value.set_exception(error)
+
+    def _keep_within_bounds(self) -> None:
+        # The oldest goes first; one that is read much comes back at its next read.
+        while self._bytes > KEPT_BYTES and self._pages:
+            key = next(iter(self._pages))
+            self._bytes -= self._pages.pop(key).bytes
+        while self._bytes > KEPT_BYTES and self._tokens:
+            self._drop_token(next(iter(self._tokens)))
+
+    def _drop_token(self, key: bytes) -> None:
+        del self._tokens[key]
+        self._bytes -= OVERHEAD_BYTES
+
+    def _forget_all(self) -> None:
+        self._pages.clear()
+        self._tokens.clear()
+        self._bytes = 0
+        self._tokens_changed += 1
+        for reading in self._readings.values():
+            reading.void = True
+
+    # What the connection tells.
+
+    def prepare(self, connection: Connection) -> None:
+        """Have Redis announce changes on the new connection, and learn which Redis it is."""
         connection.send_command("CLIENT", "TRACKING", "ON")  # type: ignore[no-untyped-call]
         connection.read_response()
+        connection.send_command("INFO", "server")  # type: ignore[no-untyped-call]
+        told = cast(bytes, connection.read_response()).decode("ascii", "replace")
+        lines = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
+        if "run_id" not in lines:
+            raise RedisConnectionError("Redis does not tell its run id.")
+        self._next_run_id = lines["run_id"]
 
-    def _on_change(self, message: list[Any]) -> None:
+    def connected(self) -> None:
+        """Begin with nothing: what was announced before is not known."""
+        self._run_id = self._next_run_id
+        self._forget_all()
+
+    def lost(self) -> None:
+        """Trust nothing that was kept."""
+        self._run_id = ""
+        self._forget_all()
+        cache.distrust(RedisConnectionError("The event loop has lost its connection."))
+
+    def announced(self, message: list[Any]) -> None:
+        """Forget what has changed."""
+        if message[0] != b"invalidate":
+            return
         keys = message[1]
         if keys is None:  # the whole database was emptied
-            self._values.clear()
-        for key in keys or ():
-            self._values.pop(key, None)
+            self._forget_all()
+            return
+        for key in keys:
+            if page := self._pages.pop(key, None):
+                self._bytes -= page.bytes
+            if key in self._tokens:
+                self._drop_token(key)
+            if reading := self._readings.get(key):
+                reading.void = True
+            if key.startswith(cache.AUTHOR_KEYS):
+                self._tokens_changed += 1

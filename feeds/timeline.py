@@ -5,7 +5,6 @@ A page is cut by post id, which never changes and is unique, so posts that arriv
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import cached_property
 from typing import NamedTuple
 
 import structlog
@@ -120,11 +119,14 @@ class Reader:
         self.floor: int | None = None
         self.last_read_at: datetime | None = None
         self._may_rest = False
+        self._pulled_authors: Sequence[int] | None = None
 
-    @cached_property
     def pulled_authors(self) -> Sequence[int]:
-        """Those the user follows, or is, whose posts may have to be pulled."""
-        return Follow.objects.pulled_by(self.user_id)
+        """Return those the user follows, or is, whose posts may have to be pulled; asked once."""
+        # Not a cached_property: before Python 3.12 that holds one lock for all instances while it asks.
+        if self._pulled_authors is None:
+            self._pulled_authors = Follow.objects.pulled_by(self.user_id)
+        return self._pulled_authors
 
     @property
     def cacheable(self) -> bool:
@@ -175,7 +177,7 @@ class Reader:
     def _above_floor(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
         floor, posts = self._pushed(towards, wanted, limit)
         above = Range(max(wanted.low, floor), wanted.high)
-        if self.pulled_authors and above.low < above.high:
+        if self.pulled_authors() and above.low < above.high:
             posts += self._nearest(towards, _GIVEN, _PULLED_ONES, above, limit)
             posts.sort(key=lambda post: post.id, reverse=towards is _OLDER)
         return floor, posts[:limit]
@@ -190,5 +192,5 @@ class Reader:
         statement = _NEAREST.format(authors=authors, kind=kind, **towards._asdict())
         values = {"user": self.user_id, "limit": limit, **wanted._asdict()}
         if authors is _GIVEN:
-            values["authors"] = self.pulled_authors
+            values["authors"] = self.pulled_authors()
         return [PostRow(*row) for row in fetch(statement, values)]

@@ -22,7 +22,8 @@ from posts import pagination
 from posts.errors import Unprocessable
 from posts.models import PostRow
 from posts.pagination import Page, Position
-from posts.principal import principal
+from posts.principal import Principal, principal
+from posts.rates import WriteRate
 from posts.schemas import AcceptedSchema, NewPostsSchema, PostList, UserList
 from posts.views import IDEMPOTENCY, PAGING, accepted, event_headers, list_response, post_json, write_ids
 
@@ -44,7 +45,9 @@ class FeedView(APIView):
         else:
             body, result = _render(_page(Reader(user_id), position, limit)), "bypass"
         metrics.feed_cache_requests_total.labels(result).inc()
-        return HttpResponse(_with_links(request, body), content_type="application/json", headers={"X-Cache": result})
+        address = f"{request.scheme}://{request.get_host()}{request.path}"
+        answer = with_links(body, address, request.query_params.get("limit"))
+        return HttpResponse(answer, content_type="application/json", headers={"X-Cache": result})
 
 
 class NewPostsView(APIView):
@@ -52,16 +55,17 @@ class NewPostsView(APIView):
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Tell how many posts of a feed are newer than `since`, up to 100, and which is the newest."""
         _require_reader(request, user_id)
-        since = _since(request)
+        since = since_of(request.query_params.get("since", ""))
         page, lookup = _first_page(user_id)
-        ids, more = _newest_ids(page)
-        if more and ids[-1] > since:
-            ids = _remember_newest(user_id, page, lookup)
-        body = {"count": sum(1 for post_id in ids if post_id > since), "newest_id": str(ids[0]) if ids else None}
-        return HttpResponse(orjson.dumps(body), content_type="application/json", headers={"X-Cache": lookup.result})
+        body = new_posts_body(page, since)
+        if body is None:
+            body = _new_posts_body(_remember_newest(user_id, page, lookup), since)
+        return HttpResponse(body, content_type="application/json", headers={"X-Cache": lookup.result})
 
 
 class FollowView(APIView):
+    throttle_classes = [WriteRate]
+
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def put(self, request: Request, user_id: int) -> HttpResponse:
         """Follow a user; doing it again changes nothing."""
@@ -81,7 +85,7 @@ class FollowView(APIView):
             ids=write_ids(request),
             headers=event_headers(request),
         )
-        return accepted(fact.event_id, follower_id=str(fact.follower_id), followee_id=str(fact.followee_id))
+        return accepted(request, fact.event_id, follower_id=str(fact.follower_id), followee_id=str(fact.followee_id))
 
 
 class FollowersView(APIView):
@@ -98,13 +102,18 @@ class FollowingView(APIView):
         return _users(request, partial(Follow.objects.following_page, user_id))
 
 
+def may_read(principal: Principal, user_id: int) -> bool:
+    """Tell whether someone may read the feed of this user."""
+    return user_id == principal.user_id or READ_ANY_FEED in principal.scopes
+
+
 def _require_reader(request: Request, user_id: int) -> None:
-    if user_id != principal(request).user_id and READ_ANY_FEED not in principal(request).scopes:
+    if not may_read(principal(request), user_id):
         raise PermissionDenied(f"Reading someone else's feed needs the scope {READ_ANY_FEED}.", code="not_your_feed")
 
 
-def _since(request: Request) -> int:
-    text = request.query_params.get("since", "")
+def since_of(text: str) -> int:
+    """Return the post id that `?since=` names; 0 comes before the first. Raises `ParseError`."""
     if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
         return int(text)
     raise ParseError("since must be a post id.", code="invalid_since")
@@ -116,7 +125,7 @@ def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:
     if lookup.page:
         return lookup.page, lookup
     reader = Reader(user_id)
-    lookup = cache.watch(lookup, reader.pulled_authors)
+    lookup = cache.watch(lookup, reader.pulled_authors())
     page = _page(reader, pagination.START, pagination.DEFAULT_LIMIT)
     cached = CachedPage(_newest(page.rows, more=page.next is not None), _render(page))
     if reader.cacheable:
@@ -144,10 +153,21 @@ def _newest(rows: Sequence[PostRow], *, more: bool) -> bytes:
     return ",".join([str(row.id) for row in rows] + [_MORE] * more).encode()
 
 
-def _newest_ids(page: CachedPage) -> tuple[list[int], bool]:
+def new_posts_body(page: CachedPage, since: int) -> bytes | None:
+    """Return the answer to how many posts are newer than `since`; None if the page does not reach far enough to tell."""
     ids = page.newest.decode().split(",") if page.newest else []
     more = ids[-1:] == [_MORE]
-    return [int(post_id) for post_id in (ids[:-1] if more else ids)], more
+    if more:
+        ids.pop()
+    newest = [int(post_id) for post_id in ids]
+    if more and newest[-1] > since:
+        return None
+    return _new_posts_body(newest, since)
+
+
+def _new_posts_body(newest: Sequence[int], since: int) -> bytes:
+    count = sum(1 for post_id in newest if post_id > since)
+    return orjson.dumps({"count": count, "newest_id": str(newest[0]) if newest else None})
 
 
 def _remember_newest(user_id: int, page: CachedPage, lookup: Lookup) -> list[int]:
@@ -158,10 +178,11 @@ def _remember_newest(user_id: int, page: CachedPage, lookup: Lookup) -> list[int
     return [row.id for row in rows]
 
 
-def _with_links(request: Request, body: bytes) -> bytes:
+def with_links(body: bytes, address: str, limit: str | None) -> bytes:
+    """Return a rendered page as it is sent, with links to its neighbours at `address`, its own URL without a query."""
     following, previous, results = body.split(b"\n", 2)
     links = (
-        orjson.dumps(pagination.link_to(request, cursor.decode()) if cursor else None)
+        orjson.dumps(pagination.link_at(address, cursor.decode(), limit) if cursor else None)
         for cursor in (following, previous)
     )
     return b'{"results":%b,"next":%b,"previous":%b}' % (results, *links)

@@ -18,7 +18,8 @@ from rest_framework.response import Response
 from eventbus import retry
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from feedsite.authentication import KeysUnavailable
-from posts.errors import PayloadTooLarge
+from posts import rates
+from posts.errors import PayloadTooLarge, UnsupportedEncoding
 
 RETRY_AFTER_SECONDS = "1"
 
@@ -37,10 +38,20 @@ class JSONParser(BaseParser):
         body = stream.read(limit + 1)
         if len(body) > limit:
             raise PayloadTooLarge(f"The request body is larger than {limit} bytes.")
-        try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise exceptions.ParseError(f"The body is not JSON: {error}", code="malformed_json") from error
+        return parse_json(body)
+
+
+def parse_json(body: bytes) -> Any:
+    """Return what the JSON in `body` says. Raises `ParseError`."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise exceptions.ParseError(f"The body is not JSON: {error}", code="malformed_json") from error
+
+
+def media_type_of(content_type: str | None) -> str:
+    """Return the media type in a Content-Type header, without its parameters."""
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 class JSONRenderer(BaseRenderer):
@@ -62,7 +73,10 @@ class AlwaysJSON(BaseContentNegotiation):
     """This API speaks JSON whatever a client says it would rather have."""
 
     def select_parser(self, request: Request, parsers: Iterable[Any]) -> Any:
-        media_type = (request.content_type or "").partition(";")[0].strip().lower()
+        encoding = request.META.get("HTTP_CONTENT_ENCODING", "identity")
+        if encoding.strip().lower() != "identity":
+            raise UnsupportedEncoding(f"A body with Content-Encoding {encoding!r} is not read.")
+        media_type = media_type_of(request.content_type)
         return next((parser for parser in parsers if parser.media_type == media_type), None)
 
     def select_renderer(
@@ -74,11 +88,31 @@ class AlwaysJSON(BaseContentNegotiation):
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response | None:
     """Return the error response for what a view raised; None leaves it to Django (a 500)."""
+    response = _response_to(error)
+    if response is not None and isinstance(error, exceptions.Throttled):
+        for name, value in rates.headers_of(context["request"]).items():
+            response[name] = value
+    return response
+
+
+def error_answer(error: Exception) -> HttpResponse:
+    """Return what `exception_handler` does for this error, as bytes, for where there is no view."""
+    response = _response_to(error)
+    if response is None:
+        raise error
+    headers = dict(response.items())
+    return HttpResponse(orjson.dumps(response.data), status=response.status_code, headers=headers)
+
+
+def _response_to(error: Exception) -> Response | None:
     if isinstance(error, exceptions.APIException):
         return _api_error(error)
-    if isinstance(error, PublishFailed | IdsUnavailable):
+    if isinstance(error, PublishFailed):
         log.warning("write_not_accepted", error=str(error))
-        return _unavailable("not_accepted", f"{error} Nothing was promised: try again.")
+        return _unavailable("kafka_unavailable", f"{error} Nothing was promised: try again.")
+    if isinstance(error, IdsUnavailable):
+        log.warning("write_not_accepted", error=str(error))
+        return _unavailable("database_unavailable", f"{error} Nothing was promised: try again.")
     if isinstance(error, KeysUnavailable):
         return _unavailable("keys_unavailable", str(error))
     if isinstance(error, DatabaseFailure):

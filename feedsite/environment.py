@@ -106,6 +106,9 @@ def _read(env: Env) -> dict[str, Any]:
         "WORKER_STUCK_SECONDS": env.int("WORKER_STUCK_SECONDS", 60, validate=POSITIVE),
         # Pruning
         **_pruning_settings(env, kafka["KAFKA_RETENTION_HOURS"]),
+        "API_FRONT": env.bool("API_FRONT", True),
+        "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
+        "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
         "OTEL_TRACES_EXPORTER": env.str(

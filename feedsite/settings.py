@@ -3,10 +3,12 @@
 import warnings
 from typing import Any
 
+from psycopg import IsolationLevel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from feedsite import environment, logs
+from feedsite.postgresql import connection as postgresql
 
 BASE_DIR = environment.BASE_DIR
 ENV = environment.read()
@@ -102,8 +104,11 @@ REST_FRAMEWORK: dict[str, Any] = {
     "EXCEPTION_HANDLER": "feedsite.api.exception_handler",
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "feedsite.api.AlwaysJSON",
     "UNAUTHENTICATED_USER": None,
-    "DEFAULT_THROTTLE_RATES": {"posts": ENV["API_POST_RATE"] or None},
 }
+API_POST_RATE = ENV["API_POST_RATE"]
+API_FRONT = ENV["API_FRONT"]
+BLOCKING_THREADS = ENV["BLOCKING_THREADS"]
+HTTP_BODY_SECONDS = ENV["HTTP_BODY_SECONDS"]
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Feed backend",
     "DESCRIPTION": "Posts, follows and feeds. Writes answer 202 once Kafka has acknowledged them.",
@@ -125,21 +130,49 @@ JWT_ISSUER = ENV["JWT_ISSUER"]
 # PostgreSQL --------------------------------------------------------------------------------------------------
 DATABASES: dict[str, Any] = {
     "default": {
-        "ENGINE": "django.db.backends.postgresql",
         **environment.database(ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"),
+        "ENGINE": "feedsite.postgresql",
         "CONN_HEALTH_CHECKS": True,
     }
 }
-# A worker that freezes inside a transaction must not hold its locks for ever.
-DATABASE_TIMEOUTS = "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=30000"
+DATABASE_SESSION = " ".join(
+    [
+        # A worker that freezes inside a transaction must not hold its locks for ever.
+        "-c idle_in_transaction_session_timeout=60000",
+        "-c lock_timeout=30000",
+        # What was committed must survive, whatever the server's own default.
+        "-c synchronous_commit=on",
+        # Whoever has stopped waiting for an answer gives the server no more to do.
+        "-c client_connection_check_interval=2000",
+    ]
+)
 DATABASE_URL_OPTIONS = DATABASES["default"].get("OPTIONS", {})
 DATABASES["default"]["OPTIONS"] = {
-    "connect_timeout": 5,
+    "connect_timeout": 5,  # seconds
+    # Of several hosts, and after a failover, the one that can be written to.
+    "target_session_attrs": "read-write",
+    # A server that vanished without a word is noticed within about 15 s.
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+    "isolation_level": IsolationLevel.READ_COMMITTED,
     **DATABASE_URL_OPTIONS,
     # The last -c wins, so those of the URL do.
-    "options": f"{DATABASE_TIMEOUTS} {DATABASE_URL_OPTIONS.get('options', '')}".rstrip(),
-    "pool": {"min_size": 1, "max_size": ENV["DATABASE_POOL_MAX"], "timeout": 5},
+    "options": f"{DATABASE_SESSION} {DATABASE_URL_OPTIONS.get('options', '')}".rstrip(),
+    "pool": {
+        "connection_class": postgresql.Connection,
+        "min_size": 1,
+        "max_size": ENV["DATABASE_POOL_MAX"],
+        "timeout": 5,  # seconds
+        "max_idle": 60,  # seconds
+        # The pool tries again ever more rarely for so long; after that, at the next request. Its default of 300 s would
+        # keep a process down for a minute after an outage of a minute.
+        "reconnect_timeout": 2,  # seconds
+    },
 }
+# For how long a request may wait for PostgreSQL, in seconds.
+DATABASE_ANSWER_SECONDS = 5.0
 
 # Redis -------------------------------------------------------------------------------------------------------
 REDIS_TIMEOUT = 0.5  # seconds

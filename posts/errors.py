@@ -21,3 +21,9 @@ class Gone(APIException):
     status_code = 410
     default_detail = "The post was deleted."
     default_code = "gone"
+
+
+class UnsupportedEncoding(APIException):
+    status_code = 415
+    default_detail = "The Content-Encoding of the body is not supported."
+    default_code = "unsupported_encoding"

@@ -93,14 +93,16 @@ def paginate(
 
 def link(request: Request, position: Position | None) -> str | None:
     """Return the absolute URL of the page at `position`, keeping the request's `limit`."""
-    return link_to(request, position.encode()) if position else None
+    if position is None:
+        return None
+    address = f"{request.scheme}://{request.get_host()}{request.path}"
+    return link_at(address, position.encode(), request.query_params.get("limit"))
 
 
-def link_to(request: Request, cursor: str) -> str:
-    """Return the absolute URL of the page at `cursor`, keeping the request's `limit`."""
-    limit = request.query_params.get("limit")
-    query = f"cursor={cursor}&limit={limit_of(request)}" if limit else f"cursor={cursor}"
-    return f"{request.scheme}://{request.get_host()}{request.path}?{query}"
+def link_at(address: str, cursor: str, limit: str | None) -> str:
+    """Return the URL of the page at `cursor` of the list at `address`, with the `limit` that was asked for."""
+    query = f"cursor={cursor}&limit={limit}" if limit else f"cursor={cursor}"
+    return f"{address}?{query}"
 
 
 def _decode(cursor: str) -> Position:

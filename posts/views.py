@@ -10,18 +10,18 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import NotFound, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.throttling import SimpleRateThrottle
 from rest_framework.views import APIView
 
 from eventbus import correlation, idempotency
 from eventbus.envelope import format_time
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.idempotency import Ids
-from posts import pagination, services
+from posts import pagination, rates, services
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 from posts.models import Post, PostRow
 from posts.principal import principal
+from posts.rates import WriteRate
 from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostSchema
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
@@ -35,34 +35,27 @@ PAGING = [
 ]
 
 
-class PostRate(SimpleRateThrottle):
-    """Posts a user may write in a time, from `API_POST_RATE`; unlimited when unset."""
-
-    scope = "posts"
-
-    def get_cache_key(self, request: Request, view: APIView) -> str:
-        return f"rate:posts:{principal(request).user_id}"
-
-
 class PostsView(APIView):
-    throttle_classes = [PostRate]
+    throttle_classes = [WriteRate]
 
     @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
         if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
             raise ParseError("The body is empty.", code="malformed_json")
-        content = _content(request.data)
+        content = content_of(request.data)
         post = services.create_post(
             author_id=principal(request).user_id,
             content=content,
             ids=write_ids(request, content),
             headers=event_headers(request),
         )
-        return accepted(post.event_id, **post_json(_row(post)))
+        return accepted(request, post.event_id, **accepted_post_json(post))
 
 
 class PostView(APIView):
+    throttle_classes = [WriteRate]
+
     @extend_schema(responses={200: PostSchema})
     def get(self, _request: Request, post_id: int) -> Response:
         """Return a post; 410 when its author has deleted it."""
@@ -82,7 +75,7 @@ class PostView(APIView):
             ids=write_ids(request),
             headers=event_headers(request),
         )
-        return accepted(deletion.event_id, id=str(post_id))
+        return accepted(request, deletion.event_id, id=str(post_id))
 
 
 class UserPostsView(APIView):
@@ -108,12 +101,27 @@ def post_json(row: PostRow) -> dict[str, str]:
     }
 
 
-def accepted(event_id: int, **fields: str) -> HttpResponse:
+def accepted_post_json(post: PostCreated) -> dict[str, str]:
+    """Return what the answer to a new post says of it."""
+    return post_json(PostRow(post.post_id, post.author_id, post.content, post.created_at))
+
+
+def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
     """Return the 202 of a write whose event Kafka has acknowledged."""
     # Not REST framework's Response: what it adds, negotiation and a template engine's hooks, costs a tenth of a write.
-    body = orjson.dumps({"event_id": str(event_id), **fields})
-    headers = {"Location": f"/events/{event_id}"}
+    headers = {"Location": event_address(event_id), **rates.headers_of(request)}
+    body = accepted_body(event_id, fields)
     return HttpResponse(body, content_type="application/json", status=202, headers=headers)
+
+
+def accepted_body(event_id: int, fields: dict[str, str]) -> bytes:
+    """Return the body of a 202."""
+    return orjson.dumps({"event_id": str(event_id), **fields})
+
+
+def event_address(event_id: int) -> str:
+    """Return where to ask what became of an event."""
+    return f"/events/{event_id}"
 
 
 def list_response(request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]) -> Response:
@@ -129,7 +137,10 @@ def list_response(request: Request, page: pagination.Page, to_json: Callable[[An
 
 def event_headers(request: Request) -> list[tuple[str, bytes]]:
     """Return the Kafka headers that carry the request's id and its W3C trace context on."""
-    return correlation.kafka_headers(request.META)
+    meta = request.META
+    return correlation.kafka_headers(
+        meta.get("HTTP_X_REQUEST_ID", ""), meta.get("HTTP_TRACEPARENT", ""), meta.get("HTTP_TRACESTATE", "")
+    )
 
 
 def write_ids(request: Request, body: str = "") -> Ids:
@@ -148,7 +159,8 @@ def write_ids(request: Request, body: str = "") -> Ids:
         raise Unprocessable(str(error), code="idempotency_key_reused") from error
 
 
-def _content(body: object) -> str:
+def content_of(body: object) -> str:
+    """Return the content of a new post whose JSON is `body`. Raises `Unprocessable`."""
     if not isinstance(body, dict):
         raise Unprocessable("The body must be a JSON object.", code="not_an_object")
     content = body.get("content")
@@ -169,7 +181,3 @@ def _find(post_id: int) -> Post:
     if post is None:
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post
-
-
-def _row(post: PostCreated) -> PostRow:
-    return PostRow(post.post_id, post.author_id, post.content, post.created_at)

@@ -105,7 +105,7 @@ def read_through_the_cache(user: int) -> list[int]:
     if lookup.page:
         return [int(post) for post in lookup.page.body.decode().split()]
     reader = Reader(user)
-    lookup = cache.watch(lookup, reader.pulled_authors)
+    lookup = cache.watch(lookup, reader.pulled_authors())
     page = [row.id for row in reader.read(START, 3)]
     reader.note()
     if reader.cacheable:

@@ -1,0 +1,81 @@
+"""A circuit breaker for each server that requests wait for.
+
+While a server answers, its breaker is closed and costs a look at one attribute. After `FAILURES` calls in a row that
+got no answer it is open: callers are refused at once, except for one at a time, which tries. The first success closes
+it again. So an outage costs each caller nothing but the first few time-outs, and ends with the first answer.
+
+The pattern is from M. Nygard, "Release It!" (2007). It is written out here because the libraries for it open for a
+fixed time, which would keep a server that has come back away from its clients.
+"""
+
+import threading
+import time
+
+import structlog
+
+from eventbus import metrics
+from eventbus.exceptions import ServerAway
+
+FAILURES = 3
+# A call that tried and never told how it went, such as one whose thread was lost, keeps the others out no longer.
+LOST_AFTER_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Breaker:
+    """Says whether a call to one server is worth a try; safe for threads, and it never waits."""
+
+    def __init__(self, server: str, failures: int = FAILURES) -> None:
+        self.server = server
+        self._most_failures = failures
+        self._failures = 0
+        self._trying_since: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server is taken to be away."""
+        return self._failures >= self._most_failures
+
+    def enter(self) -> None:
+        """Let the caller try, who then tells `succeeded`, `failed` or `gave_up`. Raises `ServerAway` instead."""
+        if not self.is_open:
+            return
+        with self._lock:
+            now = time.monotonic()
+            someone_tries = self._trying_since is not None and now - self._trying_since < LOST_AFTER_SECONDS
+            if self.is_open and someone_tries:
+                raise ServerAway(self.server)
+            self._trying_since = now
+
+    def succeeded(self) -> None:
+        """Say that the server has answered, with whatever."""
+        if self._failures == 0:
+            return
+        with self._lock:
+            was_open = self.is_open
+            self._failures, self._trying_since = 0, None
+        if was_open:
+            metrics.breaker_open.labels(self.server).set(0)
+            log.info("server_is_back", server=self.server)
+
+    def failed(self, error: object) -> None:
+        """Say that the server has not answered."""
+        with self._lock:
+            was_open = self.is_open
+            self._failures += 1
+            self._trying_since = None
+            opened = self.is_open and not was_open
+        if opened:
+            metrics.breaker_open.labels(self.server).set(1)
+            log.error("server_is_away", server=self.server, error=str(error))
+
+    def gave_up(self) -> None:
+        """Say that the call ended without anything learnt about the server."""
+        self._trying_since = None
+
+
+KAFKA = Breaker("kafka")
+POSTGRESQL = Breaker("postgresql")
+REDIS = Breaker("redis", failures=1)

@@ -1,0 +1,231 @@
+"""A connection to Redis for an event loop, which never waits for it.
+
+Commands go out at once and answers are told from each other by their order, so any number of callers share the
+connection and its round trips. A thread makes the connection, and makes it anew when it is lost; until then every
+command fails at once, and a command that has no answer after `ANSWER_SECONDS` makes the connection count as lost.
+"""
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from typing import Any, Protocol
+
+import hiredis
+import structlog
+from redis import Connection, ConnectionPool, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from eventbus.breaker import REDIS
+
+ANSWER_SECONDS = 0.15
+TICK_SECONDS = 0.05
+HEARTBEAT_SECONDS = 0.25
+RECONNECT_SECONDS = 0.25
+READ_BYTES = 256 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Listener(Protocol):
+    """What is told of the connection: on the loop, except for `prepare`."""
+
+    def prepare(self, connection: Connection) -> None:
+        """Set a new connection up; called in the thread that makes it. May raise `RedisError`."""
+
+    def connected(self) -> None:
+        """Hear that there is a new connection."""
+
+    def lost(self) -> None:
+        """Hear that there is none any more."""
+
+    def announced(self, message: list[Any]) -> None:
+        """Hear what Redis says unasked (RESP3 push data)."""
+
+
+class LoopRedis:
+    """Commands to one Redis from one event loop; all methods are for that loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pool: ConnectionPool, listener: Listener) -> None:
+        self._loop = loop
+        self._pool = pool
+        self._listener = listener
+        self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._asked: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._unsent = b""
+        self._caught_up = False
+        self.heard_at = 0.0  # monotonic seconds; whatever changed before was announced here
+        self._wanted = threading.Event()
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._wanted.set()
+        threading.Thread(target=self._keep_connecting, name="redis-for-the-loop", daemon=True).start()
+        self._tick()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wanted.set()
+        self._lose(RedisConnectionError("closed"))
+
+    @property
+    def connected(self) -> bool:
+        return self._socket is not None
+
+    def ask(self, *command: bytes | str | int) -> "asyncio.Future[Any]":
+        """Send a command and return the future of its answer, or of a `RedisError`."""
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        if self._socket is None:
+            answer.set_exception(RedisConnectionError("There is no connection to Redis."))
+            return answer
+        self._asked.append((self._loop.time(), answer))
+        self._send(hiredis.pack_command(command))
+        return answer
+
+    def catch_up(self) -> None:
+        """Take note of all that has arrived, at most once in each turn of the loop.
+
+        Every request of this turn had arrived before it began: what Redis had announced by then is known afterwards.
+        """
+        if not self._caught_up:
+            self._caught_up = True
+            self._loop.call_soon(self._begin_turn)
+            self._read()
+
+    def _begin_turn(self) -> None:
+        self._caught_up = False
+
+    def _read(self) -> None:
+        if self._socket is None:
+            return
+        try:
+            while data := self._socket.recv(READ_BYTES):
+                self._reader.feed(data)
+                if len(data) < READ_BYTES and not isinstance(self._socket, ssl.SSLSocket):
+                    break
+            else:
+                raise RedisConnectionError("Redis has closed the connection.")
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except (OSError, RedisError) as error:
+            self._lose(error)
+            return
+        self._take_answers()
+
+    def _take_answers(self) -> None:
+        try:
+            while (answer := self._reader.gets()) is not _INCOMPLETE:
+                if isinstance(answer, hiredis.PushNotification):
+                    self._listener.announced(answer)
+                else:
+                    self._settle(answer)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self._lose(error)
+
+    def _settle(self, answer: Any) -> None:
+        self.heard_at, future = self._asked.popleft()
+        if future.done():
+            return
+        if isinstance(answer, hiredis.ReplyError):
+            future.set_exception(ResponseError(str(answer)))
+        else:
+            future.set_result(answer)
+
+    def _send(self, data: bytes) -> None:
+        if self._socket is None:
+            return
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            sent = 0
+        except OSError as error:
+            self._lose(error)
+            return
+        if sent < len(data):
+            self._unsent = data[sent:]
+            self._loop.add_writer(self._socket.fileno(), self._send_rest)
+
+    def _send_rest(self) -> None:
+        if self._socket is None:
+            return
+        data, self._unsent = self._unsent, b""
+        self._loop.remove_writer(self._socket.fileno())
+        self._send(data)
+
+    def _tick(self) -> None:
+        """Notice a server that does not answer, and hear from one that nobody asks."""
+        if self._closed:
+            return
+        now = self._loop.time()
+        if self._asked and now - self._asked[0][0] > ANSWER_SECONDS:
+            # It may have come while the loop itself was busy.
+            self._read()
+            if self._asked and now - self._asked[0][0] > ANSWER_SECONDS:
+                self._lose(RedisConnectionError("Redis did not answer in time."))
+        elif not self._asked and now - self.heard_at > HEARTBEAT_SECONDS and self._socket is not None:
+            self.ask("PING").add_done_callback(_retrieve)
+        self._loop.call_later(TICK_SECONDS, self._tick)
+
+    def _lose(self, error: Exception) -> None:
+        if self._socket is None:
+            return
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        connection, self._connection, self._socket = self._connection, None, None
+        asked, self._asked = self._asked, deque()
+        self._unsent = b""
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        if connection is not None:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+        self._listener.lost()
+        for _asked_at, answer in asked:
+            if not answer.done():
+                answer.set_exception(RedisConnectionError(str(error)))
+        if not self._closed:
+            REDIS.failed(error)
+        self._wanted.set()
+
+    def _adopt(self, connection: Connection) -> None:
+        if self._closed:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            return
+        self._connection = connection
+        self._socket = connection._sock
+        self._socket.setblocking(False)
+        self.heard_at = self._loop.time()
+        self._loop.add_reader(self._socket.fileno(), self._read)
+        REDIS.succeeded()
+        self._listener.connected()
+
+    def _keep_connecting(self) -> None:
+        while self._wanted.wait() and not self._closed:
+            self._wanted.clear()
+            try:
+                connection = self._pool.connection_class(**self._pool.connection_kwargs | {"protocol": 3})
+                connection.connect()
+                self._listener.prepare(connection)
+                self._loop.call_soon_threadsafe(self._adopt, connection)
+            except (RedisError, OSError) as error:
+                REDIS.failed(error)
+                log.debug("redis_not_connected", error=str(error))
+                time.sleep(RECONNECT_SECONDS)
+                self._wanted.set()
+            except RuntimeError:
+                return  # the loop is closed
+
+
+_INCOMPLETE = object()
+
+
+def _retrieve(answer: "asyncio.Future[Any]") -> None:
+    """Take note of an answer that nobody waits for."""
+    answer.exception()

@@ -1,0 +1,81 @@
+"""The API's application, called by granian for each request on the event loop of each of its processes."""
+
+import asyncio
+
+import structlog
+from django.conf import settings
+from django.core.handlers.wsgi import WSGIHandler
+from granian.rsgi import ProtocolClosed
+
+from eventbus import producer
+from feeds.near_cache import NearCache
+from feedsite.front import keepers
+from feedsite.front.bridge import Bridge, Overloaded
+from feedsite.front.hot import HotAnswers, refusal
+from feedsite.front.http import Answer, BodyRefused, Connection, Request, Scope
+from feedsite.front.tally import Tally
+
+EXPORT_SECONDS = 1.0
+CLOSE = ("connection", "close")
+RETRY_SOON = ("retry-after", "1")
+
+log = structlog.get_logger(__name__)
+
+
+class Application:
+    """Answers requests: on the loop what is hot, by Django all else (RSGI 1.5)."""
+
+    def __init__(self, handler: WSGIHandler) -> None:
+        self._handler = handler
+        # Spans are made by Django's middleware.
+        self._is_hot = settings.API_FRONT and settings.OTEL_TRACES_EXPORTER == "none"
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin; called once, before the first request."""
+        producer.attach(loop)
+        producer.get()
+        self._loop = loop
+        self._near = NearCache(loop)
+        self._tally = Tally(loop)
+        self._hot = HotAnswers(loop, self._near, self._tally)
+        self._bridge = Bridge(self._handler)
+        self._near.start()
+        self._tally.start()
+        self._export()
+        keepers.start()
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End; called once, after the last request."""
+        self._near.close()
+        self._tally.close()
+        self._bridge.close()
+
+    async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
+        """Answer one request, whatever happens."""
+        request = Request(scope, connection)
+        try:
+            answer = await self._answer(request)
+        except BodyRefused as error:
+            answer = refusal(error.status, error.code, error.detail, CLOSE)
+        except Overloaded:
+            answer = refusal(503, "overloaded", "Too much of this is asked for at once. Try again.", RETRY_SOON)
+        except Exception:
+            log.exception("request_not_answered", method=request.method)
+            answer = refusal(500, "internal_error", "Something went wrong here.")
+        try:
+            connection.response_bytes(*answer)
+        except ProtocolClosed:
+            pass  # the client has left
+
+    async def _answer(self, request: Request) -> Answer:
+        probe = self._hot.probe(request)
+        if probe is not None:
+            return probe
+        answer = await self._hot.answer(request) if self._is_hot else None
+        if answer is not None:
+            return answer
+        return await self._bridge.answer(request)
+
+    def _export(self) -> None:
+        self._bridge.export()
+        self._loop.call_later(EXPORT_SECONDS, self._export)

@@ -1,0 +1,171 @@
+"""Requests for Django, answered by its WSGI handler on threads.
+
+The threads are divided by what they wait for, so that a server that stands still holds those alone that need it. Each
+division has a bounded queue, and a request that has waited in it for too long is refused without being begun.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any
+
+from django.conf import settings
+from django.core.handlers.wsgi import WSGIHandler
+
+from eventbus import metrics
+from feedsite.front.http import Answer, HeaderList, Request
+from feedsite.front.limits import ADMIN, LOCAL, READS, WRITES, thread_counts
+from feedsite.postgresql.connection import answer_within
+
+WAITING_A_THREAD = 32
+WAITING_SECONDS = 5.0
+# People at the admin may select thousands of dead letters at once.
+ADMIN_ANSWER_SECONDS = 30.0
+
+API_PATHS = ("/posts", "/feeds", "/users", "/follows", "/events")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class Overloaded(Exception):
+    """More requests of this kind are under way than this process can take."""
+
+
+class DjangoThreads:
+    """The threads for requests of one kind."""
+
+    def __init__(self, kind: str, threads: int, answer_seconds: float) -> None:
+        self.kind = kind
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"django-{kind}")
+        self._most = threads * (1 + WAITING_A_THREAD)
+        self._count = threads
+        self._answer_seconds = answer_seconds
+        self._under_way = 0
+
+    async def run(self, handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
+        """Return Django's answer. Raises `Overloaded`."""
+        if self._under_way >= self._most:
+            raise Overloaded
+        self._under_way += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._serve, handler, environ, time.monotonic())
+        finally:
+            self._under_way -= 1
+
+    def _serve(self, handler: WSGIHandler, environ: dict[str, Any], asked_at: float) -> Answer:
+        if time.monotonic() - asked_at > WAITING_SECONDS:
+            raise Overloaded
+        with answer_within(self._answer_seconds):
+            return _call(handler, environ)
+
+    def export(self) -> None:
+        """Set the gauges of these threads."""
+        busy = min(self._under_way, self._count)
+        metrics.api_threads_busy.labels(self.kind).set(busy)
+        metrics.api_requests_waiting.labels(self.kind).set(self._under_way - busy)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Bridge:
+    """Hands requests over to Django."""
+
+    def __init__(self, handler: WSGIHandler) -> None:
+        self._handler = handler
+        counts = thread_counts(settings.BLOCKING_THREADS)
+        seconds = settings.DATABASE_ANSWER_SECONDS
+        self._reads = DjangoThreads(READS, counts[READS], seconds)
+        self._writes = DjangoThreads(WRITES, counts[WRITES], seconds)
+        self._admin = DjangoThreads(ADMIN, counts[ADMIN], ADMIN_ANSWER_SECONDS)
+        self._local = DjangoThreads(LOCAL, counts[LOCAL], seconds)
+
+    async def answer(self, request: Request) -> Answer:
+        """Return Django's answer. Raises `BodyRefused` and `Overloaded`."""
+        environ = _environ(request, await request.body())
+        return await self._threads_for(request).run(self._handler, environ)
+
+    def _threads_for(self, request: Request) -> DjangoThreads:
+        if request.path.startswith("/admin"):
+            return self._admin
+        if not request.path.startswith(API_PATHS):
+            return self._local
+        if request.method in SAFE_METHODS:
+            return self._reads
+        return self._writes
+
+    @property
+    def _all(self) -> Iterable[DjangoThreads]:
+        return self._reads, self._writes, self._admin, self._local
+
+    def export(self) -> None:
+        """Set the gauges of all threads."""
+        for threads in self._all:
+            threads.export()
+
+    def close(self) -> None:
+        for threads in self._all:
+            threads.close()
+
+
+def _call(handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
+    """Call a WSGI application (PEP 3333) and return all it has to say."""
+    head: list[Any] = []
+
+    def start_response(status: str, headers: HeaderList, exc_info: object = None) -> None:
+        head[:] = [status, headers]
+
+    response = handler(environ, start_response)
+    try:
+        body = b"".join(response)
+    finally:
+        if hasattr(response, "close"):
+            response.close()
+    status, headers = head
+    return Answer(int(status.partition(" ")[0]), [(name.lower(), value) for name, value in headers], body)
+
+
+def _environ(request: Request, body: bytes) -> dict[str, Any]:
+    """Return the request as WSGI describes it (PEP 3333)."""
+    scope = request.scope
+    server_name, _, server_port = scope.server.rpartition(":")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": request.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": request.path.encode().decode("latin-1"),
+        "QUERY_STRING": scope.query_string,
+        "SERVER_NAME": server_name,
+        "SERVER_PORT": server_port,
+        "SERVER_PROTOCOL": "HTTP/1.0" if scope.http_version == "1" else f"HTTP/{scope.http_version}",
+        "REMOTE_ADDR": scope.client.rpartition(":")[0],
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope.scheme,
+        "wsgi.input": BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "wsgi.input_terminated": True,
+    }
+    for name, value in request.headers.items():
+        _add_header(environ, name, value)
+    # Of a body in chunks the length is known by now.
+    environ.pop("HTTP_TRANSFER_ENCODING", None)
+    if body:
+        environ["CONTENT_LENGTH"] = str(len(body))
+    return environ
+
+
+def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
+    if "_" in name:
+        return  # WSGI could not tell X_Forwarded_Proto from X-Forwarded-Proto, which a proxy has checked
+    key = name.upper().replace("-", "_")
+    if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        key = f"HTTP_{key}"
+    if key in environ:
+        separator = "; " if key == "HTTP_COOKIE" else ","
+        value = f"{environ[key]}{separator}{value}"
+    environ[key] = value

@@ -1,0 +1,240 @@
+"""What is asked most, answered on the event loop: cached first pages, how many posts are new, new posts, probes.
+
+Each method answers what it is sure of, with the functions that the views call, and returns None for all else: the view
+of the same path is then asked, which says what is wrong with a request.
+"""
+
+import asyncio
+import random
+import time
+from functools import lru_cache
+
+import orjson
+import structlog
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.http.request import split_domain_port, validate_host
+from django.middleware.clickjacking import XFrameOptionsMiddleware
+from django.middleware.security import SecurityMiddleware
+from redis import RedisError
+from rest_framework.exceptions import APIException, Throttled
+from rest_framework.views import APIView
+
+from eventbus import correlation, idempotency, producer
+from eventbus.exceptions import IdsUnavailable, PublishFailed
+from eventbus.health import ALIVE, Health
+from feeds.near_cache import NearCache
+from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
+from feedsite.api import error_answer, media_type_of, parse_json
+from feedsite.authentication import principal_without_waiting, token_of
+from feedsite.front import keepers
+from feedsite.front.http import Answer, HeaderList, Request
+from feedsite.front.tally import Tally
+from posts import rates, services
+from posts.converters import IdConverter
+from posts.principal import Principal
+from posts.rates import Standing
+from posts.views import PostsView, accepted_body, accepted_post_json, content_of, event_address
+
+FEEDS, NEW = "/feeds/", "/new"
+JSON = ("content-type", "application/json")
+TEXT = ("content-type", "text/plain")
+
+log = structlog.get_logger(__name__)
+
+
+class HotAnswers:
+    """Answers on one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, near: NearCache, tally: Tally) -> None:
+        self._loop = loop
+        self._near = near
+        self._tally = tally
+        self._common = {scheme: _common_headers(scheme) for scheme in ("http", "https")}
+        self._allow = {view: _allow(view) for view in (FeedView, NewPostsView, PostsView)}
+
+    async def answer(self, request: Request) -> Answer | None:
+        """Return the answer, or None to have the request answered by Django."""
+        path, method = request.path, request.method
+        if path == "/posts":
+            return await self._post(request) if method == "POST" else None
+        if method not in ("GET", "HEAD"):
+            return None
+        return await self._feed(request) if path.startswith(FEEDS) else None
+
+    def probe(self, request: Request) -> Answer | None:
+        """Return the answer to a probe, which no other request can delay; None if it is none."""
+        if request.path == "/healthz":
+            return self._tell(request, "healthz", ALIVE)
+        if request.path == "/readyz":
+            return self._tell(request, "readyz", keepers.readiness())
+        return None
+
+    async def _feed(self, request: Request) -> Answer | None:
+        started = time.perf_counter()
+        address = _address(request)
+        principal = _principal(request)
+        if address is None or principal is None:
+            return None
+        name = request.path.removeprefix(FEEDS)
+        asks_new = name.endswith(NEW)
+        user_id = _user_id(name.removesuffix(NEW))
+        if user_id is None or not may_read(principal, user_id):
+            return None
+        since = _since(request.scope.query_string) if asks_new else None
+        if asks_new and since is None or not asks_new and request.scope.query_string:
+            return None
+        kept = await self._near.find(user_id)
+        if kept is None:
+            return None
+        if since is not None:
+            view, view_name, body = NewPostsView, "new-posts", new_posts_body(kept.page, since)
+            if body is None:
+                return None
+        else:
+            view, view_name, body = FeedView, "feed", kept.answers.get(address)
+            if body is None:
+                body = kept.answers[address] = with_links(kept.page.body, address + request.path, None)
+            self._tally.count_cache("hit")
+        headers = [JSON, ("x-cache", "hit"), *self._headers(request, view)]
+        self._tally.count(request.method, view_name, 200, time.perf_counter() - started)
+        return Answer(200, headers, body)
+
+    async def _post(self, request: Request) -> Answer | None:
+        started = time.perf_counter()
+        principal = _principal(request)
+        if principal is None or _address(request) is None or "idempotency-key" in request.headers:
+            return None
+        if media_type_of(request.headers.get("content-type")) != "application/json":
+            return None
+        if "content-encoding" in request.headers:
+            return None
+        try:
+            content = content_of(parse_json(await request.body()))
+            ids = idempotency.fresh_without_waiting()
+        except (APIException, IdsUnavailable):
+            return None
+        standing = await self._standing(principal)
+        rate_headers = list(standing.headers().items()) if standing else []
+        headers = [JSON, *rate_headers, *self._headers(request, PostsView)]
+        if standing is not None and not standing.allowed:
+            refused = error_answer(Throttled(standing.left_ms / 1_000))
+            return self._refuse(request, refused, headers, started)
+        post = services.new_post(author_id=principal.user_id, content=content, ids=ids)
+        try:
+            await producer.publish_soon(post.to_event(), _kafka_headers(request, headers[-1][1]))
+        except PublishFailed as error:
+            return self._refuse(request, error_answer(error), headers, started)
+        headers.append(("location", event_address(post.event_id)))
+        self._tally.count("POST", "posts", 202, time.perf_counter() - started)
+        return Answer(202, headers, accepted_body(post.event_id, accepted_post_json(post)))
+
+    async def _standing(self, principal: Principal) -> Standing | None:
+        limit = rates.limit()
+        if limit is None:
+            return None
+        try:
+            answer = await self._near.redis.ask(*rates.command(principal.user_id, limit))
+        except RedisError:
+            return None
+        return rates.standing(limit, answer)
+
+    def _refuse(self, request: Request, refused: HttpResponse, headers: HeaderList, started: float) -> Answer:
+        status = refused.status_code
+        self._tally.count(request.method, "posts", status, time.perf_counter() - started)
+        more = [(name.lower(), value) for name, value in refused.items() if name.lower() != "content-type"]
+        return Answer(status, headers + more, refused.content)
+
+    def _tell(self, request: Request, view_name: str, found: Health) -> Answer | None:
+        if request.method not in ("GET", "HEAD"):
+            return None
+        self._tally.count(request.method, view_name, found.status, 0.0)
+        return Answer(found.status, [TEXT, *self._headers(request, None)], found.text.encode())
+
+    def _headers(self, request: Request, view: type[APIView] | None) -> HeaderList:
+        """Return what Django's middleware and REST framework add to an answer; last the id of the request."""
+        headers = list(self._common[_scheme(request)])
+        if view is not None:
+            headers.append(("allow", self._allow[view]))
+        headers.append(("x-request-id", _request_id(request)))
+        return headers
+
+
+def refusal(status: int, code: str, detail: str, *more: tuple[str, str]) -> Answer:
+    """Return an error that arose before any view was asked."""
+    body = orjson.dumps({"code": code, "detail": detail})
+    return Answer(status, [JSON, *more], body)
+
+
+def _principal(request: Request) -> Principal | None:
+    return principal_without_waiting(token_of(request.headers.get("authorization") or ""))
+
+
+def _address(request: Request) -> str | None:
+    """Return scheme and host as links name them; None if Django would redirect or refuse the request for them."""
+    hosts = request.headers.get_all("host")
+    scheme = _scheme(request)
+    if len(hosts) != 1 or settings.SECURE_SSL_REDIRECT and scheme != "https":
+        return None
+    return f"{scheme}://{hosts[0]}" if _is_allowed(hosts[0]) else None
+
+
+@lru_cache(maxsize=1_000)
+def _is_allowed(host: str) -> bool:
+    domain, _port = split_domain_port(host)
+    return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+def _scheme(request: Request) -> str:
+    """Return the scheme that the client used, as Django's `HttpRequest.scheme` does."""
+    forwarded = request.headers.get("x-forwarded-proto")
+    if forwarded is None:
+        return request.scope.scheme
+    return "https" if forwarded.partition(",")[0].strip() == "https" else "http"
+
+
+def _user_id(text: str) -> int | None:
+    if not text.isascii() or not text.isdecimal() or len(text) > 19 or text[0] == "0":
+        return None
+    try:
+        return IdConverter().to_python(text)
+    except ValueError:
+        return None
+
+
+def _since(query: str) -> int | None:
+    name, _, value = query.partition("=")
+    if name != "since":
+        return None
+    try:
+        return since_of(value)
+    except APIException:
+        return None
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id")
+    if given and correlation.is_request_id(given):
+        return given
+    return f"{random.getrandbits(128):032x}"  # noqa: S311 - tells requests apart, guards nothing
+
+
+def _kafka_headers(request: Request, request_id: str) -> list[tuple[str, bytes]]:
+    headers = request.headers
+    return correlation.kafka_headers(
+        request_id, headers.get("traceparent") or "", headers.get("tracestate") or ""
+    )
+
+
+def _allow(view: type[APIView]) -> str:
+    return ", ".join(view().allowed_methods)
+
+
+def _common_headers(scheme: str) -> HeaderList:
+    """Return the headers that Django's own middleware gives every answer."""
+    request = HttpRequest()
+    request.META = {"SERVER_NAME": "localhost", "SERVER_PORT": "80", "HTTP_X_FORWARDED_PROTO": scheme}
+    response = HttpResponse()
+    for middleware in (XFrameOptionsMiddleware, SecurityMiddleware):
+        response = middleware(lambda _request: HttpResponse()).process_response(request, response)
+    return [(name.lower(), value) for name, value in response.items() if name.lower() != "content-type"]

@@ -1,0 +1,142 @@
+"""Requests as granian hands them over (RSGI), and what may be wrong with their bodies."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol
+
+from django.conf import settings
+from granian.rsgi import ProtocolClosed
+
+# Of a body that is too large, so much is read and thrown away, that its sender gets to read the answer.
+DROPPED_BYTES = 16 * 1024 * 1024
+
+HeaderList = list[tuple[str, str]]
+
+
+class Answer(NamedTuple):
+    """Status, headers and body of a response; granian adds Content-Length and Date."""
+
+    status: int
+    headers: HeaderList
+    body: bytes
+
+
+class Headers(Protocol):
+    """The headers of a request, by their names in lower case."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def get(self, name: str, default: str | None = None) -> str | None: ...
+
+    def get_all(self, name: str) -> list[str]: ...
+
+    def items(self) -> list[tuple[str, str]]: ...
+
+
+class Scope(Protocol):
+    """The head of a request. `path` is decoded, `query_string` is not."""
+
+    http_version: str
+    server: str
+    client: str
+    scheme: str
+    method: str
+    path: str
+    query_string: str
+    headers: Headers
+
+
+class Connection(Protocol):
+    """Where the body of a request comes from and its answer goes to."""
+
+    async def __call__(self) -> bytes: ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def response_bytes(self, status: int, headers: HeaderList, body: bytes) -> None: ...
+
+
+class BodyRefused(Exception):
+    """The body cannot be read to its end; the connection has to be closed, for what follows on it is unknown."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail = status, code, detail
+
+
+class Request:
+    """One request; its body is read once, when someone asks for it."""
+
+    __slots__ = ("_body", "_connection", "headers", "method", "path", "scope")
+
+    def __init__(self, scope: Scope, connection: Connection) -> None:
+        self.scope = scope
+        self.method = scope.method
+        self.path = scope.path
+        self.headers = scope.headers
+        self._connection = connection
+        self._body: bytes | None = None
+
+    async def body(self) -> bytes:
+        """Return the whole body, however it is framed.
+
+        Raises `BodyRefused`: 413 for more than `DATA_UPLOAD_MAX_MEMORY_SIZE` bytes, 408 for one that has not come to
+        its end after `HTTP_BODY_SECONDS`, 400 for one that ends too early.
+        """
+        if self._body is None:
+            self._body = await self._read()
+        return self._body
+
+    async def _read(self) -> bytes:
+        is_chunked = "transfer-encoding" in self.headers
+        length = int(self.headers.get("content-length") or 0)
+        if not is_chunked and length == 0:
+            return b""
+        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        body = LimitedBody(limit)
+        try:
+            async with asyncio.timeout(settings.HTTP_BODY_SECONDS):
+                if not is_chunked and length <= limit:
+                    return await self._connection()
+                return await body.read(self._connection)
+        except ProtocolClosed:
+            raise _incomplete() from None
+        except TimeoutError:
+            if body.size > limit:
+                raise _too_large(limit) from None
+            raise BodyRefused(408, "request_timeout", "The request did not come to its end in time.") from None
+
+
+class LimitedBody:
+    """Reads a body piece by piece, and keeps no more of it than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: list[bytes] = []
+        self.size = 0
+
+    async def read(self, connection: Connection) -> bytes:
+        """Return the body. Raises `BodyRefused`."""
+        empty_pieces = 0
+        async for piece in connection:
+            self.size += len(piece)
+            empty_pieces += not piece
+            if self.size > self._limit + DROPPED_BYTES:
+                break
+            if self.size <= self._limit:
+                self._pieces.append(piece)
+        if self.size > self._limit:
+            raise _too_large(self._limit)
+        # Granian ends a body with one empty piece, and puts another before it where the body broke off. (Also where
+        # trailers came, which nobody sends and nothing here reads.)
+        if empty_pieces > 1:
+            raise _incomplete()
+        return b"".join(self._pieces)
+
+
+def _incomplete() -> BodyRefused:
+    return BodyRefused(400, "incomplete_body", "The body ended before its end.")
+
+
+def _too_large(limit: int) -> BodyRefused:
+    return BodyRefused(413, "payload_too_large", f"The request body is larger than {limit} bytes.")

@@ -1,0 +1,39 @@
+"""Django's PostgreSQL backend, which does not let every request wait for a server that is away.
+
+Of threads with a deadline (`feedsite.postgresql.connection`) one at a time tries a server that does not answer; the
+others are refused at once.
+"""
+
+from typing import Any
+
+import psycopg
+from django.db import OperationalError
+from django.db.backends.postgresql import base
+from psycopg_pool import PoolTimeout
+
+from eventbus.breaker import POSTGRESQL
+from eventbus.exceptions import ServerAway
+from feedsite.postgresql.connection import deadline
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """Django's connection of one thread, taken from the pool of the process."""
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        """Take a connection that was just seen to answer. Raises `OperationalError`."""
+        if deadline() is None:
+            return super().get_new_connection(conn_params)
+        try:
+            POSTGRESQL.enter()
+        except ServerAway as error:
+            raise OperationalError(str(error)) from error
+        try:
+            connection = super().get_new_connection(conn_params)
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            POSTGRESQL.failed(error)
+            raise
+        except BaseException:
+            POSTGRESQL.gave_up()
+            raise
+        POSTGRESQL.succeeded()
+        return connection

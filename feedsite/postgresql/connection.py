@@ -1,0 +1,63 @@
+"""Connections to PostgreSQL for threads that cannot wait for a server that stands still.
+
+Without a deadline a query on such a server waits for as long as that lasts: the connection is alive, so no time-out of
+TCP's ends it, and the server's own `statement_timeout` stands still with it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.errors import ReadOnlySqlTransaction
+
+from eventbus.breaker import POSTGRESQL
+
+T = TypeVar("T")
+
+LOOK_EVERY_SECONDS = 0.1  # psycopg's own
+
+_thread = threading.local()
+
+
+@contextmanager
+def answer_within(seconds: float) -> Iterator[None]:
+    """Have what this thread asks of PostgreSQL in here fail with `OperationalError` once `seconds` have passed."""
+    _thread.deadline = time.monotonic() + seconds
+    try:
+        yield
+    finally:
+        _thread.deadline = None
+
+
+def deadline() -> float | None:
+    """Return until when this thread waits for PostgreSQL, in monotonic seconds; None: for as long as it takes."""
+    until: float | None = getattr(_thread, "deadline", None)
+    return until
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that waits no longer than its thread may, and is closed when it is of no more use."""
+
+    def wait(self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None) -> T:
+        """Do as psycopg's method does, which all queries go through."""
+        until = deadline()
+        if until is not None:
+            seconds_left = max(0.0, until - time.monotonic())
+            timeout = seconds_left if timeout is None else min(timeout, seconds_left)
+        try:
+            return super().wait(gen, interval, timeout)
+        except ReadOnlySqlTransaction:
+            # The server became a standby; the next connection is made to the new primary.
+            self.close()
+            raise
+        except psycopg.OperationalError as error:
+            if until is not None and time.monotonic() >= until:
+                # The answer may still come, and would be taken for that to the next question.
+                self.close()
+                POSTGRESQL.failed("no answer in time")
+                raise psycopg.OperationalError("PostgreSQL did not answer in time.") from error
+            raise

@@ -1,0 +1,17 @@
+"""The application served by granian, in each of its worker processes."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
+
+handler = get_wsgi_application()
+
+from eventbus import tracing  # noqa: E402 - needs the apps
+from feedsite.front.application import Application  # noqa: E402 - needs the apps
+from feedsite.warm_up import warm_up  # noqa: E402 - needs the apps
+
+tracing.start("feed-api")
+warm_up()
+application = Application(handler)
