@@ -9,10 +9,10 @@ from granian.rsgi import ProtocolClosed
 
 from eventbus import producer
 from feeds.near_cache import NearCache
-from feedsite.front import keepers
 from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, refusal
 from feedsite.front.http import Answer, BodyRefused, Connection, Request, Scope
+from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
@@ -25,30 +25,34 @@ log = structlog.get_logger(__name__)
 class Application:
     """Answers requests: on the loop what is hot, by Django all else (RSGI 1.5)."""
 
-    def __init__(self, handler: WSGIHandler) -> None:
+    def __init__(self, handler: WSGIHandler, is_hot: bool = True) -> None:
         self._handler = handler
         # Spans are made by Django's middleware.
-        self._is_hot = settings.API_FRONT and settings.OTEL_TRACES_EXPORTER == "none"
+        self._is_hot = is_hot and settings.OTEL_TRACES_EXPORTER == "none"
+        self._closed = False
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin; called once, before the first request."""
-        producer.attach(loop)
-        producer.get()
         self._loop = loop
         self._near = NearCache(loop)
         self._tally = Tally(loop)
-        self._hot = HotAnswers(loop, self._near, self._tally)
+        self._keepers = Keepers()
+        self._hot = HotAnswers(self._near, self._tally, self._keepers)
         self._bridge = Bridge(self._handler)
-        self._near.start()
+        if self._is_hot:
+            producer.attach(loop)
+            self._near.start()
         self._tally.start()
+        self._keepers.start()
         self._export()
-        keepers.start()
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """End; called once, after the last request."""
+        self._closed = True
         self._near.close()
         self._tally.close()
         self._bridge.close()
+        self._keepers.stop()
 
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
@@ -77,5 +81,7 @@ class Application:
         return await self._bridge.answer(request)
 
     def _export(self) -> None:
+        if self._closed:
+            return
         self._bridge.export()
         self._loop.call_later(EXPORT_SECONDS, self._export)

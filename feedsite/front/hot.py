@@ -4,7 +4,6 @@ Each method answers what it is sure of, with the functions that the views call, 
 of the same path is then asked, which says what is wrong with a request.
 """
 
-import asyncio
 import random
 import time
 from functools import lru_cache
@@ -27,8 +26,8 @@ from feeds.near_cache import NearCache
 from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import principal_without_waiting, token_of
-from feedsite.front import keepers
 from feedsite.front.http import Answer, HeaderList, Request
+from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
 from posts import rates, services
 from posts.converters import IdConverter
@@ -46,10 +45,10 @@ log = structlog.get_logger(__name__)
 class HotAnswers:
     """Answers on one event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, near: NearCache, tally: Tally) -> None:
-        self._loop = loop
+    def __init__(self, near: NearCache, tally: Tally, keepers: Keepers) -> None:
         self._near = near
         self._tally = tally
+        self._keepers = keepers
         self._common = {scheme: _common_headers(scheme) for scheme in ("http", "https")}
         self._allow = {view: _allow(view) for view in (FeedView, NewPostsView, PostsView)}
 
@@ -67,7 +66,7 @@ class HotAnswers:
         if request.path == "/healthz":
             return self._tell(request, "healthz", ALIVE)
         if request.path == "/readyz":
-            return self._tell(request, "readyz", keepers.readiness())
+            return self._tell(request, "readyz", self._keepers.readiness())
         return None
 
     async def _feed(self, request: Request) -> Answer | None:

@@ -8,7 +8,6 @@ import structlog
 from confluent_kafka import KafkaException
 from django.db import Error as DatabaseFailure
 from django.db import connection
-from redis import RedisError
 
 from eventbus import kafka, node_lease, producer
 from eventbus.breaker import KAFKA, REDIS
@@ -32,46 +31,81 @@ FRESH_SECONDS = 8.0
 log = structlog.get_logger(__name__)
 
 
-class Watch:
-    """What one server last said when a thread of its own asked it whether this process can use it."""
+class Keeper(threading.Thread):
+    """A thread that does one thing again and again until it is stopped, and holds no connection in between."""
 
-    def __init__(self, server: str, ask: Callable[[], str]) -> None:
-        self._server = server
+    def __init__(self, name: str, act: Callable[[], object], every_seconds: float) -> None:
+        super().__init__(name=name, daemon=True)
+        self._act = act
+        self._every_seconds = every_seconds
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._act()
+            except Exception:
+                log.exception("keeper_failed", keeper=self.name)
+            finally:
+                connection.close()
+            self._stopped.wait(self._every_seconds)
+
+    def stop(self) -> None:
+        """Have the thread end after what it is about."""
+        self._stopped.set()
+
+
+class Watch:
+    """What one server last said when it was asked whether this process can use it."""
+
+    def __init__(self, ask: Callable[[], str]) -> None:
         self._ask = ask
         self._state = "not asked yet"
         self._told_at = time.monotonic()
 
-    def start(self) -> None:
-        threading.Thread(target=self._keep_asking, name=f"watch-{self._server}", daemon=True).start()
+    def look(self) -> None:
+        """Ask, for as long as that takes."""
+        self._state = self._ask()
+        self._told_at = time.monotonic()
 
     def state(self) -> str:
-        """Return `OK`, or what is wrong."""
+        """Return at once `OK`, or what is wrong."""
         age = time.monotonic() - self._told_at
         if age > FRESH_SECONDS:
             return f"no answer for {age:.0f} s"
         return self._state
 
-    def _keep_asking(self) -> None:
-        while True:
-            self._state = self._ask()
-            self._told_at = time.monotonic()
-            time.sleep(WATCH_EVERY_SECONDS)
 
+class Keepers:
+    """The threads of one API process."""
 
-def readiness() -> Health:
-    """Tell at once whether this process can read and write. Redis may be away: reads then come from PostgreSQL."""
-    redis = _state_of_redis()
-    found = {"postgresql": POSTGRESQL_WATCH.state(), "kafka": KAFKA_WATCH.state(), "redis": redis}
-    good = found["postgresql"] == OK and found["kafka"] == OK
-    return Health(good, "".join(f"{name}: {state}\n" for name, state in found.items()))
+    def __init__(self) -> None:
+        self._postgresql = Watch(_ask_postgresql)
+        self._kafka = Watch(_ask_kafka)
+        self._threads = [
+            Keeper("watch-postgresql", self._postgresql.look, WATCH_EVERY_SECONDS),
+            Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS),
+            Keeper("cache-era", _refresh_era, ERA_EVERY_SECONDS),
+            Keeper("snowflake-lease", _lease_node, LEASE_EVERY_SECONDS),
+        ]
 
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
 
-def start() -> None:
-    """Start all of them; to be called once a process."""
-    POSTGRESQL_WATCH.start()
-    KAFKA_WATCH.start()
-    threading.Thread(target=_keep_era, name="cache-era", daemon=True).start()
-    threading.Thread(target=_lease_node, name="first-snowflake-lease", daemon=True).start()
+    def stop(self) -> None:
+        """End the threads, which takes as long as what they are about."""
+        for thread in self._threads:
+            thread.stop()
+        for thread in self._threads:
+            thread.join(KAFKA_ANSWER_SECONDS)
+
+    def readiness(self) -> Health:
+        """Tell at once whether this process can read and write. Redis may be away: reads then come from PostgreSQL."""
+        redis = "degraded, unreachable" if REDIS.is_open else OK
+        found = {"postgresql": self._postgresql.state(), "kafka": self._kafka.state(), "redis": redis}
+        good = found["postgresql"] == OK and found["kafka"] == OK
+        return Health(good, "".join(f"{name}: {state}\n" for name, state in found.items()))
 
 
 def _ask_postgresql() -> str:
@@ -80,8 +114,6 @@ def _ask_postgresql() -> str:
             [(is_standby,)] = fetch("SELECT pg_is_in_recovery()", {})
     except DatabaseFailure as error:
         return f"unreachable ({type(error).__name__})"
-    finally:
-        connection.close()
     return "a standby, which cannot be written to" if is_standby else OK
 
 
@@ -98,35 +130,15 @@ def _ask_kafka() -> str:
     return OK
 
 
-def _state_of_redis() -> str:
-    return "degraded, unreachable" if REDIS.is_open else OK
-
-
-POSTGRESQL_WATCH = Watch("postgresql", _ask_postgresql)
-KAFKA_WATCH = Watch("kafka", _ask_kafka)
-
-
-def _keep_era() -> None:
-    while True:
-        try:
-            with answer_within(ERA_ANSWER_SECONDS):
-                cache.refresh_era()
-        except RedisError as error:
-            log.debug("era_not_refreshed", error=str(error))
-        finally:
-            connection.close()
-        time.sleep(ERA_EVERY_SECONDS)
+def _refresh_era() -> None:
+    with answer_within(ERA_ANSWER_SECONDS):
+        cache.refresh_era()
 
 
 def _lease_node() -> None:
     """Lease a snowflake node as soon as PostgreSQL can be reached; from then on the lease renews itself."""
-    while True:
-        try:
-            with answer_within(LEASE_EVERY_SECONDS):
-                node_lease.next_id()
-            return
-        except IdsUnavailable as error:
-            log.debug("no_snowflake_node_yet", error=str(error))
-        finally:
-            connection.close()
-        time.sleep(LEASE_EVERY_SECONDS)
+    try:
+        with answer_within(LEASE_EVERY_SECONDS):
+            node_lease.next_id()
+    except IdsUnavailable as error:
+        log.debug("no_snowflake_node_yet", error=str(error))

@@ -1,0 +1,27 @@
+"""The API for the tests of its HTTP interface, each of which runs with the front on and off."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from eventbus import kafka, producer
+from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
+from tests.api.server import ApiServer
+
+
+@pytest.fixture(scope="session")
+def servers(django_db_setup: None) -> Iterator[dict[str, ApiServer]]:
+    kafka.create_topics()
+    found = {"front on": ApiServer(is_hot=True), "front off": ApiServer(is_hot=False)}
+    yield found
+    for server in found.values():
+        server.stop()
+    producer.close()
+
+
+@pytest.fixture(params=["front on", "front off"])
+def api(request: pytest.FixtureRequest, servers: dict[str, ApiServer]) -> Iterator[ApiServer]:
+    """The API, once with its front and once by Django alone."""
+    yield servers[request.param]
+    for breaker in (KAFKA, POSTGRESQL, REDIS):
+        breaker.succeeded()

@@ -1,0 +1,102 @@
+"""The API on a port of this process, so that a test can change its settings, with the front on or off."""
+
+import asyncio
+import threading
+from typing import Any
+
+import httpx
+import uvloop
+from django.core.handlers.wsgi import WSGIHandler
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from feedsite.authentication import issue_token
+from feedsite.embedded.processes import free_port
+from feedsite.front.application import Application
+
+HEADER_SECONDS = 2
+BUFFER_BYTES = 65_536  # as in bin/serve
+
+
+class ApiServer:
+    """Serves the API from its own thread and event loop, with the HTTP settings of `bin/serve`, until `stop`."""
+
+    def __init__(self, *, is_hot: bool) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._application = Application(WSGIHandler(), is_hot=is_hot)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"api-{self.port}", daemon=True)
+        self._thread.start()
+        self._http = httpx.Client(base_url=self.url, timeout=30)
+        self._wait()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._server = Server(
+            self._application,
+            port=self.port,
+            websockets=False,
+            log_enabled=False,
+            backlog=4_096,
+            http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1_000, max_buffer_size=BUFFER_BYTES),
+        )
+        await self._server.serve()
+
+    def _wait(self) -> None:
+        for _ in range(200):
+            try:
+                self._http.get("/healthz")
+            except httpx.TransportError:
+                threading.Event().wait(0.05)
+            else:
+                return
+        raise AssertionError("The API did not start.")
+
+    def stop(self) -> None:
+        self._http.close()
+        self._server.stop()
+        self._thread.join(20)
+
+    def client(self, user: int = 1, scope: str = "") -> "ApiClient":
+        """Return a client with a token of this user."""
+        return ApiClient(self._http, {"Authorization": f"Bearer {issue_token(user, scope, 60)}"})
+
+    def anonymous(self, **headers: str) -> "ApiClient":
+        return ApiClient(self._http, headers)
+
+
+class ApiClient:
+    """Requests with the headers of one client."""
+
+    def __init__(self, http: httpx.Client, headers: dict[str, str]) -> None:
+        self._http = http
+        self._headers = headers
+
+    def request(
+        self, method: str, path: str, content: bytes | None = None, content_type: str = "", **headers: str
+    ) -> httpx.Response:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        if content_type:
+            given["Content-Type"] = content_type
+        return self._http.request(method, path, content=content, headers=self._headers | given)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.request("GET", path, **headers)
+
+    def head(self, path: str) -> httpx.Response:
+        return self.request("HEAD", path)
+
+    def post(self, path: str, body: Any = b"", content_type: str = "application/json", **headers: str) -> httpx.Response:
+        return self.request("POST", path, body, content_type, **headers)
+
+    def put(self, path: str, **headers: str) -> httpx.Response:
+        return self.request("PUT", path, **headers)
+
+    def delete(self, path: str, **headers: str) -> httpx.Response:
+        return self.request("DELETE", path, **headers)
+
+
