@@ -10,12 +10,14 @@ from granian.rsgi import ProtocolClosed
 from eventbus import producer
 from feeds.near_cache import NearCache
 from feedsite.front.bridge import Bridge, Overloaded
-from feedsite.front.hot import HotAnswers, refusal
+from feedsite.front.hot import HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
+# Scrapes, like probes, come from inside and call a process by its address.
+METRICS = "/metrics"
 CLOSE = ("connection", "close")
 RETRY_SOON = ("retry-after", "1")
 
@@ -75,6 +77,8 @@ class Application:
         probe = self._hot.probe(request)
         if probe is not None:
             return probe
+        if request.path != METRICS and not has_good_host(request):
+            return refusal(400, "bad_request", "The Host header does not name a host of this site.")
         answer = await self._hot.answer(request) if self._is_hot else None
         if answer is not None:
             return answer

@@ -71,9 +71,8 @@ class HotAnswers:
 
     async def _feed(self, request: Request) -> Answer | None:
         started = time.perf_counter()
-        address = _address(request)
         principal = _principal(request)
-        if address is None or principal is None:
+        if principal is None or _is_redirected(request):
             return None
         name = request.path.removeprefix(FEEDS)
         asks_new = name.endswith(NEW)
@@ -91,6 +90,7 @@ class HotAnswers:
             if body is None:
                 return None
         else:
+            address = f"{_scheme(request)}://{request.headers.get('host')}"
             view, view_name, body = FeedView, "feed", kept.answers.get(address)
             if body is None:
                 body = kept.answers[address] = with_links(kept.page.body, address + request.path, None)
@@ -102,7 +102,7 @@ class HotAnswers:
     async def _post(self, request: Request) -> Answer | None:
         started = time.perf_counter()
         principal = _principal(request)
-        if principal is None or _address(request) is None or "idempotency-key" in request.headers:
+        if principal is None or _is_redirected(request) or "idempotency-key" in request.headers:
             return None
         if media_type_of(request.headers.get("content-type")) != "application/json":
             return None
@@ -169,19 +169,21 @@ def _principal(request: Request) -> Principal | None:
     return principal_without_waiting(token_of(request.headers.get("authorization") or ""))
 
 
-def _address(request: Request) -> str | None:
-    """Return scheme and host as links name them; None if Django would redirect or refuse the request for them."""
+def has_good_host(request: Request) -> bool:
+    """Tell whether the request names one host, and one of ours."""
     hosts = request.headers.get_all("host")
-    scheme = _scheme(request)
-    if len(hosts) != 1 or settings.SECURE_SSL_REDIRECT and scheme != "https":
-        return None
-    return f"{scheme}://{hosts[0]}" if _is_allowed(hosts[0]) else None
+    return len(hosts) == 1 and _is_allowed(hosts[0])
 
 
 @lru_cache(maxsize=1_000)
 def _is_allowed(host: str) -> bool:
     domain, _port = split_domain_port(host)
     return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS)
+
+
+def _is_redirected(request: Request) -> bool:
+    """Tell whether Django would send the client to HTTPS."""
+    return settings.SECURE_SSL_REDIRECT and _scheme(request) != "https"
 
 
 def _scheme(request: Request) -> str:
@@ -225,8 +227,10 @@ def _kafka_headers(request: Request, request_id: str) -> list[tuple[str, bytes]]
     )
 
 
-def _allow(view: type[APIView]) -> str:
-    return ", ".join(view().allowed_methods)
+def _allow(kind: type[APIView]) -> str:
+    view = kind()
+    view.setup(HttpRequest())  # which gives a view with GET its HEAD
+    return ", ".join(view.allowed_methods)
 
 
 def _common_headers(scheme: str) -> HeaderList:

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import uvloop
 from django.core.handlers.wsgi import WSGIHandler
+from granian.constants import HTTPModes
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
@@ -39,6 +40,7 @@ class ApiServer:
         self._server = Server(
             self._application,
             port=self.port,
+            http=HTTPModes.http1,
             websockets=False,
             log_enabled=False,
             backlog=4_096,

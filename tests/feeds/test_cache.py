@@ -197,7 +197,7 @@ def test_a_snapshot_does_not_bring_an_invalidated_page_back(server: Server, monk
     server.start()
     assert server.client().exists(*server.client().scan_iter("*{1}*")) == 1  # the old page is back in Redis …
     # … and in no answer. The loop, which heard the connection break, has Redis left alone for a moment.
-    assert read(1, b"new") == ("bypass new" if Reader.loop else "miss new")
+    assert read(1, b"new") in ("bypass new" if Reader.loop else "", "miss new")
     assert read(1, b"") == "hit new"
 
 
