@@ -39,8 +39,20 @@ POLL_SECONDS = 0.2
 FLUSH_SECONDS = 10.0
 # librdkafka reports a timed-out delivery itself; this only covers a report that never comes.
 REPORT_GRACE_SECONDS = 1.0
+# A producer for which every delivery has timed out for so long is replaced.
+GIVEN_UP_AFTER_SECONDS = 4.0
 
 _TIMED_OUT = (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT)
+# The brokers do not know the producer any more, or know another in its place. Not all of these come as fatal errors.
+_PRODUCER_UNKNOWN = (
+    KafkaError._FATAL,
+    KafkaError._FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    90,  # PRODUCER_FENCED, which confluent-kafka has no name for
+)
 _PURGED = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 
 log = structlog.get_logger(__name__)
@@ -56,6 +68,7 @@ class EventProducer:
     def __init__(self) -> None:
         self._producer = Producer(kafka.producer_config() | {"error_cb": self._on_error})
         self.failed = False
+        self._timing_out_since: float | None = None
         self._closing = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kafka-delivery-reports", daemon=True)
         self._poller.start()
@@ -89,7 +102,7 @@ class EventProducer:
     ) -> None:
         """Queue one record without waiting; raises `ProducerQueueFull` where there is no room, else as `send`."""
         try:
-            self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
+            self._producer.produce(topic, value, key, headers=headers, on_delivery=partial(self._report, on_delivery))
         except BufferError as error:
             raise ProducerQueueFull from error
         except KafkaException as error:
@@ -113,6 +126,16 @@ class EventProducer:
         self._closing.set()
         if left:
             log.error("producer_closed_with_undelivered_records", count=left)
+
+    def _report(
+        self, on_delivery: Callable[[KafkaError | None, Message], None], error: KafkaError | None, message: Message
+    ) -> None:
+        if error is None:
+            self._timing_out_since = None
+        else:
+            self._note_fatal(error)
+            self._note_timeout(error)
+        on_delivery(error, message)
 
     def _poll(self) -> None:
         while not self._closing.is_set():
@@ -142,9 +165,22 @@ class EventProducer:
         log.warning("kafka_producer_error", error=error.str(), fatal=error.fatal())
 
     def _note_fatal(self, error: KafkaError) -> None:
-        if not self.failed and (error.fatal() or error.code() == KafkaError._FATAL):
+        if not self.failed and _is_for_good(error):
             self.failed = True
             log.error("kafka_producer_failed", error=error.str())
+
+
+    def _note_timeout(self, error: KafkaError) -> None:
+        # Seen with brokers that were wiped and started anew: they answer, and yet nothing is delivered any more, for as
+        # long as this producer lives. While Kafka really is away, a new one every few seconds does no harm.
+        if error.code() not in _TIMED_OUT:
+            return
+        now = time.monotonic()
+        if self._timing_out_since is None:
+            self._timing_out_since = now
+        elif now - self._timing_out_since > GIVEN_UP_AFTER_SECONDS and not self.failed:
+            self.failed = True
+            log.warning("kafka_producer_given_up", error=error.str())
 
 
 def refusal(error: KafkaError) -> PublishFailed:
@@ -153,9 +189,13 @@ def refusal(error: KafkaError) -> PublishFailed:
         return PublishTimedOut(f"Kafka did not acknowledge in time: {_sentence(error)}")
     if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
         return RecordTooLarge(f"Kafka refused the event: {_sentence(error)}")
-    if error.code() in _PURGED or error.fatal() or error.code() == KafkaError._FATAL:
+    if error.code() in _PURGED or _is_for_good(error):
         return ProducerFailed()
     return PublishFailed(f"Kafka refused the event: {_sentence(error)}")
+
+
+def _is_for_good(error: KafkaError) -> bool:
+    return bool(error.fatal()) or error.code() in _PRODUCER_UNKNOWN
 
 
 def _sentence(error: KafkaError) -> str:

@@ -42,17 +42,17 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Start the server where it was and return once it answers."""
-        stack.start(_data_dir(), say=lambda line: None)
+        stack.start(data_dir(), say=lambda line: None)
         # Else our pool waits ever longer before it tries again.
         connections.close_all()
         connection.close_pool()  # type: ignore[attr-defined]
 
     def _end(self, number: signal.Signals) -> None:
-        record = state.read(_data_dir())[self.server.variable]
+        record = state.read(data_dir())[self.server.variable]
         end(record.pid, self.server.program, record.port, number)
 
 
-def _data_dir() -> Path:
+def data_dir() -> Path:
     return Path(os.environ["FEED_DATA_DIR"])
 
 

@@ -86,8 +86,8 @@ class System:
     def worker(self, **variables: str) -> Process:
         return self.command("run_fanout", **variables)
 
-    def api(self, **variables: str) -> Process:
-        """Start the API by its production command line, at the port of an earlier one; wait until it is ready."""
+    def api(self, wait_for: str = "readyz", **variables: str) -> Process:
+        """Start the API by its production command line, at the port of an earlier one; wait for that probe."""
         port = str(free_port(httpx.URL(self.url).port or 0 if self.url else 0))
         metrics = self.directory / f"metrics-{port}"
         api = Process(
@@ -95,7 +95,7 @@ class System:
         )
         self.processes.append(api)
         self.url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: is_ready(self.url))
+        wait_until(lambda: is_ready(self.url, wait_for))
         return api
 
     def client(self, user: int, scope: str = "") -> httpx.Client:
@@ -122,9 +122,9 @@ def running(directory: Path) -> Iterator[System]:
         system.shut_down()
 
 
-def is_ready(url: str) -> bool:
+def is_ready(url: str, probe: str = "readyz") -> bool:
     try:
-        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+        return httpx.get(f"{url}/{probe}", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
