@@ -73,6 +73,11 @@ def bind_request(meta: Mapping[str, str]) -> None:
         bind_contextvars(trace_id=found)
 
 
+def bind_headers(headers: Headers, event_id: int) -> None:
+    """Have the log lines from here on name this event, and what these Kafka headers tell of its request."""
+    _bind([{**ids_of(headers), "event_id": str(event_id)}])
+
+
 def bind_event(event_id: int) -> None:
     """Have the log lines from here on name this event too."""
     bind_contextvars(event_id=str(event_id))

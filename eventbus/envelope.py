@@ -17,6 +17,7 @@ from eventbus.exceptions import InvalidEvent, UndecodableEvent
 from eventbus.snowflake import MAX_ID
 
 Fields = Mapping[str, Any]
+MAX_TYPE_CHARS = 64
 
 # ISO 8601, which Python reads, is wider: week dates, times without seconds, commas, basic format.
 _RFC_3339 = re.compile(
@@ -41,23 +42,26 @@ def encode(event: Event) -> bytes:
     """Return the JSON bytes of `event`. Raises `InvalidEvent` if `decode` would refuse them, or without a zone."""
     if event.occurred_at.utcoffset() is None:
         raise InvalidEvent("occurred_at must have a zone.")
+    fields = {
+        "event_id": str(event.event_id),
+        "type": event.type,
+        "version": event.version,
+        "actor_id": str(event.actor_id),
+        "payload": event.payload,
+    }
+    # What `decode` will ask of them; to decode the bytes would cost more than to encode them.
+    for name, number in (("event_id", event.event_id), ("actor_id", event.actor_id), ("key", event.key)):
+        _require_id(name, number)
+    read_text(fields, "type", max_length=MAX_TYPE_CHARS)
+    _read_version(fields)
+    _read_payload(fields)
     try:
-        value = orjson.dumps(
-            {
-                "event_id": str(event.event_id),
-                "type": event.type,
-                "version": event.version,
-                "actor_id": str(event.actor_id),
-                "occurred_at": format_time(event.occurred_at),
-                "payload": event.payload,
-            }
-        )
+        fields["occurred_at"] = format_time(event.occurred_at)
+        return orjson.dumps(fields)
     except orjson.JSONEncodeError as error:
         raise InvalidEvent(f"The payload is not JSON: {error}") from error
     except OverflowError as error:
         raise InvalidEvent("occurred_at must lie within the years 1 to 9999 in UTC.") from error
-    decode(value, encode_key(event.key))
-    return value
 
 
 def encode_key(key: int) -> bytes:
@@ -75,7 +79,7 @@ def decode(value: bytes | None, key: bytes | None) -> Event:
         raise UndecodableEvent("The value is not a JSON object.")
     return Event(
         event_id=read_id(fields, "event_id"),
-        type=read_text(fields, "type", max_length=64),
+        type=read_text(fields, "type", max_length=MAX_TYPE_CHARS),
         version=_read_version(fields),
         actor_id=read_id(fields, "actor_id"),
         occurred_at=read_time(fields, "occurred_at"),
@@ -96,6 +100,11 @@ def parse_id(text: object, name: str) -> int:
         if 1 <= number <= MAX_ID and str(number) == text:
             return number
     raise InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
+
+
+def _require_id(name: str, number: object) -> None:
+    if type(number) is not int or not 1 <= number <= MAX_ID:
+        raise InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
 
 
 def read_text(fields: Fields, name: str, *, max_length: int) -> str:
@@ -119,7 +128,9 @@ def read_time(fields: Fields, name: str) -> datetime:
 
 def format_time(moment: datetime) -> str:
     """Return `moment` as RFC 3339 in UTC with milliseconds and a Z."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
 
 
 def _read_version(fields: Fields) -> int:

@@ -7,6 +7,7 @@ for good, as Kafka calls it when another took its place or the brokers forgot it
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 import time
@@ -317,6 +318,9 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     except BaseException:
         KAFKA.gave_up()
         raise
+    if log.is_enabled_for(logging.DEBUG):
+        # On the loop, where that would cost each post more than it gives, nobody has done so before.
+        correlation.bind_headers(headers, event.event_id)
     _note_success(event)
 
 

@@ -120,9 +120,11 @@ class HotAnswers:
             refused = error_answer(Throttled(standing.left_ms / 1_000))
             return self._refuse(request, refused, headers, started)
         post = services.new_post(author_id=principal.user_id, content=content, ids=ids)
+        kafka_headers = _kafka_headers(request, headers[-1][1])
         try:
-            await producer.publish_soon(post.to_event(), _kafka_headers(request, headers[-1][1]))
+            await producer.publish_soon(post.to_event(), kafka_headers)
         except PublishFailed as error:
+            correlation.bind_headers(kafka_headers, post.event_id)
             return self._refuse(request, error_answer(error), headers, started)
         headers.append(("location", event_address(post.event_id)))
         self._tally.count("POST", "posts", 202, time.perf_counter() - started)
