@@ -11,7 +11,7 @@ from eventbus import producer
 from feeds.near_cache import NearCache
 from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, has_good_host, refusal
-from feedsite.front.http import Answer, BodyRefused, Connection, Request, Scope
+from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
 
@@ -36,6 +36,7 @@ class Application:
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin; called once, before the first request."""
         self._loop = loop
+        self._body_clock = BodyClock(loop)
         self._near = NearCache(loop)
         self._tally = Tally(loop)
         self._keepers = Keepers()
@@ -58,7 +59,7 @@ class Application:
 
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
-        request = Request(scope, connection)
+        request = Request(scope, connection, self._body_clock)
         try:
             answer = await self._answer(request)
         except BodyRefused as error:

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from django.conf import settings
 from granian.rsgi import ProtocolClosed
 
 # Of a body that is too large, so much is read and thrown away, that its sender gets to read the answer.
 DROPPED_BYTES = 16 * 1024 * 1024
+
+LOOK_EVERY_SECONDS = 0.5
 
 HeaderList = list[tuple[str, str]]
 
@@ -64,12 +66,47 @@ class BodyRefused(Exception):
         self.status, self.code, self.detail = status, code, detail
 
 
+class BodyClock:
+    """Ends the reading of bodies that do not come to their end, by a look twice a second at all that are being read.
+
+    A timer for each would cost a new post as much as all that is done with its body.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._begun: dict[asyncio.Task[Any], float] = {}
+        self._ended: set[asyncio.Task[Any]] = set()
+        self._look()
+
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        self._begun[task] = self._loop.time()
+
+    def end(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether the reading in this task was ended here."""
+        self._begun.pop(task, None)
+        if task not in self._ended:
+            return False
+        self._ended.discard(task)
+        task.uncancel()
+        return True
+
+    def _look(self) -> None:
+        overdue_since = self._loop.time() - settings.HTTP_BODY_SECONDS
+        overdue = [task for task, begun_at in self._begun.items() if begun_at < overdue_since]
+        for task in overdue:
+            del self._begun[task]
+            self._ended.add(task)
+            task.cancel()
+        self._loop.call_later(LOOK_EVERY_SECONDS, self._look)
+
+
 class Request:
     """One request; its body is read once, when someone asks for it."""
 
-    __slots__ = ("_body", "_connection", "headers", "method", "path", "scope")
+    __slots__ = ("_body", "_clock", "_connection", "headers", "method", "path", "scope")
 
-    def __init__(self, scope: Scope, connection: Connection) -> None:
+    def __init__(self, scope: Scope, connection: Connection, clock: BodyClock) -> None:
+        self._clock = clock
         self.scope = scope
         self.method = scope.method
         self.path = scope.path
@@ -93,18 +130,24 @@ class Request:
         if not is_chunked and length == 0:
             return b""
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - granian runs each request in one
         body = LimitedBody(limit)
+        self._clock.begin(task)
         try:
-            async with asyncio.timeout(settings.HTTP_BODY_SECONDS):
-                if not is_chunked and length <= limit:
-                    return await self._connection()
-                return await body.read(self._connection)
+            if not is_chunked and length <= limit:
+                return await self._connection()
+            return await body.read(self._connection)
         except ProtocolClosed:
             raise _incomplete() from None
-        except TimeoutError:
+        except asyncio.CancelledError:
+            if not self._clock.end(task):
+                raise
             if body.size > limit:
                 raise _too_large(limit) from None
             raise BodyRefused(408, "request_timeout", "The request did not come to its end in time.") from None
+        finally:
+            self._clock.end(task)
 
 
 class LimitedBody:
