@@ -49,7 +49,7 @@ class ProducerQueueFull(PublishFailed):
 
 
 class IdsUnavailable(EventBusError):
-    """No snowflake node id could be leased from PostgreSQL, so no new id can be given out."""
+    """No new id can be given out: this process has no lease from PostgreSQL to mint ids by, or not its time."""
 
 
 class IdempotencyKeyReused(EventBusError):
