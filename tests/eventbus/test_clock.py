@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.db import connection
 
-from eventbus import clock, node_lease
-from eventbus.exceptions import IdsUnavailable
-from eventbus.snowflake import milliseconds_of
+from eventbus import clock, envelope, node_lease
+from eventbus.exceptions import IdsUnavailable, InvalidEvent
+from eventbus.snowflake import compose, milliseconds_of
 from tests.eventbus.conftest import StartScript, output_of
-from tests.eventbus.events import eventually
+from tests.eventbus.events import an_event, eventually
 from tests.eventbus.journal import execute
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
@@ -137,3 +137,27 @@ def test_before_postgresqls_clock_was_read_there_is_this_hosts() -> None:
     assert abs(clock.now_ms() - clock.host_ms()) < 1_000
     with pytest.raises(IdsUnavailable, match="has not been read yet"):
         clock.exact_now_ms()
+
+
+# Ids from the future ------------------------------------------------------------------------------------------
+
+
+def bytes_of_an_event_minted_in(ahead_ms: int) -> bytes:
+    event_id = compose(clock.now_ms() + ahead_ms, 1, 1)
+    return envelope.encode(an_event(41)).replace(b'"41"', b'"%d"' % event_id)
+
+
+def test_an_event_from_after_tomorrow_is_poison() -> None:
+    with pytest.raises(InvalidEvent, match="event_id is an id from 26 hours in the future"):
+        envelope.decode(bytes_of_an_event_minted_in(26 * HOUR_MS + HOUR_MS // 2), b"1")
+
+
+def test_an_event_from_within_a_day_is_none() -> None:
+    assert envelope.decode(bytes_of_an_event_minted_in(23 * HOUR_MS), b"1")
+
+
+def test_a_worker_with_a_wrong_clock_tells_the_future_by_postgresqls(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_host_clock(monkeypatch, by_ms=-48 * HOUR_MS)
+    clock.read()
+    assert envelope.decode(bytes_of_an_event_minted_in(0), b"1")
+    monkeypatch.undo()

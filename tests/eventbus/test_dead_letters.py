@@ -173,7 +173,8 @@ def test_a_dead_letter_too_big_for_the_topic_is_kept_all_the_same(monkeypatch: p
 @pytest.mark.django_db
 def test_the_highest_event_id_there_can_be_is_stored(dead_letter_events: str) -> None:
     event = an_event(MAX_ID)
-    DeadLetterWriter("note-takers").write(a_record(event), a_failure(), Delivery(a_record(event), event, taken_at=0))
+    record = a_record(an_event())
+    DeadLetterWriter("note-takers").write(record, a_failure(), Delivery(record, event, taken_at=0))
     dead_letter_store.store(broker.read_all(dead_letter_events))
     assert DeadLetter.objects.get().event_id == MAX_ID
 
