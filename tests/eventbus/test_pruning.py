@@ -76,7 +76,7 @@ def test_an_old_event_processed_lately_stays_for_kafka_may_bring_it_again() -> N
 
 def test_an_old_event_whose_dead_letter_may_still_be_replayed_stays() -> None:
     waiting, closed = (an_event_processed(days, sequence=1) for days in (50, 40))
-    an_entry(event_id=waiting)
+    an_entry(event_id=waiting, failed_at=timezone.now().isoformat())  # in what follows the commit
     DeadLetter.objects.filter(id=an_entry(event_id=closed).id).update(state=DeadLetter.State.DISCARDED)
     prune()
     assert remembered() == {waiting}
