@@ -12,6 +12,8 @@ import os
 import random
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 from django import db
@@ -78,10 +80,12 @@ class Keeper:
         generator = self.generator
         try:
             if generator is None:
-                raise IdsUnavailable(self._failure or "This process has no lease to mint ids by yet.")
+                raise IdsUnavailable("This process has no lease to mint ids by yet.")
             return generator.next_id()
-        except IdsUnavailable:
+        except IdsUnavailable as error:
             self.renew_soon()
+            if self._failure:
+                raise IdsUnavailable(self._failure) from error
             raise
 
     def next_id(self) -> int:
@@ -90,12 +94,10 @@ class Keeper:
         try:
             return self.mint()
         except IdsUnavailable:
-            if self._failure:  # it tries again before long, and so may the caller
-                raise IdsUnavailable(self._failure) from None
+            if self._failure:  # the keeper tries again before long, and so may the caller
+                raise
         if not self._has_turned(turns):
             raise IdsUnavailable(f"PostgreSQL has given no lease to mint ids by within {WAIT_SECONDS:.0f} s.")
-        if self._failure:
-            raise IdsUnavailable(self._failure)
         return self.mint()
 
     def renew_soon(self) -> None:
@@ -140,7 +142,7 @@ class Keeper:
             failure = "The lease to mint ids by could not be renewed."
         finally:
             connection.close()
-        if failure:
+        if failure and failure != self._failure:
             log.warning("snowflake_lease_not_renewed", error=failure)
         with self._turned:
             self._failure = failure
@@ -173,7 +175,8 @@ class Keeper:
         # With a clock that stepped back, ids go on from the last one.
         until_ms = max(now_ms, generator.last_ms) + self._ahead_ms()
         values = {"node": generator.node_id, "owner": self.owner, "until": until_ms}
-        renewed = fetch(_RENEW, values)
+        with _durably():
+            renewed = fetch(_RENEW, values)
         if renewed:
             [(generator.until_ms,)] = renewed
         return bool(renewed)
@@ -196,14 +199,22 @@ class Keeper:
             connection.close()
 
 
-@transaction.atomic
+@contextmanager
+def _durably() -> Iterator[None]:
+    """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the server is set."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL synchronous_commit = on")
+        yield
+
+
 def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
     """Lease a node that is free now, for ids from `start_ms` on."""
     if not SnowflakeNode.objects.exists():
         nodes = [SnowflakeNode(node_id=number) for number in range(NODES)]
         SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
     until_ms = start_ms + FIRST_LEASE_MS
-    leased = fetch(_LEASE, {"owner": owner, "now": now_ms, "until": until_ms, "order": _order()})
+    with _durably():
+        leased = fetch(_LEASE, {"owner": owner, "now": now_ms, "until": until_ms, "order": _order()})
     if not leased:
         raise IdsUnavailable(_all_leased(now_ms))
     [(node_id,)] = leased
