@@ -33,20 +33,20 @@ print(node_lease.next_id())
 
 @pytest.fixture
 def set_database_clock() -> Iterator[Callable[[int], None]]:
-    """Have PostgreSQL's clock be wrong by so many milliseconds, for sessions that begin after this."""
+    """Return what sets PostgreSQL's clock ahead by so many milliseconds, for sessions that begin after this."""
     name = connection.settings_dict["NAME"]
     execute("CREATE SCHEMA wrong")
-    execute("CREATE TABLE wrong.by AS SELECT interval '0'")
+    execute("CREATE TABLE wrong.by AS SELECT interval '0' AS ahead, 0.0 AS slow")
     execute(
         "CREATE FUNCTION wrong.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS "
-        "'SELECT pg_catalog.clock_timestamp() + (SELECT interval FROM wrong.by)'"
+        "'SELECT pg_catalog.clock_timestamp() + ahead FROM wrong.by, pg_sleep(slow)'"
     )
     execute(f'ALTER DATABASE "{name}" SET search_path = wrong, pg_catalog, public')
     connection.close()
     connection.close_pool()  # type: ignore[attr-defined]
 
     def set_clock(wrong_by_ms: int) -> None:
-        execute("UPDATE wrong.by SET interval = %s * interval '1 ms'", wrong_by_ms)
+        execute("UPDATE wrong.by SET ahead = %s * interval '1 ms'", wrong_by_ms)
 
     yield set_clock
     node_lease.forget()
@@ -130,6 +130,19 @@ def test_nothing_is_minted_by_a_reading_that_is_too_old(monkeypatch: pytest.Monk
     monkeypatch.setattr(clock, "DRIFT", 1e9)
     with pytest.raises(IdsUnavailable, match="too long ago"):
         node_lease.next_id_without_waiting()
+
+
+def test_nothing_is_minted_by_a_postgresql_that_takes_too_long_to_tell_the_time(
+    set_database_clock: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "MAX_ROUND_TRIP_MS", 50)
+    monkeypatch.setattr(clock, "MAX_DOUBT_MS", 90)
+    clock.forget()
+    execute("UPDATE wrong.by SET slow = 0.2")
+    with pytest.raises(IdsUnavailable, match="took too long to read"):
+        node_lease.next_id()
+    execute("UPDATE wrong.by SET slow = 0")
+    assert mint()
 
 
 def test_before_postgresqls_clock_was_read_there_is_this_hosts() -> None:
