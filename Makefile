@@ -48,7 +48,7 @@ test: install ## the whole suite, on real servers of its own
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
-	tests/crash/test_broker.py tests/crash/test_killed_workers.py tests/e2e/test_real_graph.py
+	tests/crash/test_broker.py tests/crash/test_three_brokers.py tests/crash/test_killed_workers.py tests/e2e/test_real_graph.py
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
 	@$(RUN) -m tests.kafka $(or $(ARGS),$(TOUCHING_KAFKA))

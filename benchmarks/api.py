@@ -1,4 +1,4 @@
-"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django (`benchmarks.limits`)."""
+"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django."""
 
 import json
 import subprocess

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from eventbus import dead_letter_headers
 from eventbus.subscription import Delivery, Headers, Record
 
 REQUEST_ID = "request_id"
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
-DEAD_EVENT_ID = "dlq.event_id"
 
 NAMED_EVENTS = 20  # of a batch; one log line need not hold them all
 
@@ -60,7 +60,7 @@ def ids_of(headers: Headers) -> Ids:
             ids["request_id"] = text
         elif name == TRACEPARENT and (found := trace_id(text)):
             ids["trace_id"] = found
-        elif name == DEAD_EVENT_ID and text.isdecimal():
+        elif name == dead_letter_headers.EVENT_ID and text.isdecimal():
             ids["event_id"] = text
     return ids
 

@@ -3,65 +3,22 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F
+from django.db.models.functions import Now
 
-from eventbus import correlation, dead_letters, retry
-from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
-from eventbus.snowflake import MAX_ID
+from eventbus import correlation, retry
+from eventbus.dead_letter_headers import Claim, Failure, own_headers
+from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.subscription import Record
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
 MAX_GROUP_MESSAGE_CHARS = 300
-MAX_INT = 2**31 - 1  # of PostgreSQL's integer
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The context of a dead letter, read back from its headers; missing or odd ones never stop it being stored."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    group: str
-    exception: str
-    message: str
-    stack_trace: str
-    retries: int
-    first_failed_at: datetime
-    failed_at: datetime
-    event_id: int | None
-    event_type: str
-
-    @classmethod
-    def of(cls, record: Record) -> "Failure":
-        context = {
-            name.removeprefix(dead_letters.PREFIX): (value or b"").decode("utf-8", "replace").replace("\0", "\\0")
-            for name, value in record.headers
-            if name.startswith(dead_letters.PREFIX)
-        }
-        failed_at = _moment(record.timestamp_ms)
-        return cls(
-            topic=context.get("topic", record.topic)[:249],
-            partition=_number(context, "partition", record.partition, maximum=MAX_INT),
-            offset=_number(context, "offset", record.offset),
-            timestamp_ms=_number(context, "timestamp_ms", record.timestamp_ms),
-            group=context.get("group", "")[:255],
-            exception=context.get("exception", "unknown")[:255],
-            message=context.get("message", ""),
-            stack_trace=context.get("stack_trace", ""),
-            retries=_number(context, "attempts", 0, maximum=MAX_INT),
-            first_failed_at=_time(context, "first_failed_at", failed_at),
-            failed_at=failed_at,
-            event_id=_number(context, "event_id", 0) or None,
-            event_type=context.get("event_type", "")[:64],
-        )
 
 
 class DeadLetterStore:
@@ -98,33 +55,46 @@ def normalise(message: str) -> str:
 
 
 def _store(record: Record, failure: Failure) -> None:
-    origin = {
+    known = DeadLetterFailure.objects.filter(**_origin(failure)).select_related("entry").first()
+    if known is not None:
+        if _is_of(record, known.entry):
+            return
+        # Whoever wrote these headers names an origin that is another record's. This one is known by where it is.
+        failure = replace(failure, topic=record.topic, partition=record.partition, offset=record.offset, group="")
+        if DeadLetterFailure.objects.filter(**_origin(failure)).exists():
+            return
+    group = _count_in_group(failure)
+    entry = _replayed_entry(record) or _new_entry(record, failure, group)
+    entry.group = group
+    entry.attempts = F("attempts") + 1
+    entry.last_failed_at = failure.failed_at
+    _set_state(entry, failure)
+    entry.save()
+    DeadLetterFailure.objects.create(
+        entry=entry,
+        **_origin(failure),
+        exception=failure.exception,
+        message=failure.message,
+        stack_trace=failure.stack_trace,
+        retries=failure.attempts,
+        first_failed_at=failure.first_failed_at,
+        failed_at=failure.failed_at,
+    )
+
+
+def _origin(failure: Failure) -> dict[str, Any]:
+    """Return what tells one failed delivery from any other."""
+    return {
         "topic": failure.topic,
         "partition": failure.partition,
         "offset": failure.offset,
         "timestamp_ms": failure.timestamp_ms,
         "consumer_group": failure.group,
     }
-    if DeadLetterFailure.objects.filter(**origin).exists():
-        return
-    group = _count_in_group(failure)
-    entry = _replayed_entry(record) or _new_entry(record, failure, group)
-    entry.group = group
-    entry.attempts = F("attempts") + 1
-    entry.last_failed_at = failure.failed_at
-    if entry.state != DeadLetter.State.DISCARDED:
-        entry.state = _state_after_failure(entry)
-    entry.save()
-    DeadLetterFailure.objects.create(
-        entry=entry,
-        **origin,
-        exception=failure.exception,
-        message=failure.message,
-        stack_trace=failure.stack_trace,
-        retries=failure.retries,
-        first_failed_at=failure.first_failed_at,
-        failed_at=failure.failed_at,
-    )
+
+
+def _is_of(record: Record, entry: DeadLetter) -> bool:
+    return record.key == _bytes(entry.key) and record.value == _bytes(entry.value)
 
 
 def _count_in_group(failure: Failure) -> DeadLetterGroup:
@@ -144,10 +114,11 @@ def _count_in_group(failure: Failure) -> DeadLetterGroup:
 
 
 def _replayed_entry(record: Record) -> DeadLetter | None:
-    entry_id = dead_letters.entry_of(record)
-    if entry_id is None:
+    claim = Claim.of(record)
+    if claim is None:
         return None
-    return DeadLetter.objects.select_for_update().filter(id=entry_id).first()
+    entry = DeadLetter.objects.select_for_update().defer("value", "headers").filter(id=claim.entry_id).first()
+    return entry if entry and claim.is_proven(entry.token, record) else None
 
 
 def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> DeadLetter:
@@ -159,8 +130,7 @@ def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> Dead
         headers=[
             # PostgreSQL's JSON knows no NUL.
             [name.replace("\0", "\\0"), None if value is None else base64.b64encode(value).decode()]
-            for name, value in record.headers
-            if not name.startswith(dead_letters.PREFIX)
+            for name, value in own_headers(record.headers)
         ],
         event_id=failure.event_id,
         event_type=failure.event_type,
@@ -168,28 +138,26 @@ def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> Dead
     )
 
 
-def _state_after_failure(entry: DeadLetter) -> DeadLetter.State:
-    return DeadLetter.State.PARKED if entry.replays >= settings.DLQ_MAX_REPLAYS else DeadLetter.State.OPEN
+def _set_state(entry: DeadLetter, failure: Failure) -> None:
+    if entry.state == DeadLetter.State.DISCARDED:
+        return
+    if _was_processed_since(entry, failure):
+        entry.state = DeadLetter.State.RESOLVED
+        entry.resolved_at = entry.resolved_at or Now()
+        return
+    is_parked = entry.replays >= settings.DLQ_MAX_REPLAYS
+    entry.state = DeadLetter.State.PARKED if is_parked else DeadLetter.State.OPEN
+    entry.resolved_at = None
 
 
-def _number(context: Mapping[str, str], name: str, default: int, *, maximum: int = MAX_ID) -> int:
-    text = context.get(name, "")
-    if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= maximum:
-        return int(text)
-    return default
+def _was_processed_since(entry: DeadLetter, failure: Failure) -> bool:
+    """Tell whether the event has had its effect after this failure, of which we hear late."""
+    if entry.state == DeadLetter.State.RESOLVED and entry.resolved_at and entry.resolved_at >= failure.failed_at:
+        return True
+    if failure.event_id is None:
+        return False
+    return ProcessedEvent.objects.filter(event_id=failure.event_id, processed_at__gte=failure.failed_at).exists()
 
 
-def _moment(ms: int) -> datetime:
-    """Return the time of a record, which its producer may set to anything; now for one that no calendar has."""
-    try:
-        return datetime.fromtimestamp(max(0, ms) / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
-        return datetime.now(UTC)
-
-
-def _time(context: Mapping[str, str], name: str, default: datetime) -> datetime:
-    try:
-        moment = datetime.fromisoformat(context.get(name, ""))
-        return moment.astimezone(UTC) if moment.tzinfo else default
-    except (ValueError, OverflowError):
-        return default
+def _bytes(value: memoryview | bytes | None) -> bytes | None:
+    return None if value is None else bytes(value)

@@ -14,7 +14,11 @@ log = structlog.get_logger(__name__)
 
 
 class DeadLetterWriter:
-    """Writes dead letters for one consumer group and stops the worker when they become a flood."""
+    """Writes dead letters for one consumer group and stops the worker when they become a flood.
+
+    A replay that fails again is none: somebody asked for it, it is in the dead letters already, and a worker that
+    stopped for it would meet the rest of the replay at its next start.
+    """
 
     def __init__(self, group: str) -> None:
         self._group = group
@@ -26,13 +30,16 @@ class DeadLetterWriter:
         Raises `PublishFailed` or `DatabaseError` (try again; the source offset must not be committed) and
         `DeadLetterFlood`.
         """
-        self._refuse_flood(error)
+        is_replay = bool(dead_letters.proven_entries([record]))
+        if not is_replay:
+            self._refuse_flood(error)
         dead_letter = dead_letters.dead_letter(record, error, delivery, self._group)
         try:
             producer.publish_record(dead_letter.topic, dead_letter.key, dead_letter.value, dead_letter.headers)
         except RecordTooLarge:
             dead_letter_store.store([dead_letter])
-        self._recent.append(time.monotonic())
+        if not is_replay:
+            self._recent.append(time.monotonic())
         metrics.dlq_messages_total.labels(retry.reason(error)).inc()
         log.error(
             "dead_letter",

@@ -1,21 +1,18 @@
 """What a dead letter is: an event that cannot be processed, kept whole, with the reason in its headers.
 
 The record keeps its key, its value bytes and its own headers. The context goes into headers named `dlq.*`, which
-replace any of an earlier round, so a record that fails, is replayed and fails again does not grow. Only `dlq.entry`
-stays: a replay carries it, so that another failure, or success, finds its entry.
+replace any of an earlier round, so a record that fails, is replayed and fails again does not grow. Only the claim to
+replay an entry stays, so that another failure, or success, finds that entry.
 """
 
-import time
 import traceback
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
-from eventbus import kafka
+from eventbus import clock, kafka
+from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.models import DeadLetter
 from eventbus.subscription import Delivery, Headers, Record
 
-PREFIX = "dlq."
-ENTRY = PREFIX + "entry"
 MAX_STACK_TRACE_CHARS = 8_000
 MAX_MESSAGE_CHARS = 1_000
 
@@ -28,46 +25,61 @@ def dead_letter(record: Record, error: BaseException, delivery: Delivery | None,
         offset=record.offset,
         key=record.key,
         value=record.value,
-        headers=[*_own_headers(record), *_context(record, error, delivery, group)],
-        timestamp_ms=time.time_ns() // 1_000_000,
+        headers=[*own_headers(record.headers), *_claim(record), *_failure(record, error, delivery, group).to_headers()],
+        timestamp_ms=clock.now_ms(),
     )
 
 
 def entry_of(record: Record) -> int | None:
-    """Return the id of the entry that `record` is a replay of, if it is one."""
-    for name, value in record.headers:
-        if name == ENTRY and value and value.isdigit() and len(value) <= 18:
-            return int(value)
-    return None
+    """Return the id of the entry that `record` claims to replay, if it does; see `proven_entries`."""
+    claim = Claim.of(record)
+    return claim.entry_id if claim else None
+
+
+def proven_entries(records: Iterable[Record]) -> set[int]:
+    """Return the ids of the entries that some of `records` replay, as their headers say and prove.
+
+    Asks PostgreSQL only if any says so. Raises `DatabaseError`.
+    """
+    claims = [(claim, record) for record in records if (claim := Claim.of(record))]
+    if not claims:
+        return set()
+    tokens = DeadLetter.objects.tokens({claim.entry_id for claim, _ in claims})
+    proven = set()
+    for claim, record in claims:
+        token = tokens.get(claim.entry_id)
+        if token is not None and claim.is_proven(token, record):
+            proven.add(claim.entry_id)
+    return proven
 
 
 def close_replayed(records: Iterable[Record]) -> None:
     """Resolve the entries that `records` replay; call it in the transaction that processes them."""
-    entries = [entry for record in records if (entry := entry_of(record)) is not None]
+    entries = proven_entries(records)
     if entries:
         DeadLetter.objects.close_replayed(entries)
 
 
-def _own_headers(record: Record) -> Headers:
-    return [(name, value) for name, value in record.headers if not name.startswith(PREFIX) or name == ENTRY]
+def _claim(record: Record) -> Headers:
+    claim = Claim.of(record)
+    return [claim.to_header()] if claim else []
 
 
-def _context(record: Record, error: BaseException, delivery: Delivery | None, group: str) -> Headers:
-    now = datetime.now(UTC)
+def _failure(record: Record, error: BaseException, delivery: Delivery | None, group: str) -> Failure:
+    now = clock.now()
     first_failed_at = (delivery.first_failed_at if delivery else None) or now
-    stack = "".join(traceback.format_exception(error))[-MAX_STACK_TRACE_CHARS:]
-    context = {
-        "topic": record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "timestamp_ms": max(0, record.timestamp_ms),  # anything a producer likes; -1 for none
-        "group": group,
-        "exception": f"{type(error).__module__}.{type(error).__qualname__}",
-        "message": str(error)[:MAX_MESSAGE_CHARS],
-        "stack_trace": stack,
-        "attempts": delivery.attempts if delivery else 0,
-        "first_failed_at": first_failed_at.isoformat(timespec="milliseconds"),
-        "event_id": delivery.event.event_id if delivery else "",
-        "event_type": delivery.event.type if delivery else "",
-    }
-    return [(PREFIX + name, str(value).encode("utf-8", "replace")) for name, value in context.items()]
+    return Failure(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=max(0, record.timestamp_ms),  # anything a producer likes; -1 for none
+        group=group,
+        exception=f"{type(error).__module__}.{type(error).__qualname__}",
+        message=str(error)[:MAX_MESSAGE_CHARS],
+        stack_trace="".join(traceback.format_exception(error))[-MAX_STACK_TRACE_CHARS:],
+        attempts=delivery.attempts if delivery else 0,
+        first_failed_at=first_failed_at,
+        failed_at=now,
+        event_id=delivery.event.event_id if delivery else None,
+        event_type=delivery.event.type if delivery else "",
+    )

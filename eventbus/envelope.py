@@ -13,11 +13,15 @@ from typing import Any
 
 import orjson
 
+from eventbus import clock
 from eventbus.exceptions import InvalidEvent, UndecodableEvent
-from eventbus.snowflake import MAX_ID
+from eventbus.snowflake import MAX_ID, milliseconds_of
 
 Fields = Mapping[str, Any]
 MAX_TYPE_CHARS = 64
+
+# The highest id wins and heads the feeds, for as long as its time lies ahead. Ours are ahead by half a second at most.
+MAX_AHEAD_MS = 24 * 3_600_000
 
 # ISO 8601, which Python reads, is wider: week dates, times without seconds, commas, basic format.
 _RFC_3339 = re.compile(
@@ -78,7 +82,7 @@ def decode(value: bytes | None, key: bytes | None) -> Event:
     if not isinstance(fields, dict):
         raise UndecodableEvent("The value is not a JSON object.")
     return Event(
-        event_id=read_id(fields, "event_id"),
+        event_id=read_minted_id(fields, "event_id"),
         type=read_text(fields, "type", max_length=MAX_TYPE_CHARS),
         version=_read_version(fields),
         actor_id=read_id(fields, "actor_id"),
@@ -91,6 +95,15 @@ def decode(value: bytes | None, key: bytes | None) -> Event:
 def read_id(fields: Fields, name: str) -> int:
     """Return the id in `fields[name]`, 1 … 2^63-1. Raises `InvalidEvent`."""
     return parse_id(fields.get(name), name)
+
+
+def read_minted_id(fields: Fields, name: str) -> int:
+    """Return the snowflake id in `fields[name]`. Raises `InvalidEvent`, also for one from after tomorrow."""
+    minted = read_id(fields, name)
+    ahead_ms = milliseconds_of(minted) - clock.now_ms()
+    if ahead_ms > MAX_AHEAD_MS:
+        raise InvalidEvent(f"{name} is an id from {ahead_ms // 3_600_000} hours in the future.")
+    return minted
 
 
 def parse_id(text: object, name: str) -> int:

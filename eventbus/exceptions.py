@@ -60,6 +60,12 @@ class KafkaAway(PublishFailed):
     result = "refused"
 
 
+class PublishForbidden(PublishFailed):
+    """The topics are made so that an acknowledged write may be lost."""
+
+    result = "forbidden"
+
+
 class ServerAway(EventBusError):
     """A server has not answered for a while, and someone else is trying already."""
 
@@ -69,7 +75,7 @@ class ServerAway(EventBusError):
 
 
 class IdsUnavailable(EventBusError):
-    """No snowflake node id could be leased from PostgreSQL, so no new id can be given out."""
+    """No new id can be given out: this process has no lease from PostgreSQL to mint ids by, or not its time."""
 
 
 class IdempotencyKeyReused(EventBusError):

@@ -21,6 +21,9 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 MAX_DEAD_LETTER_BYTES = 16 * 1024 * 1024
 # Retention deletes whole segments; this bounds how much longer than that a record may live.
 SEGMENT_HOURS = 12
+# With the segment it is the day by which `PROCESSED_EVENTS_DAYS` exceeds the retention, so that a dead letter that is
+# read again is still known.
+DEAD_LETTER_EXTRA_HOURS = 12
 METADATA_TIMEOUT = 10.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -116,15 +119,38 @@ def _ensure(admin: AdminClient, topic: str, partitions: int) -> str:
 
 
 def _new_topic(topic: str) -> NewTopic:
-    hours = settings.KAFKA_RETENTION_HOURS
-    max_bytes = MAX_DEAD_LETTER_BYTES if topic == DEAD_LETTER_EVENTS else MAX_MESSAGE_BYTES
     return NewTopic(
         topic,
         num_partitions=settings.KAFKA_PARTITIONS,
         replication_factor=settings.KAFKA_REPLICATION_FACTOR,
-        config={
-            "retention.ms": str(hours * 3_600_000),
-            "segment.ms": str(SEGMENT_HOURS * 3_600_000),
-            "max.message.bytes": str(max_bytes),
-        },
+        config=topic_config(topic, settings.KAFKA_REPLICATION_FACTOR),
     )
+
+
+def topic_config(topic: str, copies: int) -> dict[str, str]:
+    """Return the configuration that `topic` is to have with so many copies of each record."""
+    return {
+        "retention.ms": str(retention_hours(topic) * 3_600_000),
+        "segment.ms": str(SEGMENT_HOURS * 3_600_000),
+        "max.message.bytes": str(max_message_bytes(topic)),
+        "min.insync.replicas": str(min_insync_replicas(copies)),
+        # Whatever the brokers' own defaults are.
+        "unclean.leader.election.enable": "false",
+        "cleanup.policy": "delete",
+    }
+
+
+def min_insync_replicas(copies: int) -> int:
+    """Return how many brokers must have a write before it is acknowledged: it survives the loss of one, if it can."""
+    return min(2, copies)
+
+
+def max_message_bytes(topic: str) -> int:
+    """Return how large a record of `topic` may be, compressed."""
+    return MAX_DEAD_LETTER_BYTES if topic == DEAD_LETTER_EVENTS else MAX_MESSAGE_BYTES
+
+
+def retention_hours(topic: str) -> int:
+    """Return how long `topic` is to keep a record; an event that failed at its end is to be there still."""
+    hours: int = settings.KAFKA_RETENTION_HOURS
+    return hours + DEAD_LETTER_EXTRA_HOURS if topic == DEAD_LETTER_EVENTS else hours

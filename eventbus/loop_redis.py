@@ -78,7 +78,7 @@ class LoopRedis:
     def connected(self) -> bool:
         return self._socket is not None
 
-    def ask(self, *command: bytes | str | int) -> "asyncio.Future[Any]":
+    def ask(self, *command: str | int | float | bytes | memoryview) -> "asyncio.Future[Any]":
         """Send a command and return the future of its answer, or of a `RedisError`."""
         answer: asyncio.Future[Any] = self._loop.create_future()
         if self._socket is None:
@@ -198,11 +198,11 @@ class LoopRedis:
         if self._closed:
             connection.disconnect()  # type: ignore[no-untyped-call]
             return
-        self._connection = connection
-        self._socket = connection._sock
-        self._socket.setblocking(False)
+        connected: socket.socket = connection._sock  # type: ignore[assignment] - it is connected
+        connected.setblocking(False)
+        self._connection, self._socket = connection, connected
         self.heard_at = self._loop.time()
-        self._loop.add_reader(self._socket.fileno(), self._read)
+        self._loop.add_reader(connected.fileno(), self._read)
         REDIS.succeeded()
         self._listener.connected()
 

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.contrib.postgres.functions import RandomUUID
 from django.db import connection, models
 from django.db.models.functions import Now
 
@@ -180,6 +181,10 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
             chosen |= models.Q(state=DeadLetter.State.REPLAYED, last_replayed_at__lt=Now() - OVERDUE_AFTER)
         return self.filter(chosen)
 
+    def tokens(self, entries: Iterable[int]) -> dict[int, UUID]:
+        """Return the tokens of those of `entries` that there are."""
+        return dict(self.filter(id__in=list(entries)).values_list("id", "token"))
+
     def close_replayed(self, entries: Iterable[int]) -> None:
         """Mark entries resolved whose replay has just been processed."""
         self.filter(id__in=list(entries)).unresolved().update(state=DeadLetter.State.RESOLVED, resolved_at=Now())
@@ -199,6 +204,9 @@ class DeadLetter(models.Model):
 
     group = models.ForeignKey(DeadLetterGroup, on_delete=models.PROTECT, related_name="entries")
     state = models.CharField(max_length=16, choices=State, default=State.OPEN)
+    token = models.UUIDField(
+        db_default=RandomUUID(), editable=False, help_text="by which a replay proves that it is one of this entry"
+    )
     topic = models.CharField(max_length=249, help_text="where it came from and where a replay goes")
     key = models.BinaryField(null=True)
     value = models.BinaryField(null=True)

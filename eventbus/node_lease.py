@@ -1,153 +1,304 @@
 """Leases of snowflake node ids, so that two processes never mint the same id.
 
-A lease is a node and a time range. The row of a node keeps the end of its last range, and a new range always starts
-after it: ranges of one node cannot overlap, whatever the clocks of the hosts say.
+A lease is a node and a time range, by PostgreSQL's clock. The row of a node keeps the end of its last range, and a new
+range always starts after it: ranges of one node cannot overlap, whatever any clock says.
+
+One thread of the process, the keeper, talks to PostgreSQL: it leases, renews and gives back. All others mint from what
+it holds, and wait for it a bounded time at most. So PostgreSQL may hang or be away without holding anyone up.
 """
 
 import atexit
 import os
+import random
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 from django import db
-from django.db import connection, transaction
+from django.db import close_old_connections, connection, transaction
 
+from eventbus import clock
 from eventbus.exceptions import IdsUnavailable
 from eventbus.models import SnowflakeNode
-from eventbus.snowflake import NODES, Generator, wall_clock_ms
+from eventbus.snowflake import NODES, Generator
+from eventbus.sql import fetch
 
+# A range reaches ten times as far ahead as its lease has lasted. So a process that crashes again and again blocks its
+# node for seconds, and one that has served for a minute can do without PostgreSQL for at least seven.
+FIRST_LEASE_MS = 10_000
 LEASE_MS = 600_000
-RENEW_EVERY_SECONDS = LEASE_MS / 1000 / 4
+AHEAD_FACTOR = 10
+# Renewed when a quarter of what is ahead has passed; after a failure as soon as this.
+RENEWALS_A_LEASE = 4
+RETRY_SECONDS = 2.0
+# The longest that `next_id` waits for the keeper.
+WAIT_SECONDS = 2.0
+
+# Each promotion of a standby, and each recovery to a point in time, counts the timeline up.
+_TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+# Locking only free rows lets many processes start at once without waiting.
+_LEASE = """
+UPDATE snowflake_nodes SET owner = %(owner)s, leased_until_ms = %(until)s
+WHERE node_id = (
+    SELECT node_id FROM snowflake_nodes WHERE leased_until_ms < %(now)s
+    ORDER BY leased_until_ms * %(order)s, node_id * %(order)s LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING node_id
+"""
+_RENEW = """
+UPDATE snowflake_nodes SET leased_until_ms = greatest(leased_until_ms, %(until)s)
+WHERE node_id = %(node)s AND owner = %(owner)s
+RETURNING leased_until_ms
+"""
+_RELEASE = "UPDATE snowflake_nodes SET leased_until_ms = %s, owner = NULL WHERE node_id = %s AND owner = %s"
+_FREE_AT = "SELECT min(leased_until_ms) FROM snowflake_nodes"
 
 log = structlog.get_logger(__name__)
 
 
-class NodeLease:
-    """A leased node and its generator; a daemon thread renews it until `release`."""
+class Keeper:
+    """Holds a lease from its start until `stop`; a thread of its own gets it, renews it and gives it back."""
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4()
-        self.generator = self._acquire()
-        self._stopped = threading.Event()
-        threading.Thread(target=self._keep_renewing, name="snowflake-lease", daemon=True).start()
+        self.generator: Generator | None = None
+        self._leased_at_ms = 0
+        self._failure = ""  # of the last turn
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._releasing = False
+        # Guards the number of turns alone, never anything that waits for PostgreSQL.
+        self._turned = threading.Condition()
+        self._turns = 0
+        self._thread = threading.Thread(target=self._run, name="snowflake-lease", daemon=True)
+        self._thread.start()
+
+    def mint(self) -> int:
+        """Return a new id, without waiting. Raises `IdsUnavailable`, and has the keeper see to it."""
+        generator = self.generator
+        try:
+            if generator is None:
+                raise IdsUnavailable("This process has no lease to mint ids by yet.")
+            return generator.next_id()
+        except IdsUnavailable as error:
+            self.renew_soon()
+            if self._failure:
+                raise IdsUnavailable(self._failure) from error
+            raise
 
     def next_id(self) -> int:
-        """Return a new id. Raises `IdsUnavailable` when the lease ran out and PostgreSQL cannot renew it."""
+        """Return a new id; wait up to `WAIT_SECONDS` for a lease if there is none. Raises `IdsUnavailable`."""
+        turns = self._turns
         try:
-            return self.generator.next_id()
+            return self.mint()
         except IdsUnavailable:
-            self.renew()
-            return self.generator.next_id()
+            if self._failure:  # the keeper tries again before long, and so may the caller
+                raise
+        if not self._has_turned(turns):
+            raise IdsUnavailable(f"PostgreSQL has given no lease to mint ids by within {WAIT_SECONDS:.0f} s.")
+        return self.mint()
 
-    def renew(self) -> None:
-        """Extend the range, or lease another node if this one expired and was given away."""
-        until_ms = max(wall_clock_ms(), self.generator.last_ms) + LEASE_MS
-        try:
-            renewed = SnowflakeNode.objects.filter(node_id=self.generator.node_id, owner=self.owner).update(
-                leased_until_ms=until_ms
-            )
-            if renewed:
-                self.generator.until_ms = until_ms
+    def renew_soon(self) -> None:
+        """Have the keeper take its turn now, unless its last one failed: then it keeps to its pauses."""
+        self._wake.set()
+
+    def stop(self, *, release: bool) -> None:
+        """End the keeper, and with `release` give the node back; does not wait longer for it than for an id."""
+        self._releasing = release
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(WAIT_SECONDS)
+
+    def _has_turned(self, since: int) -> bool:
+        with self._turned:
+            return self._turned.wait_for(lambda: self._turns > since, WAIT_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            pause = self._turn()
+            if self._failure:
+                # Everybody who is refused an id asks for a turn; PostgreSQL is not asked as often.
+                self._stopping.wait(pause)
             else:
-                self.generator = self._acquire()
-        except db.Error as error:
-            raise IdsUnavailable from error
+                self._wake.wait(pause)
+            self._wake.clear()
+        if self._releasing:
+            self._release()
 
-    def stop_renewing(self) -> None:
-        self._stopped.set()
-
-    def release(self) -> None:
-        """Give the node back; the next holder starts after the last id minted here."""
-        self.stop_renewing()
-        SnowflakeNode.objects.filter(node_id=self.generator.node_id, owner=self.owner).update(
-            leased_until_ms=self.generator.last_ms, owner=None
-        )
-
-    def _acquire(self) -> Generator:
+    def _turn(self) -> float:
+        """Lease or renew once; return the seconds until the next turn."""
+        failure = ""
         try:
-            return _lease_free_node(self.owner)
+            close_old_connections()
+            self._renew_or_lease()
+        except IdsUnavailable as error:
+            failure = str(error)
         except db.Error as error:
-            raise IdsUnavailable from error
+            failure = f"PostgreSQL gives no lease to mint ids by: {_first_line(error)}"
+        except Exception:
+            log.exception("snowflake_lease_failed")
+            failure = "The lease to mint ids by could not be renewed."
+        finally:
+            connection.close()
+        if failure and failure != self._failure:
+            log.warning("snowflake_lease_not_renewed", error=failure)
+        with self._turned:
+            self._failure = failure
+            self._turns += 1
+            self._turned.notify_all()
+        if failure:
+            return RETRY_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, guards nothing
+        return self._ahead_ms() / 1_000 / RENEWALS_A_LEASE
 
-    def _keep_renewing(self) -> None:
-        while not self._stopped.wait(RENEW_EVERY_SECONDS):
-            try:
-                self.renew()
-            except IdsUnavailable as error:
-                log.warning("snowflake_lease_not_renewed", error=str(error.__cause__))
-            finally:
-                connection.close()
+    def _renew_or_lease(self) -> None:
+        now_ms = clock.read()
+        clock.exact_now_ms()  # a lease is of no use to who does not know the time
+        generator = self.generator
+        if generator is not None and self._renew(generator, now_ms):
+            return
+        start_ms = now_ms
+        if generator is not None and _is_near(generator, now_ms):
+            start_ms = max(now_ms, generator.last_ms + 1)
+        self.generator = _lease_free_node(self.owner, now_ms, start_ms)
+        self._leased_at_ms = now_ms
+
+    def _renew(self, generator: Generator, now_ms: int) -> bool:
+        """Extend the range; False if there is none to extend.
+
+        That is so when it was over and the node given away; when PostgreSQL went back to before this lease; and when
+        its clock did, by so much that ids would be from the future for long.
+        """
+        if not _is_near(generator, now_ms):
+            return False
+        # With a clock that stepped back, ids go on from the last one.
+        until_ms = max(now_ms, generator.last_ms) + self._ahead_ms()
+        values = {"node": generator.node_id, "owner": self.owner, "until": until_ms}
+        with _durably():
+            renewed = fetch(_RENEW, values)
+        if renewed:
+            [(generator.until_ms,)] = renewed
+        return bool(renewed)
+
+    def _ahead_ms(self) -> int:
+        lasted_ms = clock.now_ms() - self._leased_at_ms
+        return min(LEASE_MS, max(FIRST_LEASE_MS, AHEAD_FACTOR * lasted_ms))
+
+    def _release(self) -> None:
+        """Give the node back; its next holder starts after the last id minted here."""
+        if self.generator is None:
+            return
+        last_ms = self.generator.end()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_RELEASE, [last_ms, self.generator.node_id, self.owner])
+        except db.Error as error:
+            log.warning("snowflake_lease_not_released", error=_first_line(error))
+        finally:
+            connection.close()
 
 
-@transaction.atomic
-def _lease_free_node(owner: uuid.UUID) -> Generator:
-    # Locking only free rows, longest free first, lets many processes start at once without waiting.
-    SnowflakeNode.objects.bulk_create(
-        [SnowflakeNode(node_id=n) for n in range(NODES)] if not SnowflakeNode.objects.exists() else [],
-        ignore_conflicts=True,
-    )
-    now = wall_clock_ms()
-    node = (
-        SnowflakeNode.objects.select_for_update(skip_locked=True)
-        .filter(leased_until_ms__lt=now)
-        .order_by("leased_until_ms")
-        .first()
-    )
-    if node is None:
-        raise IdsUnavailable(f"All {NODES} snowflake nodes are leased.")
-    node.owner, node.leased_until_ms = owner, now + LEASE_MS
-    node.save()
-    return Generator(node.node_id, start_ms=now, until_ms=node.leased_until_ms)
+@contextmanager
+def _durably() -> Iterator[None]:
+    """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the server is set."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL synchronous_commit = on")
+        yield
 
 
-_lease: NodeLease | None = None
-_lease_lock = threading.Lock()
+def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
+    """Lease a node that is free now, for ids from `start_ms` on."""
+    if not SnowflakeNode.objects.exists():
+        nodes = [SnowflakeNode(node_id=number) for number in range(NODES)]
+        SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
+    until_ms = start_ms + FIRST_LEASE_MS
+    with _durably():
+        leased = fetch(_LEASE, {"owner": owner, "now": now_ms, "until": until_ms, "order": _order()})
+    if not leased:
+        raise IdsUnavailable(_all_leased(now_ms))
+    [(node_id,)] = leased
+    return Generator(node_id, start_ms=start_ms, until_ms=until_ms, clock=clock.exact_now_ms)
+
+
+def _is_near(generator: Generator, now_ms: int) -> bool:
+    """Tell whether the last id is not further ahead of the time than a clock that is being corrected explains."""
+    return generator.last_ms <= now_ms + LEASE_MS
+
+
+def _order() -> int:
+    """Return 1 to have the nodes that were free for longest given away first, -1 for last.
+
+    A standby that takes over may not know the latest leases, whose holders mint on. Those were the nodes at one end of
+    this order, so on the next timeline PostgreSQL gives away those at the other end.
+    """
+    [(timeline,)] = fetch(_TIMELINE, [])
+    return 1 if timeline % 2 else -1
+
+
+def _all_leased(now_ms: int) -> str:
+    [(free_at_ms,)] = fetch(_FREE_AT, [])
+    seconds = (free_at_ms - now_ms) // 1_000 + 1
+    return f"All {NODES} snowflake nodes are leased; the next one is free in {seconds} s."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+_keeper: Keeper | None = None
+_keeper_lock = threading.Lock()  # nobody waits for PostgreSQL under it
+
+
+def keep() -> Keeper:
+    """Start this process's keeper, unless it has one: a lease is there as soon as PostgreSQL can be reached.
+
+    Returns at once. A forked child has none: its own is made at the first call there.
+    """
+    global _keeper
+    keeper = _keeper
+    if keeper is not None:
+        return keeper
+    with _keeper_lock:
+        if _keeper is None:
+            _keeper = Keeper()
+        return _keeper
 
 
 def next_id() -> int:
-    """Return a new snowflake id from this process's lease, made at the first call (so: after any fork)."""
-    return (_lease or _make_lease()).next_id()
+    """Return a new snowflake id; wait up to `WAIT_SECONDS` for this process's lease. Raises `IdsUnavailable`."""
+    return keep().next_id()
 
 
 def next_id_without_waiting() -> int:
-    """Return a new id, or raise `IdsUnavailable` where that would mean to ask PostgreSQL."""
-    lease = _lease
-    if lease is None:
-        raise IdsUnavailable
-    return lease.generator.next_id()
+    """Return a new snowflake id from the lease that this process holds: no I/O, and no lock that is held during any.
+
+    Raises `IdsUnavailable` when there is no lease, or it has run out; the keeper then sees to it.
+    """
+    return keep().mint()
 
 
 def release() -> None:
-    """Give this process's node back, if it holds one."""
-    if lease := forget():
-        try:
-            lease.release()
-        except db.Error as error:
-            log.warning("snowflake_lease_not_released", error=str(error))
+    """Give this process's node back, if it holds one; waits no longer than for an id."""
+    _end(release=True)
 
 
-def forget() -> NodeLease | None:
-    """Take the lease from this process without giving its node back, and return it; the next id leases anew."""
-    global _lease
-    with _lease_lock:
-        lease, _lease = _lease, None
-    if lease:
-        lease.stop_renewing()
-    return lease
+def forget() -> None:
+    """Take the lease from this process without giving its node back; the next id leases anew."""
+    _end(release=False)
 
 
-def _make_lease() -> NodeLease:
-    global _lease
-    with _lease_lock:
-        if _lease is None:
-            _lease = NodeLease()
-        return _lease
+def _end(*, release: bool) -> None:
+    global _keeper
+    with _keeper_lock:
+        keeper, _keeper = _keeper, None
+    if keeper is not None:
+        keeper.stop(release=release)
 
 
 def _forget_after_fork() -> None:
-    global _lease, _lease_lock
-    _lease, _lease_lock = None, threading.Lock()
+    global _keeper, _keeper_lock
+    _keeper, _keeper_lock = None, threading.Lock()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
+from eventbus import clock
 from eventbus.models import DeadLetter, ProcessedEvent
-from eventbus.snowflake import milliseconds_of, wall_clock_ms
+from eventbus.snowflake import milliseconds_of
 
+# Of this host, before it has read PostgreSQL's clock.
 CLOCK_SKEW_MS = 60_000
 
 
@@ -28,7 +30,7 @@ def outcome_of(event_id: int) -> Outcome | None:
     dead = DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
     if dead:
         return Outcome(event_id, dead.event_type, "dead_lettered")
-    age_ms = wall_clock_ms() - milliseconds_of(event_id)
+    age_ms = clock.now_ms() - milliseconds_of(event_id)
     if -CLOCK_SKEW_MS <= age_ms <= settings.KAFKA_RETENTION_HOURS * 3_600_000:
         return Outcome(event_id, None, "pending")
     return None

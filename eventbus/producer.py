@@ -27,6 +27,7 @@ from eventbus.exceptions import (
     ProducerFailed,
     ProducerQueueFull,
     PublishFailed,
+    PublishForbidden,
     PublishTimedOut,
     RecordTooLarge,
     ServerAway,
@@ -98,7 +99,7 @@ class EventProducer:
         topic: str,
         key: bytes | None,
         value: bytes | None,
-        headers: list[tuple[str, bytes | None]],
+        headers: list[tuple[str, str | bytes | None]],
         on_delivery: Callable[[KafkaError | None, Message], None],
     ) -> None:
         """Queue one record without waiting; raises `ProducerQueueFull` where there is no room, else as `send`."""
@@ -170,7 +171,6 @@ class EventProducer:
             self.failed = True
             log.error("kafka_producer_failed", error=error.str())
 
-
     def _note_timeout(self, error: KafkaError) -> None:
         # Seen with brokers that were wiped and started anew: they answer, and yet nothing is delivered any more, for as
         # long as this producer lives. While Kafka really is away, a new one every few seconds does no harm.
@@ -231,7 +231,7 @@ class LoopDeliveries:
         self._give_up_on_the_overdue()
 
     def send(
-        self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, bytes | None]]
+        self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]]
     ) -> "asyncio.Future[None]":
         """Queue one record and return the future of its delivery. Raises as `EventProducer.send_now`."""
         delivery = self._loop.create_future()
@@ -331,7 +331,25 @@ def publish_record(topic: str, key: bytes | None, value: bytes | None, headers: 
     delivery.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)
 
 
+_forbidden = ""
+
+
+def forbid(reason: str) -> None:
+    """Have `publish` and `publish_soon` refuse for this reason; an empty one allows them again."""
+    global _forbidden
+    if reason and not _forbidden:
+        log.error("publishing_is_forbidden", reason=reason)
+    _forbidden = reason
+
+
+def forbidden() -> str:
+    """Return why nothing may be published; empty if it may."""
+    return _forbidden
+
+
 def _enter() -> None:
+    if _forbidden:
+        raise PublishForbidden(_forbidden)
     try:
         KAFKA.enter()
     except ServerAway as error:
@@ -342,7 +360,7 @@ def _note_failure(event: Event, error: PublishFailed) -> None:
     metrics.events_published_total.labels(event.type, error.result).inc()
     if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
         KAFKA.failed(error)
-    elif not isinstance(error, KafkaAway):
+    elif not isinstance(error, KafkaAway | PublishForbidden):
         KAFKA.succeeded()  # it has answered, with a refusal
 
 

@@ -17,7 +17,8 @@ from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from eventbus import dead_letters, kafka, producer
+from eventbus import kafka, producer
+from eventbus.dead_letter_headers import Claim
 from eventbus.exceptions import RecordTooLarge
 from eventbus.models import DeadLetter
 
@@ -112,7 +113,8 @@ def _replayable_topics() -> list[str]:
 
 def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
     own = [(name, None if value is None else base64.b64decode(value)) for name, value in entry.headers]
-    return [*own, (dead_letters.ENTRY, str(entry.id).encode())]
+    claim = Claim.make(entry.id, entry.token, _bytes(entry.key), _bytes(entry.value))
+    return [*own, claim.to_header()]
 
 
 def _bytes(value: memoryview | bytes | None) -> bytes | None:

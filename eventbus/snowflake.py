@@ -5,7 +5,6 @@ The layout is Twitter's snowflake. A generator may only mint ids of a node and a
 """
 
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -17,11 +16,6 @@ SEQUENCE_BITS = 12
 NODES = 1 << NODE_BITS
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 MAX_ID = (1 << 63) - 1
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since the Unix epoch, by this host's clock."""
-    return time.time_ns() // 1_000_000
 
 
 def compose(ms: int, node_id: int, sequence: int) -> int:
@@ -41,9 +35,12 @@ def time_of(snowflake_id: int) -> datetime:
 
 
 class Generator:
-    """Mints strictly increasing ids of one node within one leased time range; safe for threads."""
+    """Mints strictly increasing ids of one node within one leased time range; safe for threads.
 
-    def __init__(self, node_id: int, start_ms: int, until_ms: int, clock: Callable[[], int] = wall_clock_ms) -> None:
+    `clock` returns Unix milliseconds, and may raise `IdsUnavailable`; it must not wait.
+    """
+
+    def __init__(self, node_id: int, start_ms: int, until_ms: int, clock: Callable[[], int]) -> None:
         self.node_id = node_id
         self.until_ms = until_ms
         self.last_ms = start_ms - 1
@@ -52,9 +49,9 @@ class Generator:
         self._lock = threading.Lock()
 
     def next_id(self) -> int:
-        """Return an id above every earlier one, also when the clock steps back.
+        """Return an id above every earlier one, also when the clock steps back. Never waits.
 
-        Raises `IdsUnavailable` when the leased time range is used up.
+        Raises `IdsUnavailable` when the leased time range is used up, or the clock does not know the time.
         """
         with self._lock:
             now = self._clock()
@@ -65,6 +62,13 @@ class Generator:
             else:
                 ms, sequence = self.last_ms + 1, 0
             if ms > self.until_ms:
-                raise IdsUnavailable
+                raise IdsUnavailable("The lease by which this process mints ids has run out.")
             self.last_ms, self._sequence = ms, sequence
         return compose(ms, self.node_id, sequence)
+
+    def end(self) -> int:
+        """Mint no more ids; return the Unix millisecond up to which this has minted any."""
+        with self._lock:
+            self.until_ms = self.last_ms
+            self._sequence = MAX_SEQUENCE
+            return self.last_ms

@@ -134,7 +134,7 @@ def era_now() -> str | None:
 
 
 def refresh_era() -> None:
-    """Ask PostgreSQL and Redis for the era; to be called several times in `TRUST_SECONDS`, by one thread. Never fails."""
+    """Ask PostgreSQL and Redis for the era: for a thread that does so several times in `TRUST_SECONDS`. Never fails."""
     _trusted.refresh()
 
 

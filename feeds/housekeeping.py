@@ -136,7 +136,7 @@ def walk() -> float:
         tidy(users)
         pause = REST_FACTOR * (time.monotonic() - started) if users else ROUND_SECONDS
         place.last_user_id = users[-1] if users else 0
-        place.due_at = timezone.now() + timedelta(seconds=pause)
+        place.due_at = Now() + timedelta(seconds=pause)
         place.save()
     return pause
 

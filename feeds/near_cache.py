@@ -1,10 +1,10 @@
 """First pages of feeds kept in the API's process, for its event loop, until Redis says that they changed.
 
-A round trip to Redis costs more than the rest of a cached read. So the loop reads through one connection, on which Redis
-announces every change to a key that was read on it (RESP3 client tracking). Announcements and answers come in order on
-that connection, so whoever has read all that has arrived knows what changed; a page is used only then, and only while an
-answer on the connection is not older than a moment. What is not kept here, all who want it in a turn of the loop ask for
-in one round trip.
+A round trip to Redis costs more than the rest of a cached read. So the loop reads through one connection, on which
+Redis announces every change to a key that was read on it (RESP3 client tracking). Announcements and answers come in
+order on that connection, so whoever has read all that has arrived knows what changed; a page is used only then, and
+only while an answer on the connection is not older than a moment. What is not kept here, all who want it in a turn of
+the loop ask for in one round trip.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from eventbus.loop_redis import LoopRedis
 from feeds import cache
-from feeds.cache import CachedPage
 
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.

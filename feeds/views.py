@@ -154,7 +154,7 @@ def _newest(rows: Sequence[PostRow], *, more: bool) -> bytes:
 
 
 def new_posts_body(page: CachedPage, since: int) -> bytes | None:
-    """Return the answer to how many posts are newer than `since`; None if the page does not reach far enough to tell."""
+    """Return the answer to how many posts are newer than `since`; None if the page does not reach so far back."""
     ids = page.newest.decode().split(",") if page.newest else []
     more = ids[-1:] == [_MORE]
     if more:

@@ -147,6 +147,7 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
         "KAFKA_PARTITIONS": env.int("KAFKA_PARTITIONS", 6, validate=POSITIVE),
         "KAFKA_REPLICATION_FACTOR": env.int("KAFKA_REPLICATION_FACTOR", 1, validate=POSITIVE),
         "KAFKA_RETENTION_HOURS": env.int("KAFKA_RETENTION_HOURS", 168, validate=POSITIVE),
+        "KAFKA_UNSAFE_TOPICS": env.bool("KAFKA_UNSAFE_TOPICS", False),
         "KAFKA_GROUP_PROTOCOL": env.str(
             "KAFKA_GROUP_PROTOCOL", "classic", validate=validate.OneOf(["classic", "consumer"])
         ),

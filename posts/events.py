@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from eventbus.envelope import Event, read_id, read_text
+from eventbus.envelope import Event, read_minted_id, read_text
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import time_of
 
@@ -34,7 +34,7 @@ class PostCreated:
         _require_author_key(event)
         return cls(
             event_id=event.event_id,
-            post_id=read_id(event.payload, "post_id"),
+            post_id=read_minted_id(event.payload, "post_id"),
             author_id=event.actor_id,
             content=read_text(event.payload, "content", max_length=MAX_CONTENT_CHARS),
             created_at=event.occurred_at,
@@ -70,7 +70,7 @@ class PostDeleted:
     def from_event(cls, event: Event) -> "PostDeleted":
         """Return the fact in `event`. Raises `InvalidEvent`."""
         _require_author_key(event)
-        return cls(event_id=event.event_id, post_id=read_id(event.payload, "post_id"), author_id=event.actor_id)
+        return cls(event_id=event.event_id, post_id=read_minted_id(event.payload, "post_id"), author_id=event.actor_id)
 
     def to_event(self) -> Event:
         return Event(

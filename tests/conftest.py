@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from eventbus import node_lease, producer
+from eventbus import clock, node_lease, producer
 from feeds import cache
 
 
@@ -18,9 +18,13 @@ def nothing_outlives_the_servers(django_db_setup: None) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def a_lease_of_this_test() -> Iterator[None]:
-    """Drop the snowflake lease with the test: emptying the tables gives its node to anyone who asks."""
+    """Drop the snowflake lease with the test: emptying the tables gives its node to anyone who asks.
+
+    The clock that it was made by goes too, for some tests set it wrong.
+    """
     yield
     node_lease.forget()
+    clock.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,12 @@
 """The API's application, called by granian for each request on the event loop of each of its processes."""
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
-from granian.rsgi import ProtocolClosed
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import producer
 from feeds.near_cache import NearCache
@@ -69,10 +70,8 @@ class Application:
         except Exception:
             log.exception("request_not_answered", method=request.method)
             answer = refusal(500, "internal_error", "Something went wrong here.")
-        try:
+        with suppress(ProtocolClosed):  # the client has left
             connection.response_bytes(*answer)
-        except ProtocolClosed:
-            pass  # the client has left
 
     async def _answer(self, request: Request) -> Answer:
         probe = self._hot.probe(request)

@@ -115,10 +115,10 @@ def _call(handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
     """Call a WSGI application (PEP 3333) and return all it has to say."""
     head: list[Any] = []
 
-    def start_response(status: str, headers: HeaderList, exc_info: object = None) -> None:
+    def start_response(status: str, headers: HeaderList, _exc_info: object = None) -> Any:
         head[:] = [status, headers]
 
-    response = handler(environ, start_response)
+    response = handler(environ, start_response)  # type: ignore[arg-type] - all that Django's handler calls it with
     try:
         body = b"".join(response)
     finally:

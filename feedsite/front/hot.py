@@ -50,7 +50,8 @@ class HotAnswers:
         self._tally = tally
         self._keepers = keepers
         self._common = {scheme: _common_headers(scheme) for scheme in ("http", "https")}
-        self._allow = {view: _allow(view) for view in (FeedView, NewPostsView, PostsView)}
+        views: tuple[type[APIView], ...] = (FeedView, NewPostsView, PostsView)
+        self._allow = {view: _allow(view) for view in views}
 
     async def answer(self, request: Request) -> Answer | None:
         """Return the answer, or None to have the request answered by Django."""
@@ -80,13 +81,14 @@ class HotAnswers:
         if user_id is None or not may_read(principal, user_id):
             return None
         since = _since(request.scope.query_string) if asks_new else None
-        if asks_new and since is None or not asks_new and request.scope.query_string:
+        if (asks_new and since is None) or (not asks_new and request.scope.query_string):
             return None
         kept = await self._near.find(user_id)
         if kept is None:
             return None
         if since is not None:
-            view, view_name, body = NewPostsView, "new-posts", new_posts_body(kept.page, since)
+            view: type[APIView] = NewPostsView
+            view_name, body = "new-posts", new_posts_body(kept.page, since)
             if body is None:
                 return None
         else:
@@ -219,14 +221,12 @@ def _request_id(request: Request) -> str:
     given = request.headers.get("x-request-id")
     if given and correlation.is_request_id(given):
         return given
-    return f"{random.getrandbits(128):032x}"  # noqa: S311 - tells requests apart, guards nothing
+    return f"{random.getrandbits(128):032x}"
 
 
 def _kafka_headers(request: Request, request_id: str) -> list[tuple[str, bytes]]:
     headers = request.headers
-    return correlation.kafka_headers(
-        request_id, headers.get("traceparent") or "", headers.get("tracestate") or ""
-    )
+    return correlation.kafka_headers(request_id, headers.get("traceparent") or "", headers.get("tracestate") or "")
 
 
 def _allow(kind: type[APIView]) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import structlog
 from confluent_kafka import KafkaException
+from django.conf import settings
 from django.db import Error as DatabaseFailure
 from django.db import connection
 
-from eventbus import kafka, node_lease, producer
+from eventbus import kafka, node_lease, producer, topics
 from eventbus.breaker import KAFKA, REDIS
-from eventbus.exceptions import IdsUnavailable
 from eventbus.health import OK, Health
 from eventbus.sql import fetch
 from feeds import cache
@@ -24,7 +24,7 @@ ERA_ANSWER_SECONDS = 0.6
 WATCH_EVERY_SECONDS = 1.0
 WATCH_ANSWER_SECONDS = 1.0
 KAFKA_ANSWER_SECONDS = 2.0
-LEASE_EVERY_SECONDS = 2.0
+CHECK_EVERY_SECONDS = 30.0
 # An answer older than this says nothing about now.
 FRESH_SECONDS = 8.0
 
@@ -85,11 +85,12 @@ class Keepers:
         self._threads = [
             Keeper("watch-postgresql", self._postgresql.look, WATCH_EVERY_SECONDS),
             Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS),
+            Keeper("check-topics", _check_topics, CHECK_EVERY_SECONDS),
             Keeper("cache-era", _refresh_era, ERA_EVERY_SECONDS),
-            Keeper("snowflake-lease", _lease_node, LEASE_EVERY_SECONDS),
         ]
 
     def start(self) -> None:
+        node_lease.keep()
         for thread in self._threads:
             thread.start()
 
@@ -119,26 +120,29 @@ def _ask_postgresql() -> str:
 
 def _ask_kafka() -> str:
     """Ask on the connections that posts go by, so that a producer that cannot be used any more is no `OK`."""
+    if producer.forbidden():
+        return producer.forbidden()
     if KAFKA.is_open:
         return "does not acknowledge what is written"
     try:
-        topics = producer.get().topics(KAFKA_ANSWER_SECONDS)
+        known = producer.get().topics(KAFKA_ANSWER_SECONDS)
     except KafkaException as error:
         return f"unreachable ({error.args[0].name()})"
-    if kafka.FEED_EVENTS not in topics:
+    if kafka.FEED_EVENTS not in known:
         return f"has no topic {kafka.FEED_EVENTS}: run manage.py create_topics"
     return OK
+
+
+def _check_topics() -> None:
+    """Forbid to publish to topics on which an acknowledged write may be lost, once that is seen."""
+    if settings.KAFKA_UNSAFE_TOPICS:
+        return
+    try:
+        producer.forbid(" ".join(topics.promise_broken(KAFKA_ANSWER_SECONDS)))
+    except KafkaException as error:
+        log.debug("topics_not_checked", error=str(error))
 
 
 def _refresh_era() -> None:
     with answer_within(ERA_ANSWER_SECONDS):
         cache.refresh_era()
-
-
-def _lease_node() -> None:
-    """Lease a snowflake node as soon as PostgreSQL can be reached; from then on the lease renews itself."""
-    try:
-        with answer_within(LEASE_EVERY_SECONDS):
-            node_lease.next_id()
-    except IdsUnavailable as error:
-        log.debug("no_snowflake_node_yet", error=str(error))

@@ -5,7 +5,7 @@
 
 READS, WRITES, ADMIN, LOCAL = "reads", "writes", "admin", "local"
 
-# Beside the threads that answer requests: the keeper of the cache's era, the watch over PostgreSQL, the snowflake lease.
+# Beside the threads that answer: the keeper of the cache's era, the watch over PostgreSQL, the snowflake lease.
 KEEPERS = 3
 
 

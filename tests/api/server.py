@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from typing import Any
 
 import httpx
 import uvloop
@@ -60,7 +59,7 @@ class ApiServer:
 
     def stop(self) -> None:
         self._http.close()
-        self._server.stop()
+        self._server.stop()  # type: ignore[no-untyped-call]
         self._thread.join(20)
 
     def client(self, user: int = 1, scope: str = "") -> "ApiClient":
@@ -78,27 +77,23 @@ class ApiClient:
         self._http = http
         self._headers = headers
 
-    def request(
-        self, method: str, path: str, content: bytes | None = None, content_type: str = "", **headers: str
-    ) -> httpx.Response:
+    def request(self, method: str, path: str, headers: dict[str, str], content: bytes | None = None) -> httpx.Response:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        if content_type:
-            given["Content-Type"] = content_type
         return self._http.request(method, path, content=content, headers=self._headers | given)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
-        return self.request("GET", path, **headers)
+        return self.request("GET", path, headers)
 
     def head(self, path: str) -> httpx.Response:
-        return self.request("HEAD", path)
+        return self.request("HEAD", path, {})
 
-    def post(self, path: str, body: Any = b"", content_type: str = "application/json", **headers: str) -> httpx.Response:
+    def post(
+        self, path: str, body: Any = b"", content_type: str = "application/json", **headers: str
+    ) -> httpx.Response:
         return self.request("POST", path, body, content_type, **headers)
 
     def put(self, path: str, **headers: str) -> httpx.Response:
-        return self.request("PUT", path, **headers)
+        return self.request("PUT", path, headers)
 
     def delete(self, path: str, **headers: str) -> httpx.Response:
-        return self.request("DELETE", path, **headers)
-
-
+        return self.request("DELETE", path, headers)

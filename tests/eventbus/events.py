@@ -9,10 +9,12 @@ from prometheus_client import REGISTRY
 
 from eventbus import envelope
 from eventbus.envelope import Event
+from eventbus.snowflake import MAX_SEQUENCE, NODES, compose
 from eventbus.subscription import Record
 
 TYPE = "note.taken"
 NOON = datetime(2026, 1, 2, 12, 0, 0, 345_000, tzinfo=UTC)
+LATEST_ID = compose(int(NOON.timestamp() * 1_000), NODES - 1, MAX_SEQUENCE)
 
 
 def an_event(event_id: int = 1, key: int = 1, **payload: Any) -> Event:

@@ -1,12 +1,17 @@
 """Storing dead letters: each once, whole, grouped by cause."""
 
 from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
 
 import pytest
+from django.db import connection
+from django.utils import timezone
 
 from eventbus import dead_letter_store, dead_letters, payloads
+from eventbus.dead_letter_headers import ENTRY, Claim
 from eventbus.exceptions import UndecodableEvent
-from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
+from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.subscription import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
 
@@ -44,16 +49,86 @@ def test_the_same_offset_of_a_topic_made_anew_is_another_dead_letter() -> None:
 def test_a_replay_that_fails_again_is_one_more_attempt_of_the_same_entry() -> None:
     entry = an_entry()
     DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, replays=1)
-    dead_letter_store.store([a_dead_letter(entry=entry.id, message="another reason")])
+    dead_letter_store.store([a_dead_letter(entry=entry, message="another reason")])
     entry.refresh_from_db()
     assert (entry.state, entry.attempts, entry.failures.count()) == (DeadLetter.State.OPEN, 2, 2)
     assert entry.group.message == "another reason"
 
 
+# What comes from elsewhere --------------------------------------------------------------------------------------
+
+
+def test_a_record_that_only_says_to_be_a_replay_is_an_entry_of_its_own() -> None:
+    entry = an_entry()
+    forged = a_dead_letter(value=b"mine", entry=entry)
+    headers = [header for header in forged.headers if header[0] != ENTRY]
+    guess = Claim.make(entry.id, UUID(int=0), b"7", b"mine")
+    dead_letter_store.store([replace(forged, headers=[*headers, guess.to_header()])])
+    entry.refresh_from_db()
+    assert (entry.state, entry.attempts) == (DeadLetter.State.OPEN, 1)
+    assert bytes(DeadLetter.objects.latest("id").value or b"") == b"mine"
+
+
+def test_a_claim_taken_from_a_replay_makes_no_other_record_vanish() -> None:
+    entry = an_entry()
+    replay = a_dead_letter(entry=entry)
+    dead_letter_store.store([replace(replay, value=b"mine")])
+    entry.refresh_from_db()
+    assert entry.attempts == 1
+    assert bytes(DeadLetter.objects.latest("id").value or b"") == b"mine"
+
+
+def test_a_record_that_names_the_origin_of_another_is_stored_too_and_once() -> None:
+    dead_letter_store.store([a_dead_letter(origin_offset=5)])
+    forged = a_dead_letter(origin_offset=5, value=b"mine")
+    dead_letter_store.store([forged, forged])
+    assert [bytes(entry.value or b"") for entry in DeadLetter.objects.order_by("id")][1:] == [b"mine"]
+
+
+# What comes late ------------------------------------------------------------------------------------------------
+
+
+def test_a_late_failure_does_not_open_what_a_later_replay_has_resolved() -> None:
+    entry = an_entry()
+    DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, replays=2)
+    DeadLetter.objects.close_replayed([entry.id])
+    dead_letter_store.store([a_dead_letter(entry=entry)])
+    entry.refresh_from_db()
+    assert (entry.state, entry.attempts, entry.failures.count()) == (DeadLetter.State.RESOLVED, 2, 2)
+
+
+def test_the_dead_letter_of_an_event_that_was_processed_since_is_kept_but_waits_for_nobody() -> None:
+    ProcessedEvent.objects.create(event_id=41, type="note.taken")
+    entry = an_entry(event_id=41)
+    assert (entry.state, entry.resolved_at is None) == (DeadLetter.State.RESOLVED, False)
+
+
+def test_what_failed_after_its_event_was_processed_is_open() -> None:
+    # Such as by what follows the commit.
+    entry = an_entry()
+    DeadLetter.objects.close_replayed([entry.id])
+    ProcessedEvent.objects.create(event_id=41, type="note.taken")
+    in_a_minute = (timezone.now() + timedelta(minutes=1)).isoformat()
+    dead_letter_store.store([a_dead_letter(entry=entry, failed_at=in_a_minute)])
+    entry.refresh_from_db()
+    assert (entry.state, entry.resolved_at) == (DeadLetter.State.OPEN, None)
+
+
+def test_every_entry_has_a_token_of_its_own_those_from_before_there_were_any_too() -> None:
+    for _ in range(3):
+        an_entry()
+    connection.check_constraints()
+    with connection.schema_editor() as schema:
+        field = DeadLetter._meta.get_field("token")
+        schema.remove_field(DeadLetter, field)
+        schema.add_field(DeadLetter, field)
+    assert len(set(DeadLetter.objects.values_list("token", flat=True))) == 3
+
+
 def test_an_entry_replayed_too_often_is_parked(settings: object) -> None:
     entry = an_entry()
     DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, replays=5)
-    dead_letter_store.store([a_dead_letter(entry=entry.id)])
+    dead_letter_store.store([a_dead_letter(entry=entry)])
     entry.refresh_from_db()
     assert entry.state == DeadLetter.State.PARKED
 

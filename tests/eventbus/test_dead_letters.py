@@ -1,21 +1,25 @@
 """Dead letters: the record whole, the reason in its headers, and a stop before they become a flood."""
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import pytest
 from pytest_django import Settings
 
-from eventbus import dead_letter_store, dead_letters, envelope, kafka, payloads
+from eventbus import clock, dead_letter_store, dead_letters, envelope, kafka, payloads
+from eventbus.dead_letter_headers import ENTRY, Claim
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, InvalidEvent, UndecodableEvent
 from eventbus.models import DeadLetter
 from eventbus.snowflake import MAX_ID
 from eventbus.subscription import Delivery, Record
 from tests.eventbus import broker
+from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted
 
 BINARY = bytes(range(256))
+A_CLAIM = Claim.make(12, UUID(int=5), b"1", b"?")
 OWN_HEADERS = [("traceparent", b"00-1-2-01"), ("", BINARY), ("none", None), ("twice", b"1"), ("twice", b"2")]
 
 
@@ -24,6 +28,10 @@ def context_of(dead_letter: Record) -> dict[str, str]:
     headers = [(name, value) for name, value in dead_letter.headers if name.startswith("dlq.")]
     assert len({name for name, _ in headers}) == len(headers)
     return {name.removeprefix("dlq."): (value or b"").decode() for name, value in headers}
+
+
+def milliseconds_ago(count: int) -> datetime:
+    return clock.now() - timedelta(milliseconds=count)
 
 
 def own_headers_of(dead_letter: Record) -> list[tuple[str, bytes | None]]:
@@ -55,7 +63,7 @@ def test_the_record_is_kept_byte_for_byte(dead_letter_events: str, key: bytes | 
 
 
 def test_the_headers_tell_where_the_record_was_and_why_it_failed(dead_letter_events: str) -> None:
-    before = counted("dlq_messages_total", reason="ValueError")
+    before, started = counted("dlq_messages_total", reason="ValueError"), milliseconds_ago(1)
     event = an_event(41, key=7)
     record = Record("notes", 3, 99, b"7", envelope.encode(event), [], 1_700_000_000_123)
     delivery = Delivery(record, event, taken_at=0, attempts=3, first_failed_at=NOON)
@@ -65,6 +73,8 @@ def test_the_headers_tell_where_the_record_was_and_why_it_failed(dead_letter_eve
     [dead_letter] = broker.read_all(dead_letter_events)
     context = context_of(dead_letter)
     stack_trace = context.pop("stack_trace")
+    failed_at = datetime.fromisoformat(context.pop("failed_at"))
+    assert started <= failed_at <= clock.now()
     assert "in _fail" in stack_trace
     assert stack_trace.endswith("ValueError: the note is unreadable\n")
     assert context == {
@@ -97,19 +107,20 @@ def test_headers_do_not_grow_however_often_a_record_is_replayed_and_fails(dead_l
         DeadLetterWriter("note-takers").write(record, InvalidEvent(f"round {round_number}"), None)
         record = broker.read_all(dead_letter_events)[-1]
         assert own_headers_of(record) == OWN_HEADERS
-        assert len(record.headers) == len(OWN_HEADERS) + 12
+        assert len(record.headers) == len(OWN_HEADERS) + 13
         assert context_of(record)["message"] == f"round {round_number}"
 
 
-def test_a_replay_keeps_the_number_of_its_entry(dead_letter_events: str) -> None:
-    replay = Record("notes", 0, 0, b"1", b"?", [(dead_letters.ENTRY, b"12")], 0)
+@pytest.mark.django_db
+def test_a_replay_keeps_its_claim(dead_letter_events: str) -> None:
+    replay = Record("notes", 0, 0, b"1", b"?", [A_CLAIM.to_header()], 0)
     DeadLetterWriter("note-takers").write(replay, UndecodableEvent(), None)
-    assert dead_letters.entry_of(broker.read_all(dead_letter_events)[0]) == 12
+    assert Claim.of(broker.read_all(dead_letter_events)[0]) == A_CLAIM
 
 
-@pytest.mark.parametrize("number", [None, b"", b"-1", b"one", b"9" * 5_000])
-def test_a_header_that_is_no_entry_number_names_no_entry(number: bytes | None) -> None:
-    assert dead_letters.entry_of(Record("notes", 0, 0, b"1", b"?", [(dead_letters.ENTRY, number)], 0)) is None
+@pytest.mark.parametrize("claim", [None, b"", b"12", b"-1:", b"12:short", b"one:" + b"0" * 64, b"9" * 5_000])
+def test_a_header_that_is_no_claim_names_no_entry(claim: bytes | None) -> None:
+    assert dead_letters.entry_of(Record("notes", 0, 0, b"1", b"?", [(ENTRY, claim)], 0)) is None
 
 
 def test_long_messages_and_stack_traces_are_cut(dead_letter_events: str) -> None:
@@ -173,7 +184,8 @@ def test_a_dead_letter_too_big_for_the_topic_is_kept_all_the_same(monkeypatch: p
 @pytest.mark.django_db
 def test_the_highest_event_id_there_can_be_is_stored(dead_letter_events: str) -> None:
     event = an_event(MAX_ID)
-    DeadLetterWriter("note-takers").write(a_record(event), a_failure(), Delivery(a_record(event), event, taken_at=0))
+    record = a_record(an_event())
+    DeadLetterWriter("note-takers").write(record, a_failure(), Delivery(record, event, taken_at=0))
     dead_letter_store.store(broker.read_all(dead_letter_events))
     assert DeadLetter.objects.get().event_id == MAX_ID
 
@@ -213,3 +225,27 @@ def test_as_many_dead_letters_over_a_longer_time_are_no_flood(dead_letter_events
     for _ in range(10):
         writer.write(a_record(an_event()), UndecodableEvent(), None)
     assert len(broker.read_all(dead_letter_events)) == 10
+
+
+@pytest.mark.django_db
+def test_replays_that_fail_again_are_no_flood(dead_letter_events: str, settings: Settings) -> None:
+    settings.DLQ_FLOOD_COUNT = 2
+    writer = DeadLetterWriter("note-takers")
+    for _ in range(5):
+        entry = an_entry()
+        claim = Claim.make(entry.id, entry.token, b"1", b"?")
+        writer.write(Record("notes", 0, 0, b"1", b"?", [claim.to_header()], 0), a_failure(), None)
+    assert len(broker.read_all(dead_letter_events)) == 5
+
+
+@pytest.mark.django_db
+def test_who_only_says_to_be_a_replay_is_part_of_a_flood(dead_letter_events: str, settings: Settings) -> None:
+    settings.DLQ_FLOOD_COUNT = 2
+    writer = DeadLetterWriter("note-takers")
+    entry = an_entry()
+    forged = Claim.make(entry.id, UUID(int=0), b"1", b"?")
+    record = Record("notes", 0, 0, b"1", b"?", [forged.to_header()], 0)
+    for _ in range(2):
+        writer.write(record, a_failure(), None)
+    with pytest.raises(DeadLetterFlood):
+        writer.write(record, a_failure(), None)

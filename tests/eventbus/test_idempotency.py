@@ -9,10 +9,10 @@ from django.db import connection
 from django.test import Client
 from pytest_django import Settings
 
-from eventbus import envelope, idempotency, producer
+from eventbus import clock, envelope, idempotency, producer
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.models import DeadLetter, IdempotencyKey, ProcessedEvent
-from eventbus.snowflake import EPOCH_MS, compose, wall_clock_ms
+from eventbus.snowflake import EPOCH_MS, compose
 from feedsite.authentication import issue_token
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
@@ -113,13 +113,13 @@ def test_an_event_is_pending_then_processed(feed_events: str) -> None:
 
 
 def test_an_event_is_dead_lettered_until_a_replay_succeeds() -> None:
-    entry = an_entry(event_id=compose(wall_clock_ms(), 1, 1))
+    entry = an_entry(event_id=compose(clock.host_ms(), 1, 1))
     assert outcome(entry.event_id or 0) == (200, "dead_lettered")
     DeadLetter.objects.close_replayed([entry.id])
     ProcessedEvent.objects.create(event_id=entry.event_id or 0, type="note.taken")
     assert outcome(entry.event_id or 0) == (200, "processed")
 
 
-@pytest.mark.parametrize("ms", [EPOCH_MS + 1, wall_clock_ms() + 3_600_000], ids=["before", "future"])
+@pytest.mark.parametrize("ms", [EPOCH_MS + 1, clock.host_ms() + 3_600_000], ids=["before", "future"])
 def test_ids_from_before_the_retention_or_from_the_future_are_unknown(ms: int) -> None:
     assert outcome(compose(ms, 1, 1)) == (404, None)

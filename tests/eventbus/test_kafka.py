@@ -1,14 +1,19 @@
-"""Topic creation: idempotent, and growing where the broker can."""
+"""Topic creation: idempotent, growing where the broker can, and telling what is wrong with topics that exist."""
 
 from io import StringIO
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
 from eventbus import kafka
+from eventbus import topics as topic_checks
 from tests.eventbus import broker
+from tests.eventbus.events import eventually
+from tests.kafka import running
 
 
 @pytest.fixture
@@ -16,6 +21,8 @@ def topics(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> tuple[str, st
     """Have this test's topics be two that do not exist, of three partitions."""
     names = broker.unique_name(), broker.unique_name()
     monkeypatch.setattr(kafka, "TOPICS", names)
+    monkeypatch.setattr(kafka, "FEED_EVENTS", names[0])
+    monkeypatch.setattr(kafka, "DEAD_LETTER_EVENTS", names[1])
     settings.KAFKA_PARTITIONS = 3
     return names
 
@@ -54,3 +61,80 @@ def test_the_command_names_the_setting_to_check_when_there_is_no_broker(
     monkeypatch.setattr(kafka, "METADATA_TIMEOUT", 0.2)
     with pytest.raises(CommandError, match="check KAFKA_BOOTSTRAP_SERVERS"):
         call_command("create_topics")
+
+
+# Topics that are not as they should be --------------------------------------------------------------------------
+
+
+def made(name: str, **config: str) -> None:
+    """Have a topic that somebody else made; `config` with underscores for dots."""
+    admin = AdminClient(kafka.client_config())
+    options = {option.replace("_", "."): value for option, value in config.items()}
+    admin.create_topics([NewTopic(name, 3, 1, config=options)])[name].result(broker.TIMEOUT)
+    broker.partitions_of(name)
+
+
+def test_topics_as_they_are_created_keep_the_promise(topics: tuple[str, str]) -> None:
+    kafka.create_topics()
+    eventually(lambda: topic_checks.check() == [])
+    assert topic_checks.promise_broken() == []
+
+
+def test_topics_that_are_missing_are_named(topics: tuple[str, str]) -> None:
+    assert topic_checks.check() == [f"There is no topic {topic}: run manage.py create_topics." for topic in topics]
+    assert topic_checks.promise_broken() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"min_insync_replicas": "2"}, "so no write is ever acknowledged: set 1"),
+        ({"unclean_leader_election_enable": "true"}, "may become the leader: set false"),
+        ({"cleanup_policy": "compact"}, "of each user only the last event is kept: set delete"),
+    ],
+)
+def test_a_topic_that_breaks_the_promise_is_told(
+    topics: tuple[str, str], config: dict[str, str], complaint: str
+) -> None:
+    made(topics[0], **config)
+    [broken] = topic_checks.promise_broken()
+    assert broken.startswith(f"{topics[0]} has")
+    assert complaint in broken
+
+
+def test_a_topic_with_fewer_copies_than_asked_for_breaks_the_promise(
+    topics: tuple[str, str], settings: Settings
+) -> None:
+    made(topics[0])
+    settings.KAFKA_REPLICATION_FACTOR = 3
+    [broken] = topic_checks.promise_broken()
+    assert "keeps 1 copies of a record and KAFKA_REPLICATION_FACTOR says 3" in broken
+
+
+def test_a_topic_that_is_not_as_the_settings_say_makes_the_command_fail(topics: tuple[str, str]) -> None:
+    week = str(168 * topic_checks.HOUR_MS)
+    made(topics[0], retention_ms=week, max_message_bytes="1000000")
+    made(topics[1], retention_ms=week)
+    with pytest.raises(CommandError) as failure:
+        call_command("create_topics", stdout=StringIO())
+    told = str(failure.value)
+    assert f"{topics[0]} has max.message.bytes=1000000: set 2097152." in told
+    assert f"{topics[1]} keeps records for 168 hours, no longer than {topics[0]}" in told
+    assert "set retention.ms=648000000" in told
+    assert told.endswith("What is to be set, create_topics --fix sets.")
+
+
+def test_a_retention_other_than_the_setting_is_told(topics: tuple[str, str]) -> None:
+    made(topics[0], retention_ms="-1")
+    assert any("keeps records for ever and KAFKA_RETENTION_HOURS says 168" in told for told in topic_checks.check())
+
+
+def test_what_is_to_be_set_is_set_when_asked_for(topics: tuple[str, str]) -> None:
+    made(topics[0], retention_ms="3600000", unclean_leader_election_enable="true")
+    try:
+        call_command("create_topics", "--fix", stdout=StringIO())
+    except CommandError:
+        if running.apache_kafka is not None:
+            raise
+        pytest.skip("The embedded broker cannot change the configuration of a topic.")
+    assert topic_checks.check() == []

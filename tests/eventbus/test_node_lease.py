@@ -1,18 +1,22 @@
 """Leases of snowflake nodes: whatever processes and clocks do, two holders never mint the same id."""
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 
+import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
-from eventbus import node_lease
+from eventbus import clock, node_lease
 from eventbus.exceptions import IdsUnavailable
 from eventbus.models import SnowflakeNode
-from eventbus.node_lease import NodeLease
-from eventbus.snowflake import NODES, Generator, milliseconds_of, wall_clock_ms
+from eventbus.node_lease import Keeper
+from eventbus.snowflake import NODES, Generator, milliseconds_of
 from tests.eventbus.conftest import StartScript, output_of
 from tests.eventbus.events import eventually
+from tests.eventbus.journal import execute
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 
@@ -38,17 +42,43 @@ with multiprocessing.get_context("fork").Pool(3) as children:
 """
 
 
-@pytest.fixture
-def take() -> Iterator[Callable[[], NodeLease]]:
-    taken: list[NodeLease] = []
+@pytest.fixture(autouse=True)
+def no_nodes_yet(transactional_db: None) -> None:
+    SnowflakeNode.objects.all().delete()
 
-    def take_lease() -> NodeLease:
-        taken.append(NodeLease())
+
+@pytest.fixture
+def take() -> Iterator[Callable[[], Keeper]]:
+    """Return keepers that have a lease, or were refused one."""
+    taken: list[Keeper] = []
+
+    def take_lease() -> Keeper:
+        taken.append(Keeper())
+        taken[-1].next_id()
         return taken[-1]
 
     yield take_lease
-    for lease in taken:
-        lease.release()
+    for keeper in taken:
+        keeper.stop(release=True)
+
+
+@contextmanager
+def out_of_reach() -> Iterator[None]:
+    """Have PostgreSQL refuse whatever has to do with leases."""
+    execute("ALTER TABLE snowflake_nodes RENAME TO out_of_reach")
+    try:
+        yield
+    finally:
+        execute("ALTER TABLE out_of_reach RENAME TO snowflake_nodes")
+
+
+@contextmanager
+def hanging() -> Iterator[None]:
+    """Have PostgreSQL not answer whatever has to do with leases."""
+    with psycopg.connect(**connection.get_connection_params() | {"cursor_factory": None}) as holder:
+        holder.execute("LOCK TABLE snowflake_nodes IN ACCESS EXCLUSIVE MODE")
+        yield
+        holder.rollback()
 
 
 def only_nodes(*free_since: int) -> None:
@@ -60,15 +90,32 @@ def node_of(snowflake_id: int) -> int:
     return snowflake_id >> 12 & 0x3FF
 
 
-def test_the_first_lease_ever_finds_all_nodes_free(take: Callable[[], NodeLease]) -> None:
+def range_of(keeper: Keeper) -> Generator:
+    assert keeper.generator is not None
+    return keeper.generator
+
+
+def use_up(keeper: Keeper) -> None:
+    range_of(keeper).until_ms = range_of(keeper).last_ms - 1
+
+
+def can_mint(mint: Callable[[], int]) -> bool:
+    try:
+        mint()
+    except IdsUnavailable:
+        return False
+    return True
+
+
+def test_the_first_lease_ever_finds_all_nodes_free(take: Callable[[], Keeper]) -> None:
     take()
     assert SnowflakeNode.objects.count() == NODES
     assert SnowflakeNode.objects.filter(owner=None).count() == NODES - 1
 
 
-def test_two_leases_never_share_a_node(take: Callable[[], NodeLease]) -> None:
-    leases = [take() for _ in range(10)]
-    assert len({lease.generator.node_id for lease in leases}) == 10
+def test_two_leases_never_share_a_node(take: Callable[[], Keeper]) -> None:
+    keepers = [take() for _ in range(10)]
+    assert len({range_of(keeper).node_id for keeper in keepers}) == 10
 
 
 def test_a_process_and_its_forked_children_never_mint_the_same_id(start_script: StartScript) -> None:
@@ -89,77 +136,143 @@ def test_a_process_keeps_its_lease_and_gives_it_back_at_its_end() -> None:
     assert not SnowflakeNode.objects.exclude(owner=None).exists()
 
 
-def test_when_all_nodes_are_leased_there_is_none_to_have(take: Callable[[], NodeLease]) -> None:
+def test_when_all_nodes_are_leased_there_is_none_to_have(take: Callable[[], Keeper]) -> None:
     only_nodes(0)
     take()
-    with pytest.raises(IdsUnavailable, match="All 1024 snowflake nodes are leased"):
-        NodeLease()
+    with pytest.raises(IdsUnavailable, match=r"All 1024 snowflake nodes are leased; the next one is free in \d+ s"):
+        take()
 
 
-def test_a_released_node_goes_on_after_its_last_id(take: Callable[[], NodeLease]) -> None:
+def test_a_released_node_goes_on_after_its_last_id(take: Callable[[], Keeper]) -> None:
     only_nodes(0)
-    lease = take()
-    last = max(lease.next_id() for _ in range(1_000))
-    lease.release()
-    eventually(lambda: milliseconds_of(last) < wall_clock_ms())
+    keeper = take()
+    last = max(keeper.next_id() for _ in range(1_000))
+    keeper.stop(release=True)
+    eventually(lambda: milliseconds_of(last) < clock.now_ms())
     successor = take().next_id()
     assert node_of(successor) == node_of(last)
     assert successor > last
 
 
+def test_who_holds_a_released_range_still_mints_nothing_from_it(take: Callable[[], Keeper]) -> None:
+    keeper = take()
+    generator = range_of(keeper)
+    keeper.stop(release=True)
+    with pytest.raises(IdsUnavailable):
+        generator.next_id()
+
+
 def test_a_node_whose_ids_ran_ahead_of_the_clock_is_given_to_nobody_before_the_clock_has_passed_them(
-    take: Callable[[], NodeLease],
+    take: Callable[[], Keeper],
 ) -> None:
     only_nodes(0)
-    lease = take()
-    hour = 3_600_000
-    lease.generator = Generator(0, wall_clock_ms(), wall_clock_ms() + 2 * hour, clock=lambda: wall_clock_ms() + hour)
-    lease.next_id()
-    lease.release()
+    keeper = take()
+    in_an_hour = clock.now_ms() + 3_600_000
+    keeper.generator = Generator(0, in_an_hour, in_an_hour + 1_000, clock=clock.now_ms)
+    keeper.next_id()
+    keeper.stop(release=True)
     with pytest.raises(IdsUnavailable):
         take()
 
 
-def test_a_renewed_lease_keeps_its_node(take: Callable[[], NodeLease]) -> None:
-    lease = take()
-    node_id, until_ms = lease.generator.node_id, lease.generator.until_ms
-    eventually(lambda: wall_clock_ms() > until_ms - node_lease.LEASE_MS)
-    lease.renew()
-    assert lease.generator.node_id == node_id
-    assert lease.generator.until_ms > until_ms
-    assert SnowflakeNode.objects.get(node_id=node_id).leased_until_ms == lease.generator.until_ms
+# How long a lease is ------------------------------------------------------------------------------------------
 
 
-def test_a_used_up_range_is_renewed_by_the_next_id(take: Callable[[], NodeLease]) -> None:
-    lease = take()
-    first = lease.next_id()
-    lease.generator.until_ms = lease.generator.last_ms - 1
-    assert lease.next_id() > first
+def test_a_lease_is_short_at_first_and_reaches_further_the_longer_it_lasts(take: Callable[[], Keeper]) -> None:
+    keeper = take()
+    node_id = range_of(keeper).node_id
+    assert range_of(keeper).until_ms <= clock.now_ms() + node_lease.FIRST_LEASE_MS
+    eventually(lambda: range_of(keeper).until_ms > clock.now_ms() + 2 * node_lease.FIRST_LEASE_MS)
+    assert range_of(keeper).node_id == node_id
+    assert SnowflakeNode.objects.get(node_id=node_id).leased_until_ms == range_of(keeper).until_ms
+
+
+def test_a_process_that_crashes_again_and_again_uses_up_no_nodes(
+    take: Callable[[], Keeper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_lease, "FIRST_LEASE_MS", 100)
+    monkeypatch.setattr(node_lease, "RETRY_SECONDS", 0.1)
+    only_nodes(0, 0)
+    for _ in range(10):
+        crashing = Keeper()
+        eventually(lambda keeper=crashing: can_mint(keeper.next_id))  # type: ignore[misc]
+        crashing.stop(release=False)
+
+
+def test_a_used_up_range_is_renewed_by_the_next_id(take: Callable[[], Keeper]) -> None:
+    keeper = take()
+    first = keeper.next_id()
+    use_up(keeper)
+    assert keeper.next_id() > first
 
 
 def test_a_holder_that_slept_past_its_lease_finds_its_node_given_away_and_takes_another(
-    take: Callable[[], NodeLease],
+    take: Callable[[], Keeper],
 ) -> None:
     only_nodes(0)
     sleeper = take()
-    expired = sleeper.generator.until_ms = wall_clock_ms() - 1
-    SnowflakeNode.objects.update(leased_until_ms=expired)
+    use_up(sleeper)
+    expired = clock.now_ms() - 1
+    SnowflakeNode.objects.update(leased_until_ms=expired, owner=None)
     SnowflakeNode.objects.create(node_id=1, leased_until_ms=expired + 1)
 
     heir = take()
-    assert heir.generator.node_id == 0
-    assert node_of(sleeper.next_id()) == 1
+    assert {range_of(heir).node_id, node_of(sleeper.next_id())} == {0, 1}
 
 
-def test_ids_go_on_without_postgresql_until_the_range_is_used_up(take: Callable[[], NodeLease]) -> None:
-    lease = take()
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE snowflake_nodes RENAME TO out_of_reach")
-        try:
-            assert lease.next_id() < lease.next_id()
-            lease.generator.until_ms = lease.generator.last_ms - 1
-            with pytest.raises(IdsUnavailable):
-                lease.next_id()
-        finally:
-            cursor.execute("ALTER TABLE out_of_reach RENAME TO snowflake_nodes")
-    assert lease.next_id()
+def test_a_lease_taken_within_a_transaction_outlasts_its_rollback() -> None:
+    with transaction.atomic():
+        minted = node_lease.next_id()
+        transaction.set_rollback(True)
+    assert SnowflakeNode.objects.exclude(owner=None).get().node_id == node_of(minted)
+
+
+# PostgreSQL away, or hanging ----------------------------------------------------------------------------------
+
+
+def test_ids_go_on_without_postgresql_until_the_range_is_used_up(take: Callable[[], Keeper]) -> None:
+    keeper = take()
+    with out_of_reach():
+        assert keeper.next_id() < keeper.next_id()
+        use_up(keeper)
+        with pytest.raises(IdsUnavailable, match="PostgreSQL gives no lease to mint ids by"):
+            keeper.next_id()
+    eventually(lambda: can_mint(keeper.next_id))
+
+
+def test_a_process_that_starts_without_postgresql_gets_its_lease_when_that_is_back() -> None:
+    with out_of_reach():
+        node_lease.keep()
+        assert not can_mint(node_lease.next_id)
+        assert not can_mint(node_lease.next_id_without_waiting)
+    eventually(lambda: can_mint(node_lease.next_id_without_waiting))
+
+
+def test_who_does_not_wait_mints_from_the_lease_while_postgresql_hangs() -> None:
+    first = node_lease.next_id()
+    with hanging():
+        node_lease.keep().renew_soon()
+        eventually(lambda: execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        assert node_lease.next_id_without_waiting() > first
+
+
+def test_nobody_waits_long_for_a_postgresql_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_lease, "WAIT_SECONDS", 0.2)
+    with hanging():
+        refused = [can_mint(node_lease.next_id_without_waiting)]
+        threads = [threading.Thread(target=lambda: refused.append(can_mint(node_lease.next_id))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert refused == [False] * 9
+        assert execute("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)]
+    eventually(lambda: can_mint(node_lease.next_id_without_waiting))
+
+
+def test_the_keeper_holds_no_connection_between_its_turns() -> None:
+    node_lease.next_id()
+    connection.ensure_connection()
+    pool = connection.pool  # type: ignore[attr-defined]
+    # All but the one of this test.
+    eventually(lambda: pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"] - 1)

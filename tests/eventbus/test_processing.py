@@ -5,13 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventbus import dead_letters, retry
+from eventbus import dead_letters, envelope, retry
+from eventbus.dead_letter_headers import Claim
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
@@ -199,7 +201,25 @@ def a_replayed_entry() -> DeadLetter:
 
 
 def a_replay_of(entry: DeadLetter, event: Event) -> Record:
-    return replace(a_record(event), headers=[(dead_letters.ENTRY, b"%d" % entry.id)])
+    record = a_record(event)
+    return replace(record, headers=[Claim.make(entry.id, entry.token, record.key, record.value).to_header()])
+
+
+def test_a_record_that_only_says_to_be_a_replay_closes_nothing(worker: Worker, journal: Journal) -> None:
+    entry = a_replayed_entry()
+    claim = Claim.make(entry.id, UUID(int=0), b"1", envelope.encode(an_event(1)))
+    worker.process(replace(a_record(an_event(1)), headers=[claim.to_header()]))
+    entry.refresh_from_db()
+    assert entry.state == DeadLetter.State.REPLAYED
+    assert journal.rows() == [1]
+
+
+def test_a_claim_taken_from_a_replay_proves_nothing_on_another_record(worker: Worker) -> None:
+    entry = a_replayed_entry()
+    replay = a_replay_of(entry, an_event(1))
+    worker.process(replace(a_record(an_event(2)), headers=replay.headers))
+    entry.refresh_from_db()
+    assert entry.state == DeadLetter.State.REPLAYED
 
 
 def test_a_replay_beside_another_record_of_its_event_is_resolved_with_it(worker: Worker, journal: Journal) -> None:

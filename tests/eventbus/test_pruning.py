@@ -11,9 +11,9 @@ from django.db import connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from eventbus import pruning
+from eventbus import clock, pruning
 from eventbus.models import DeadLetter, DeadLetterFailure, IdempotencyKey, ProcessedEvent
-from eventbus.snowflake import compose, wall_clock_ms
+from eventbus.snowflake import compose
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import TYPE
 
@@ -24,7 +24,7 @@ DAY_MS = 86_400_000
 
 def minted(days_ago: float, sequence: int = 0) -> int:
     """Return an event id of that age."""
-    return compose(wall_clock_ms() - int(days_ago * DAY_MS), node_id=1, sequence=sequence)
+    return compose(clock.host_ms() - int(days_ago * DAY_MS), node_id=1, sequence=sequence)
 
 
 def an_event_processed(days_ago: float, *, minted_days_ago: float | None = None, sequence: int = 0) -> int:
@@ -76,7 +76,7 @@ def test_an_old_event_processed_lately_stays_for_kafka_may_bring_it_again() -> N
 
 def test_an_old_event_whose_dead_letter_may_still_be_replayed_stays() -> None:
     waiting, closed = (an_event_processed(days, sequence=1) for days in (50, 40))
-    an_entry(event_id=waiting)
+    an_entry(event_id=waiting, failed_at=timezone.now().isoformat())  # in what follows the commit
     DeadLetter.objects.filter(id=an_entry(event_id=closed).id).update(state=DeadLetter.State.DISCARDED)
     prune()
     assert remembered() == {waiting}

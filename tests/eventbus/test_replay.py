@@ -11,7 +11,8 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from eventbus import dead_letters, kafka, replay
+from eventbus import kafka, replay
+from eventbus.dead_letter_headers import Claim
 from eventbus.envelope import Event
 from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
 from eventbus.processing import Processor
@@ -56,7 +57,7 @@ def test_a_replay_is_the_same_record_with_the_number_of_its_entry(feed_events: s
         ("traceparent", b"00-1-2-01"),
         ("binary", b"\xff\x00"),
         ("none", None),
-        (dead_letters.ENTRY, str(entry.id).encode()),
+        Claim.make(entry.id, entry.token, b"\xfe", b"\xff\x00").to_header(),
     ]
     assert (state_of(entry), entry.replays) == (DeadLetter.State.REPLAYED, 1)
 

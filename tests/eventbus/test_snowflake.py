@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eventbus import snowflake
+from eventbus import clock, snowflake
 from eventbus.exceptions import IdsUnavailable
 from eventbus.snowflake import EPOCH_MS, MAX_ID, MAX_SEQUENCE, NODES, Generator
 
@@ -80,7 +80,7 @@ def test_a_clock_past_the_end_of_the_range_gets_no_id_until_the_range_grows() ->
 
 
 def test_threads_never_get_the_same_id() -> None:
-    ids = Generator(7, snowflake.wall_clock_ms(), LAST_MS)
+    ids = Generator(7, clock.host_ms(), LAST_MS, clock=clock.host_ms)
     with ThreadPoolExecutor(8) as threads:
         minted = list(threads.map(lambda _: [ids.next_id() for _ in range(2_000)], range(8)))
     assert len(set(chain(*minted))) == 16_000

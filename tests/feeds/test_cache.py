@@ -21,7 +21,6 @@ from feeds import cache, handlers
 from feeds.cache import CachedPage
 from feeds.models import CacheState
 from feedsite.embedded.processes import free_port
-from tests.e2e.system import wait_until
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,

@@ -1,4 +1,4 @@
-"""A real Apache Kafka, one node in KRaft mode, from its published jars: what `make test-kafka` runs the tests on."""
+"""A real Apache Kafka, nodes in KRaft mode, from its published jars: what `make test-kafka` runs the tests on."""
 
 import shutil
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from feedsite.embedded.kafka import answers
@@ -15,20 +16,25 @@ POM = Path(__file__).with_name("pom.xml")
 JARS = Path(__file__).resolve().parents[2] / ".local" / "kafka"
 OLDEST_JAVA = 17
 START_SECONDS = 60.0
+# A node that lives for a minute spends much of it on compiling itself well.
+QUICK_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
-# Small and quick: one node, no wait for members who might join, and sessions as short as the tests like them.
+# Small and quick: no wait for members who might join, sessions as short as the tests like them, and a broker that is
+# gone is missed soon.
 PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
+node.id={node}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-controller.quorum.bootstrap.servers=127.0.0.1:{controller_port}
+controller.quorum.voters={voters}
 log.dirs={directory}/data
 auto.create.topics.enable=false
-offsets.topic.replication.factor=1
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+offsets.topic.replication.factor={copies}
 offsets.topic.num.partitions=2
-transaction.state.log.replication.factor=1
+transaction.state.log.replication.factor={copies}
 transaction.state.log.min.isr=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
@@ -44,25 +50,43 @@ class CannotRun(Exception):
 
 
 class ApacheKafka:
-    """A broker that keeps its data over restarts, until `remove`."""
+    """A broker that keeps its data over restarts, until `remove`; by default alone, else one of a `cluster`."""
 
-    def __init__(self) -> None:
+    def __init__(self, node: int = 1, controller_ports: Sequence[int] = (), cluster_id: str = "") -> None:
         check()
         _download()
         port = free_port()
+        ports = controller_ports or (free_port(),)
+        self.node = node
         self.address = f"127.0.0.1:{port}"
         self._directory = Path(tempfile.mkdtemp(prefix="feed-tests-kafka-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._properties = self._directory / "server.properties"
         self._properties.write_text(
-            PROPERTIES.format(port=port, controller_port=free_port(), directory=self._directory)
+            PROPERTIES.format(
+                node=node,
+                port=port,
+                controller_port=ports[node - 1],
+                voters=",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, start=1)),
+                copies=len(ports),
+                directory=self._directory,
+            )
         )
-        cluster = str(uuid.uuid4())
-        self._java("kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", self._properties).wait()
+        cluster_id = cluster_id or str(uuid.uuid4())
+        self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._properties).wait()
 
     def start(self) -> None:
         """Start the broker and return once it answers."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start the broker, and do not wait for it."""
         self._process = self._java("kafka.Kafka", self._properties)
+
+    def wait(self) -> None:
+        """Return once the broker answers; of a cluster it does so only when most are up."""
+        assert self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while not answers(self.address):
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -86,7 +110,7 @@ class ApacheKafka:
         return self._directory / "kafka.log"
 
     def _java(self, main: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
-        command = ["java", "-Xmx512m", "-cp", f"{JARS}/*", main, *map(str, arguments)]
+        command = ["java", "-Xmx512m", *QUICK_START, "-cp", f"{JARS}/*", main, *map(str, arguments)]
         with self._log.open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
@@ -94,6 +118,22 @@ class ApacheKafka:
         if self._process is not None:
             self._process.send_signal(number)
             self._process.wait()
+
+
+def cluster(size: int) -> list[ApacheKafka]:
+    """Return the brokers of one cluster, not started; each is a controller too."""
+    ports = [free_port() for _ in range(size)]
+    cluster_id = str(uuid.uuid4())
+    return [ApacheKafka(node, ports, cluster_id) for node in range(1, size + 1)]
+
+
+def start_all(brokers: Iterable[ApacheKafka]) -> None:
+    """Start brokers that cannot do without each other."""
+    brokers = list(brokers)
+    for broker in brokers:
+        broker.launch()
+    for broker in brokers:
+        broker.wait()
 
 
 def check() -> None:

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventbus import envelope
+from eventbus import clock, envelope
 from eventbus.envelope import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import EPOCH_MS, MAX_ID, compose
 from posts.events import MAX_CONTENT_CHARS, PostCreated, PostDeleted
+from tests.eventbus.events import LATEST_ID
 from tests.factories import PostCreatedFactory, PostDeletedFactory
 
 ids = st.integers(1, MAX_ID)
+minted_ids = st.integers(1, LATEST_ID)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
 moments = st.integers(0, 10**11).map(lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms * 10))
 
@@ -25,7 +27,7 @@ def consumed(event: Event) -> Event:
     return envelope.decode(envelope.encode(event), envelope.encode_key(event.key))
 
 
-@given(ids, ids, ids, texts, moments)
+@given(minted_ids, minted_ids, ids, texts, moments)
 def test_a_created_post_survives_the_journey_through_kafka(
     event_id: int, post_id: int, author_id: int, content: str, created_at: datetime
 ) -> None:
@@ -33,7 +35,7 @@ def test_a_created_post_survives_the_journey_through_kafka(
     assert PostCreated.from_event(consumed(post.to_event())) == post
 
 
-@given(ids, ids, ids)
+@given(minted_ids, minted_ids, ids)
 def test_a_deletion_survives_the_journey_through_kafka(event_id: int, post_id: int, author_id: int) -> None:
     deletion = PostDeleted(event_id, post_id, author_id)
     assert PostDeleted.from_event(consumed(deletion.to_event())) == deletion
@@ -80,6 +82,14 @@ def test_a_payload_that_breaks_the_schema_is_refused(payload: dict[str, Any], co
     event = replace(PostCreatedFactory().to_event(), payload=payload)
     with pytest.raises(InvalidEvent, match=complaint):
         PostCreated.from_event(event)
+
+
+@pytest.mark.parametrize("fact", [PostCreatedFactory(), PostDeletedFactory()])
+def test_a_post_from_after_tomorrow_is_refused(fact: PostCreated | PostDeleted) -> None:
+    in_two_days = compose(clock.now_ms() + 48 * 3_600_000, node_id=1, sequence=1)
+    event = replace(fact, post_id=in_two_days).to_event()
+    with pytest.raises(InvalidEvent, match=r"post_id is an id from 4[78] hours in the future"):
+        type(fact).from_event(event)
 
 
 @pytest.mark.parametrize("fact", [PostCreatedFactory(author_id=1), PostDeletedFactory(author_id=1)])

@@ -1,5 +1,6 @@
 """`manage.py replay_topic --from-beginning`"""
 
+import time
 from argparse import ArgumentParser
 from typing import Any
 
@@ -7,7 +8,7 @@ from confluent_kafka import KafkaException
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import topic_replay
+from eventbus import clock, retry, topic_replay
 from eventbus.exceptions import DeadLetterFlood
 from feeds import handlers, partitions
 
@@ -23,6 +24,8 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         try:
+            # By it ids are told to be from the future.
+            retry.until_possible(clock.read, time.sleep)
             with partitions.keeper(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
                 total = topic_replay.replay(handlers.subscription(), progress.update)
         except KafkaException as error:

@@ -1,0 +1,102 @@
+"""PostgreSQL goes back to before some leases, as a standby that takes over may: nobody else gets their nodes."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+from eventbus import node_lease
+from eventbus.exceptions import IdsUnavailable
+from eventbus.node_lease import Keeper
+from feedsite.embedded.postgres import POSTGRES, USER
+from tests.crash.outages import postgres
+from tests.e2e.system import wait_until
+from tests.eventbus.journal import execute
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(
+        bool(os.environ.get(POSTGRES.variable)),
+        reason="replaces the embedded PostgreSQL's data, and an external one is in use",
+    ),
+]
+
+LEASES = 20
+
+
+@pytest.fixture
+def go_back(transactional_db: None) -> Callable[[], None]:
+    """Return what puts PostgreSQL back to the time of this fixture, by a recovery that begins a new timeline."""
+    node_lease.next_id()
+    node_lease.release()
+    cluster = (Path(os.environ["FEED_DATA_DIR"]) / "postgres").resolve() / "data"
+    copy = cluster.with_suffix(".copy")
+    postgres.stop()
+    copy_as_it_is(cluster, copy)
+    postgres.start()
+
+    def recover() -> None:
+        postgres.stop()
+        shutil.rmtree(cluster)
+        copy_as_it_is(copy, cluster)
+        with (cluster / "postgresql.auto.conf").open("a") as settings:
+            settings.write("restore_command = 'false'\n")
+        (cluster / "recovery.signal").touch()
+        postgres.start()
+
+    return recover
+
+
+def copy_as_it_is(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, symlinks=True)
+    for path in (target, *target.rglob("*")):
+        if USER:
+            shutil.chown(path, USER)
+
+
+def timeline() -> str:
+    [(wal_file,)] = execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+    return str(wal_file)[:8]
+
+
+def node_of(keeper: Keeper) -> int:
+    assert keeper.generator is not None
+    return keeper.generator.node_id
+
+
+def can_mint(keeper: Keeper) -> bool:
+    try:
+        keeper.next_id()
+    except IdsUnavailable:
+        return False
+    return True
+
+
+def leased(count: int) -> list[Keeper]:
+    keepers = [Keeper() for _ in range(count)]
+    for keeper in keepers:
+        wait_until(lambda keeper=keeper: can_mint(keeper))  # type: ignore[misc]
+    return keepers
+
+
+def test_nodes_whose_lease_postgresql_has_forgotten_are_given_to_nobody_else(go_back: Callable[[], None]) -> None:
+    forgotten = leased(LEASES)
+    nodes = {node_of(keeper) for keeper in forgotten}
+    before = timeline()
+    go_back()
+    assert timeline() != before
+
+    # Also to none of their holders, each of whom finds another as soon as it looks.
+    successors = leased(LEASES)
+    for keeper in forgotten:
+        keeper.renew_soon()
+    wait_until(lambda: not nodes & {node_of(keeper) for keeper in forgotten})
+    assert not nodes & {node_of(keeper) for keeper in successors}
+
+    for keeper in forgotten + successors:
+        keeper.stop(release=False)
+    connection.close()
