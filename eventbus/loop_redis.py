@@ -85,7 +85,7 @@ class LoopRedis:
             answer.set_exception(RedisConnectionError("There is no connection to Redis."))
             return answer
         self._asked.append((self._loop.time(), answer))
-        self._send(hiredis.pack_command(command))
+        self._send(hiredis.pack_command(command)  # type: ignore[arg-type])
         return answer
 
     def catch_up(self) -> None:
@@ -198,7 +198,7 @@ class LoopRedis:
         if self._closed:
             connection.disconnect()  # type: ignore[no-untyped-call]
             return
-        connected: socket.socket = connection._sock  # type: ignore[assignment] - it is connected
+        connected: socket.socket = connection._sock  # type: ignore[assignment]
         connected.setblocking(False)
         self._connection, self._socket = connection, connected
         self.heard_at = self._loop.time()

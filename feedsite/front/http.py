@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Protocol
 
 from django.conf import settings
-from granian.rsgi import ProtocolClosed as ProtocolClosed
+from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 # Of a body that is too large, so much is read and thrown away, that its sender gets to read the answer.
 DROPPED_BYTES = 16 * 1024 * 1024

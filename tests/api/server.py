@@ -88,9 +88,9 @@ class ApiClient:
         return self.request("HEAD", path, {})
 
     def post(
-        self, path: str, body: Any = b"", content_type: str = "application/json", **headers: str
+        self, path: str, body: bytes = b"", content_type: str = "application/json", **headers: str
     ) -> httpx.Response:
-        return self.request("POST", path, body, content_type, **headers)
+        return self.request("POST", path, {"Content-Type": content_type, **headers}, body)
 
     def put(self, path: str, **headers: str) -> httpx.Response:
         return self.request("PUT", path, headers)
