@@ -85,7 +85,7 @@ class LoopRedis:
             answer.set_exception(RedisConnectionError("There is no connection to Redis."))
             return answer
         self._asked.append((self._loop.time(), answer))
-        self._send(hiredis.pack_command(command)  # type: ignore[arg-type])
+        self._send(hiredis.pack_command(command))  # type: ignore[arg-type]
         return answer
 
     def catch_up(self) -> None:
