@@ -118,7 +118,7 @@ def _call(handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
     def start_response(status: str, headers: HeaderList, _exc_info: object = None) -> Any:
         head[:] = [status, headers]
 
-    response = handler(environ, start_response)  # type: ignore[arg-type]
+    response = handler(environ, start_response)
     try:
         body = b"".join(response)
     finally:

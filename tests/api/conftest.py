@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from pytest_django import DjangoDbBlocker
 
 from eventbus import kafka, producer
 from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
@@ -10,13 +11,15 @@ from tests.api.server import ApiServer
 
 
 @pytest.fixture(scope="session")
-def servers(django_db_setup: None) -> Iterator[dict[str, ApiServer]]:
+def servers(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[dict[str, ApiServer]]:
     kafka.create_topics()
-    found = {"front on": ApiServer(is_hot=True), "front off": ApiServer(is_hot=False)}
-    yield found
-    for server in found.values():
-        server.stop()
-    producer.close()
+    # Their threads ask the database between tests too.
+    with django_db_blocker.unblock():
+        found = {"front on": ApiServer(is_hot=True), "front off": ApiServer(is_hot=False)}
+        yield found
+        for server in found.values():
+            server.stop()
+        producer.close()
 
 
 @pytest.fixture(params=["front on", "front off"])

@@ -196,7 +196,12 @@ def test_a_snapshot_does_not_bring_an_invalidated_page_back(server: Server, monk
     server.start()
     assert server.client().exists(*server.client().scan_iter("*{1}*")) == 1  # the old page is back in Redis …
     # … and in no answer. The loop, which heard the connection break, has Redis left alone for a moment.
-    assert read(1, b"new") in ("bypass new" if Reader.loop else "", "miss new")
+    shown = [read(1, b"new")]
+    if Reader.loop:
+        wait_until(lambda: shown.append(read(1, b"new")) or shown[-1] == "hit new")  # type: ignore[func-returns-value]
+        assert set(shown) <= {"bypass new", "miss new", "hit new"}
+    else:
+        assert shown == ["miss new"]
     assert read(1, b"") == "hit new"
 
 
