@@ -85,6 +85,7 @@ def _read(env: Env) -> dict[str, Any]:
         "DJANGO_ALLOWED_HOSTS": env.list("DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
+        "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         "DATABASE_POOL_MAX": pool_max,
         # Tokens
         **_token_settings(env, data_dir, all_external),
