@@ -21,10 +21,10 @@ COPY feedsite feedsite
 # All that is written at run time goes under FEED_DATA_DIR (bin/serve keeps the API's metrics there), so the rest of the
 # file system may be read-only. The workers must not share that metrics directory: PROMETHEUS_MULTIPROC_DIR stays unset.
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOST=0.0.0.0 FEED_DATA_DIR=/tmp/feed LOG_FORMAT=json
-# The secrets the settings ask for are of this one command only: they are not in the image.
+# The secret the settings ask for is of this one command only: it is not in the image.
 RUN python -m compileall -q eventbus posts feeds feedsite && \
     DATABASE_URL=postgresql://none/none REDIS_URL=redis://none KAFKA_BOOTSTRAP_SERVERS=none \
-    DJANGO_SECRET_KEY=only-to-collect-static-files-at-build-time JWT_SIGNING_KEY=only-to-collect-static-files-at-build-time \
+    DJANGO_SECRET_KEY=only-to-collect-static-files-at-build-time \
     python manage.py collectstatic --noinput && rm -rf /tmp/*
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001

@@ -1,15 +1,16 @@
 """Loading a follow graph straight into the database, in bulk."""
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple, TextIO
 
 from django.db import connection, transaction
 
-from eventbus import locks, node_lease
-from eventbus.csvfiles import BadLine
+from eventbus import locks
+from eventbus.csvfiles import BadLine, BadLines, read_table
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
+from eventbus.snowflake import compose
 from feeds import cache, fanout
 
 
@@ -18,10 +19,24 @@ class Imported(NamedTuple):
     new_follows: int
 
 
-_STAGE = "CREATE TEMPORARY TABLE staged_follows (follower_id bigint, followee_id bigint) ON COMMIT DROP"
+# Older than any event, for ids of events start at 1: whatever a user ever did about a pair counts more than a file.
+OLDEST = 0
+
+_STAGE = """
+CREATE TEMPORARY TABLE staged_follows (follower_id bigint, followee_id bigint) ON COMMIT DROP;
+CREATE TEMPORARY TABLE new_follows (follower_id bigint, followee_id bigint) ON COMMIT DROP
+"""
 _COPY = "COPY staged_follows FROM STDIN"
 
-# A pair that is active already keeps its event id, so that importing a file twice changes nothing.
+_FIND_NEW = """
+INSERT INTO new_follows
+SELECT DISTINCT follower_id, followee_id
+FROM staged_follows LEFT JOIN follows USING (follower_id, followee_id)
+WHERE event_id IS NULL OR (NOT active AND event_id < %s)
+"""
+
+# The highest event id of a pair wins, as everywhere. At equal ids the event does: an import has the first of its
+# millisecond.
 _MERGE = """
 INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
 SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), %s::bigint
@@ -29,12 +44,12 @@ FROM staged_follows LEFT JOIN feeds ON user_id = follower_id
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
 SET active = true, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
-WHERE NOT follows.active AND follows.event_id < EXCLUDED.event_id
+WHERE follows.event_id < EXCLUDED.event_id
 """
 
 _FEEDS = """
 INSERT INTO feeds (user_id)
-SELECT follower_id FROM staged_follows UNION SELECT followee_id FROM staged_follows ORDER BY 1
+SELECT follower_id FROM new_follows UNION SELECT followee_id FROM new_follows ORDER BY 1
 ON CONFLICT DO NOTHING
 """
 
@@ -45,7 +60,7 @@ UPDATE feeds SET
     pulled_since = CASE WHEN counted.n >= %s THEN coalesce(pulled_since, 'epoch') ELSE pulled_since END
 FROM (
     SELECT followee_id, count(*) AS n FROM follows
-    WHERE active AND followee_id IN (SELECT followee_id FROM staged_follows) GROUP BY 1
+    WHERE active AND followee_id IN (SELECT followee_id FROM new_follows) GROUP BY 1
 ) AS counted
 WHERE user_id = followee_id AND follower_count <> counted.n
 """
@@ -56,11 +71,10 @@ _RAISE_FLOORS = """
 UPDATE feeds SET floor = newest.id
 FROM (
     SELECT follower_id, max(latest.id) AS id
-    FROM follows
+    FROM new_follows
     CROSS JOIN LATERAL (
         SELECT id FROM posts WHERE author_id = followee_id AND deleted_event_id IS NULL ORDER BY id DESC LIMIT 1
     ) AS latest
-    WHERE event_id = %s
     GROUP BY 1
 ) AS newest
 WHERE user_id = newest.follower_id AND floor < newest.id
@@ -68,13 +82,12 @@ WHERE user_id = newest.follower_id AND floor < newest.id
 
 
 @transaction.atomic
-def import_follows(pairs: Iterable[tuple[int, int]]) -> Imported:
-    """Make all `pairs` (follower, followee) active, or none of them when reading them fails.
+def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) -> Imported:
+    """Make `pairs` (follower, followee) active but for those that a later event changed; none when reading fails.
 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
     commit; call `cache.wait_until_noticed` afterwards.
     """
-    event_id = node_lease.next_id()
     with connection.cursor() as cursor:
         cursor.execute(_STAGE)
         lines = 0
@@ -82,42 +95,69 @@ def import_follows(pairs: Iterable[tuple[int, int]]) -> Imported:
             for pair in pairs:
                 copy.write_row(pair)
                 lines += 1
+        # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes it to have.
+        cursor.execute("ANALYZE staged_follows")
         locks.acquire_bulk_load()
-        cursor.execute(_MERGE, [event_id])
+        cursor.execute(_FIND_NEW, [event_id])
         new = cursor.rowcount
-        cursor.execute(_FEEDS)
-        cursor.execute(_COUNTS, [fanout.pulled_from()])
-        cursor.execute(_RAISE_FLOORS, [event_id])
-    if new:
-        cache.mark_closed()
+        cursor.execute(_MERGE, [event_id])
+        if new:
+            cursor.execute("ANALYZE new_follows")
+            cursor.execute(_FEEDS)
+            cursor.execute(_COUNTS, [fanout.pulled_from()])
+            cursor.execute(_RAISE_FLOORS)
+            cache.mark_closed()
     return Imported(lines, new)
 
 
-def read_pairs(file: TextIO, *, mutual: bool, id_offset: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield (follower, followee), each id plus `id_offset`, from CSV with a header line. Raises `BadLine`."""
-    rows = csv.reader(file)
-    header = [name.strip() for name in next(rows, [])]
+def event_id_of(moment: datetime) -> int:
+    """Return an id that events have from `moment` on, for `import_follows`. Raises `ValueError`."""
+    if moment > datetime.now(UTC):
+        raise ValueError("lies in the future: what users do until then would have no effect")
+    event_id = compose(int(moment.timestamp() * 1000), 0, 0)
+    if event_id < OLDEST:
+        raise ValueError("lies before all ids, which begin with the year 2024")
+    return event_id
+
+
+def read_pairs(
+    file: TextIO, *, mutual: bool, id_offset: int = 0, bad_lines: BadLines | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield (follower, followee), each id plus `id_offset`, from CSV with a header line.
+
+    Raises `BadLine`, unless `bad_lines` takes them.
+    """
+    bad_lines = bad_lines or BadLines()
+    header, records = read_table(file, bad_lines)
     if len(header) != 2 or (not mutual and header != ["follower", "followee"]):
         wanted = "two columns" if mutual else "follower,followee"
         raise BadLine(f"line 1: the header must be {wanted}, not {','.join(header)!r}")
-    for row in rows:
-        if not row:
+    for record in records:
+        try:
+            pair = _pair(record.fields, id_offset)
+        except ValueError as error:
+            bad_lines.add(record, str(error))
             continue
-        pair = _pair(row, rows.line_num, id_offset)
         yield pair
         if mutual:
             yield pair[::-1]
 
 
-def _pair(row: list[str], line: int, id_offset: int) -> tuple[int, int]:
-    if len(row) != 2:
-        raise BadLine(f"line {line}: expected 2 columns, found {len(row)}")
-    try:
-        follower, followee = (parse_id(str(int(text) + id_offset), "a user id") for text in row)
-    except ValueError as error:
-        raise BadLine(f"line {line}: {','.join(row)!r} is not a pair of whole numbers") from error
-    except InvalidEvent as error:
-        raise BadLine(f"line {line}: {error}") from error
+def _pair(fields: Sequence[str], id_offset: int) -> tuple[int, int]:
+    """Return the pair in `fields`. Raises `ValueError` with the reason why there is none."""
+    if len(fields) != 2:
+        raise ValueError(f"expected 2 columns, found {len(fields)}")
+    follower, followee = (_user_id(text, id_offset) for text in fields)
     if follower == followee:
-        raise BadLine(f"line {line}: user {follower} cannot follow themselves")
+        raise ValueError(f"user {follower} cannot follow themselves")
     return follower, followee
+
+
+def _user_id(text: str, id_offset: int) -> int:
+    try:
+        if not id_offset:
+            return parse_id(text, "a user id")
+        number = 0 if text == "0" else parse_id(text, "an id before --id-offset")
+        return parse_id(str(number + id_offset), "a user id with --id-offset")
+    except InvalidEvent as error:
+        raise ValueError(f"{str(error).rstrip('.')}, not {text[:40]!r}") from error

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from eventbus import retry
 from eventbus.exceptions import IdsUnavailable, PublishFailed
-from feedsite.authentication import KeysUnavailable
+from feedsite.keys import KeysUnavailable
 from posts import rates
 from posts.errors import PayloadTooLarge, UnsupportedEncoding
 

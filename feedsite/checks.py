@@ -3,7 +3,9 @@
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, register
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Warning as CheckWarning
+from django.core.exceptions import ImproperlyConfigured
 
 
 @register
@@ -14,3 +16,31 @@ def servers_are_known(**_kwargs: Any) -> list[CheckMessage]:
         return []
     hint = "Run `python manage.py embedded start`, or set " + " and ".join(missing) + "."
     return [Error("The embedded servers were never started here.", hint=hint, id="feedsite.E001")]
+
+
+@register(Tags.security, deploy=True)
+def tokens_are_for_this_site(**_kwargs: Any) -> list[CheckMessage]:
+    """A provider signs the tokens of all its clients with the same keys: only the audience tells whose they are."""
+    messages: list[CheckMessage] = []
+    if not tokens_have_an_audience():
+        hint = "Set JWT_AUDIENCE to the `aud` that the provider gives to tokens for this API."
+        messages.append(
+            CheckWarning("Tokens that the provider issued for others are taken.", hint=hint, id="feedsite.W001")
+        )
+    if settings.JWT_JWKS_URL.startswith("http://"):
+        hint = "Use https: whoever is on the way could put keys of their own into the set."
+        messages.append(CheckWarning("JWT_JWKS_URL is fetched without TLS.", hint=hint, id="feedsite.W002"))
+    return messages
+
+
+def tokens_have_an_audience() -> bool:
+    """Return whether tokens of other keys than our own must name this site."""
+    return bool(settings.JWT_AUDIENCE) or not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY)
+
+
+def require_keys() -> None:
+    """Raise `ImproperlyConfigured` when no token could be verified: what serves the API must not start."""
+    if not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY or settings.JWT_SIGNING_KEY):
+        raise ImproperlyConfigured(
+            "Set JWT_SIGNING_KEY, JWT_PUBLIC_KEY or JWT_JWKS_URL: with servers of your own no default secret is used."
+        )

@@ -15,6 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvError, validate
 from psycopg import conninfo
 
+from feedsite import keys
 from feedsite.embedded import addresses
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -24,6 +25,7 @@ LANES = validate.Range(1, 32)
 # Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
 MAX_CACHE_TTL = 43_200
 REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
+HTTP_ADDRESS = validate.Regexp(r"(https?://\S+)?\Z", error="Must start with https:// or http://.")
 DATABASE_ADDRESS = "Must be postgresql://user:password@host:port/name, special characters percent-encoded."
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISM = validate.OneOf(
@@ -83,6 +85,7 @@ def _read(env: Env) -> dict[str, Any]:
         "DJANGO_ALLOWED_HOSTS": env.list("DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
+        "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         "DATABASE_POOL_MAX": pool_max,
         # Tokens
         **_token_settings(env, data_dir, all_external),
@@ -120,15 +123,31 @@ def _read(env: Env) -> dict[str, Any]:
 
 def _token_settings(env: Env, data_dir: Path, all_external: bool) -> dict[str, Any]:
     public_key = env.str("JWT_PUBLIC_KEY", "")
-    jwks_url = env.str("JWT_JWKS_URL", "")
+    jwks_url = env.str("JWT_JWKS_URL", "", validate=HTTP_ADDRESS)
     asymmetric = bool(public_key or jwks_url)
     return {
-        "JWT_PUBLIC_KEY": public_key.replace("\\n", "\n"),
+        "JWT_PUBLIC_KEY": _public_key(public_key.replace("\\n", "\n")),
         "JWT_JWKS_URL": jwks_url,
-        "JWT_SIGNING_KEY": "" if asymmetric else _secret(env, "JWT_SIGNING_KEY", data_dir, required=all_external),
+        "JWT_SIGNING_KEY": "" if asymmetric else _signing_key(env, data_dir, all_external),
         "JWT_AUDIENCE": env.str("JWT_AUDIENCE", ""),
         "JWT_ISSUER": env.str("JWT_ISSUER", ""),
     }
+
+
+def _signing_key(env: Env, data_dir: Path, all_external: bool) -> str:
+    """Return the key, or none: workers have no use for it. The API does not start without (feedsite/checks.py)."""
+    if all_external and not env.str("JWT_SIGNING_KEY", ""):
+        return ""
+    return _secret(env, "JWT_SIGNING_KEY", data_dir, required=False)
+
+
+def _public_key(pem: str) -> str:
+    try:
+        if pem:
+            keys.public_key(pem)
+    except ValueError:
+        _refuse("JWT_PUBLIC_KEY is not the PEM of a public key, RSA or on the curve P-256.")
+    return pem
 
 
 def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:

@@ -40,5 +40,10 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
         "root": {"handlers": ["stderr"], "level": level},
         # A 4xx is the client's business and already counted; Django's own access lines would drown the log.
         # SQL with its parameters, at DEBUG, would put what people wrote into the log.
-        "loggers": {"django.request": {"level": "ERROR"}, "django.db.backends": {"level": "INFO"}},
+        # What django-axes says, feedsite.login says in one line.
+        "loggers": {
+            "django.request": {"level": "ERROR"},
+            "django.db.backends": {"level": "INFO"},
+            "axes": {"level": "ERROR"},
+        },
     }

@@ -9,6 +9,7 @@ from functools import lru_cache
 from secrets import token_hex
 from typing import Any
 
+from axes.middleware import AxesMiddleware
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -85,6 +86,10 @@ class PageAuthentication(PagesOnly, AuthenticationMiddleware):
 
 
 class PageMessages(PagesOnly, MessageMiddleware):
+    pass
+
+
+class PageLockOut(PagesOnly, AxesMiddleware):  # type: ignore[misc]
     pass
 
 

@@ -1,19 +1,10 @@
 """The application served by granian, in each of its worker processes."""
 
-import os
+from feedsite.wsgi import application as handler  # first, for it sets Django up
 
-from django.core.wsgi import get_wsgi_application
+# isort: split
+from django.conf import settings
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
+from feedsite.front.application import Application
 
-handler = get_wsgi_application()
-
-from django.conf import settings  # noqa: E402 - needs the variable above
-
-from eventbus import tracing  # noqa: E402 - needs the apps
-from feedsite.front.application import Application  # noqa: E402 - needs the apps
-from feedsite.warm_up import warm_up  # noqa: E402 - needs the apps
-
-tracing.start("feed-api")
-warm_up()
 application = Application(handler, is_hot=settings.API_FRONT)

@@ -1,6 +1,7 @@
 """The one settings module; every deployment difference comes from the environment (`feedsite.environment`)."""
 
 import warnings
+from datetime import timedelta
 from typing import Any
 
 from psycopg import IsolationLevel
@@ -40,6 +41,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "axes",
     "django_prometheus",
     "rest_framework",
     "drf_spectacular",
@@ -62,6 +64,7 @@ MIDDLEWARE = [
     "feedsite.middleware.PageAuthentication",
     "feedsite.middleware.PageMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "feedsite.middleware.PageLockOut",
 ]
 
 TEMPLATES = [
@@ -83,6 +86,28 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+
+# The admin's login: see feedsite/login.py
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+TRUSTED_PROXIES = ENV["TRUSTED_PROXIES"]
+AXES_HANDLER = "feedsite.login.Attempts"
+AXES_USERNAME_CALLABLE = "feedsite.login.username"
+AXES_CLIENT_IP_CALLABLE = "feedsite.login.client_address"
+AXES_LOCKOUT_CALLABLE = "feedsite.login.locked_out"
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=5)
+# Attempts while locked out must not make it longer: a forgotten script would lock its owner out for ever.
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_RESET_ON_SUCCESS = True
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
+# Its middleware is there, under the name that skips the API.
+SILENCED_SYSTEM_CHECKS = ["axes.W002"]
 
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"

@@ -1,15 +1,24 @@
-"""The WSGI application served by granian, in each of its worker processes."""
+"""Django's WSGI application: behind the front (`feedsite.rsgi`), or alone on any WSGI server."""
 
 import os
+import sys
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
 
-application = get_wsgi_application()
+try:
+    application = get_wsgi_application()
 
-from eventbus import tracing  # noqa: E402 - needs the apps
-from feedsite.warm_up import warm_up  # noqa: E402 - needs the apps
+    from feedsite.checks import require_keys
+
+    require_keys()
+except ImproperlyConfigured as error:
+    sys.exit(f"error: {error}")
+
+from eventbus import tracing
+from feedsite.warm_up import warm_up
 
 tracing.start("feed-api")
 warm_up()

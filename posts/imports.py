@@ -1,6 +1,7 @@
 """Publishing many posts at full speed: the same events as `POST /posts`, acknowledged in bulk."""
 
-import csv
+import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -10,14 +11,18 @@ from typing import NamedTuple, TextIO
 
 from confluent_kafka import KafkaError
 
-from eventbus import envelope, idempotency, kafka, metrics, producer
-from eventbus.csvfiles import BadLine
+from eventbus import envelope, kafka, metrics, producer
+from eventbus.csvfiles import BadLine, BadLines, Record, read_table
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent, PublishTimedOut
+from eventbus.id_ranges import IdRange
+from eventbus.idempotency import Ids
 from posts import services
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 
 DELIVERY_SECONDS = 60.0
+# What float() takes beside it: 1_700, nan, spaces around, other scripts' digits.
+_UNIX_TIME = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,9})?")
 
 
 class Draft(NamedTuple):
@@ -26,6 +31,14 @@ class Draft(NamedTuple):
     author_id: int
     content: str
     created_at: datetime | None
+
+
+class Checked(NamedTuple):
+    """What a file holds; `fingerprint` is that of its posts, in their order, whatever else is in it."""
+
+    posts: int
+    fingerprint: str
+    is_in_order_of_time: bool
 
 
 @dataclass(slots=True)
@@ -38,58 +51,100 @@ class Published:
     seconds: float = 0.0
 
 
-def publish_all(drafts: Iterable[Draft]) -> Published:
-    """Publish a new post for each draft and return once each is acknowledged or refused.
+class Publication:
+    """Posts on their way to Kafka: the n-th draft gets the n-th ids. `done` is what has become of them so far."""
 
-    Raises `ProducerQueueFull`, or `PublishTimedOut` when reports stay out for a minute.
-    """
-    done, lock = Published(), threading.Lock()
+    def __init__(self, ids: IdRange) -> None:
+        self.done = Published()
+        self._ids = ids
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
 
-    def count(error: KafkaError | None) -> None:
-        with lock:
+    def publish(self, drafts: Iterable[Draft]) -> None:
+        """Queue a post for each draft, waiting for room. Raises `PublishFailed`, such as `ProducerQueueFull`."""
+        for number, draft in enumerate(drafts):
+            event = _to_post(draft, self._ids.write(number)).to_event()
+            key, value = envelope.encode_key(event.key), envelope.encode(event)
+            producer.get().send(kafka.FEED_EVENTS, key, value, (), self._count)
+
+    def finish(self) -> Published:
+        """Return once each is acknowledged or refused. Raises `PublishTimedOut` when reports stay out for a minute."""
+        if producer.get().flush(DELIVERY_SECONDS):
+            raise PublishTimedOut
+        self.done.seconds = time.monotonic() - self._started
+        return self.done
+
+    def _count(self, error: KafkaError | None) -> None:
+        with self._lock:
             if error is None:
-                done.acknowledged += 1
+                self.done.acknowledged += 1
             else:
-                done.failed += 1
-                done.first_error = done.first_error or error.str()
+                self.done.failed += 1
+                self.done.first_error = self.done.first_error or error.str()
         metrics.events_published_total.labels(PostCreated.TYPE, "ok" if error is None else "failed").inc()
 
-    started = time.monotonic()
+
+def check(drafts: Iterable[Draft]) -> Checked:
+    """Read all drafts once and tell what they are. Raises what reading them raises."""
+    posts, digest, is_in_order = 0, hashlib.sha256(), True
+    newest = datetime.min.replace(tzinfo=UTC)
+    now = datetime.now(UTC)
     for draft in drafts:
-        event = _to_post(draft).to_event()
-        key, value = envelope.encode_key(event.key), envelope.encode(event)
-        producer.get().send(kafka.FEED_EVENTS, key, value, (), count)
-    if producer.get().flush(DELIVERY_SECONDS):
-        raise PublishTimedOut
-    done.seconds = time.monotonic() - started
-    return done
+        posts += 1
+        digest.update(repr(draft).encode())
+        created_at = draft.created_at or now
+        is_in_order = is_in_order and newest <= created_at
+        newest = created_at
+    return Checked(posts, digest.hexdigest(), is_in_order)
 
 
-def read_drafts(file: TextIO) -> Iterator[Draft]:
+def read_drafts(file: TextIO, bad_lines: BadLines | None = None) -> Iterator[Draft]:
     """Yield each line of CSV with the columns author, text and optionally t_unix; others are ignored.
 
-    Raises `BadLine`.
+    Raises `BadLine`, unless `bad_lines` takes them.
     """
-    rows = csv.DictReader(file)
-    missing = {"author", "text"} - set(rows.fieldnames or ())
+    bad_lines = bad_lines or BadLines()
+    header, records = read_table(file, bad_lines)
+    missing = {"author", "text"} - set(header)
     if missing:
         raise BadLine(f"line 1: the header lacks {' and '.join(sorted(missing))}")
-    for row in rows:
-        yield _draft(row, rows.line_num)
+    for record in records:
+        try:
+            draft = _draft(record, header)
+        except ValueError as error:
+            bad_lines.add(record, str(error))
+        else:
+            yield draft
 
 
-def _draft(row: dict[str, str], line: int) -> Draft:
+def _draft(record: Record, header: list[str]) -> Draft:
+    """Return the draft in `record`. Raises `ValueError` with the reason why there is none."""
+    if len(record.fields) > len(header):
+        raise ValueError(
+            f"expected {len(header)} columns, found {len(record.fields)}: a text with commas must be in quotes"
+        )
+    row = dict(zip(header, record.fields, strict=False))
     try:
-        author_id = parse_id(row["author"], "author")
-        created_at = datetime.fromtimestamp(float(row["t_unix"]), UTC) if row.get("t_unix") else None
-    except (InvalidEvent, ValueError, OverflowError, OSError) as error:
-        raise BadLine(f"line {line}: {error}") from error
-    content = (row["text"] or "").strip()
+        author_id = parse_id(row.get("author", ""), "author")
+    except InvalidEvent as error:
+        raise ValueError(f"{str(error).rstrip('.')}, not {row.get('author', '')[:40]!r}") from error
+    content = row.get("text", "").strip()
     if not 1 <= len(content) <= MAX_CONTENT_CHARS or "\0" in content:
-        raise BadLine(f"line {line}: text must have 1 to {MAX_CONTENT_CHARS} characters and no NUL")
-    return Draft(author_id, content, created_at)
+        raise ValueError(f"text must have 1 to {MAX_CONTENT_CHARS} characters and no NUL")
+    return Draft(author_id, content, _time(row.get("t_unix", "")))
 
 
-def _to_post(draft: Draft) -> PostCreated:
-    post = services.new_post(author_id=draft.author_id, content=draft.content, ids=idempotency.fresh())
+def _time(text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        if _UNIX_TIME.fullmatch(text):
+            return datetime.fromtimestamp(float(text), UTC)
+    except (ValueError, OverflowError, OSError):
+        pass  # beyond the year 9999
+    raise ValueError(f"t_unix must be seconds since 1970, such as 1700000000 or 1700000000.5, not {text[:40]!r}")
+
+
+def _to_post(draft: Draft, ids: Ids) -> PostCreated:
+    post = services.new_post(author_id=draft.author_id, content=draft.content, ids=ids)
     return replace(post, created_at=draft.created_at) if draft.created_at else post

@@ -7,7 +7,7 @@ from pytest_django import DjangoDbBlocker
 
 from eventbus import kafka, producer
 from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
-from tests.api.server import ApiServer
+from tests.api.server import ApiServer, Current
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +28,8 @@ def api(request: pytest.FixtureRequest, servers: dict[str, ApiServer]) -> Iterat
     yield servers[request.param]
     for breaker in (KAFKA, POSTGRESQL, REDIS):
         breaker.succeeded()
+
+
+@pytest.fixture
+def current_api(api: ApiServer) -> None:
+    Current.api = api

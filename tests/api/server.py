@@ -97,3 +97,9 @@ class ApiClient:
 
     def delete(self, path: str, **headers: str) -> httpx.Response:
         return self.request("DELETE", path, headers)
+
+
+class Current:
+    """The API that a test talks to."""
+
+    api: ApiServer

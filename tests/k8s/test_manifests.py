@@ -108,6 +108,13 @@ def test_secrets_are_referred_to_and_never_written_down() -> None:
             assert "env" not in container
 
 
+def test_only_the_api_gets_the_key_that_signs_tokens() -> None:
+    for workload in workloads():
+        for container in containers(workload):
+            secrets = [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source]
+            assert ("feed-api-secrets" in secrets) == (container["name"] == "api")
+
+
 def test_every_command_that_containers_run_exists() -> None:
     run = [" ".join(container.get("command", [])) for workload in workloads() for container in containers(workload)]
     commands = {name for line in run for name in re.findall(r"manage\.py (\w+)", line)}

@@ -1,4 +1,4 @@
-"""`manage.py import_follows FILE [--mutual]`"""
+"""`manage.py import_follows FILE [--mutual] [--id-offset N] [--as-of TIME] [--skip-invalid FILE]`"""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus.csvfiles import UNUSABLE, open_csv
+from eventbus import envelope
+from eventbus.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
+from eventbus.exceptions import InvalidEvent
 from feeds import cache, imports
 
 
@@ -20,16 +22,49 @@ class Command(BaseCommand):
         parser.add_argument(
             "--id-offset", type=int, default=0, help="add this to every id: 1 for files that start at 0"
         )
+        parser.add_argument(
+            "--as-of",
+            metavar="TIME",
+            help="when the file was true, such as 2026-01-31T12:00:00Z: what users did about a pair before that time "
+            "is overruled, what they did after it stays (default: whatever they ever did stays)",
+        )
+        add_skip_option(parser)
 
-    def handle(self, *_args: Any, file: Path, mutual: bool, id_offset: int, **_options: Any) -> None:
+    def handle(
+        self,
+        *_args: Any,
+        file: Path,
+        mutual: bool,
+        id_offset: int,
+        as_of: str | None,
+        skip_invalid: Path | None,
+        **_options: Any,
+    ) -> None:
+        event_id = _event_id(as_of)
         try:
-            with open_csv(file) as lines:
-                pairs = imports.read_pairs(lines, mutual=mutual, id_offset=id_offset)
-                done = imports.import_follows(tqdm(pairs, unit=" follows", unit_scale=True, disable=None))
+            with bad_lines_to(skip_invalid, source=file) as bad_lines, open_csv(file) as lines:
+                pairs = imports.read_pairs(lines, mutual=mutual, id_offset=id_offset, bad_lines=bad_lines)
+                shown = tqdm(pairs, unit=" follows", unit_scale=True, disable=None)
+                done = imports.import_follows(shown, event_id=event_id)
         except UNUSABLE as error:
             raise CommandError(f"{file}: {error}. Nothing was imported.") from error
         except OSError as error:
-            raise CommandError(f"Cannot read {file}: {error.strerror or error}.") from error
+            raise CommandError(f"Cannot read {file}: {error.strerror or error}. Nothing was imported.") from error
+        except KeyboardInterrupt:
+            raise CommandError("Interrupted. Nothing was imported.") from None
         if done.new_follows:
             cache.wait_until_noticed()
         self.stdout.write(f"{done.lines} follows read, {done.new_follows} new")
+        if bad_lines.count:
+            self.stdout.write(f"{bad_lines.count} bad lines are in {skip_invalid}")
+
+
+def _event_id(as_of: str | None) -> int:
+    if as_of is None:
+        return imports.OLDEST
+    try:
+        return imports.event_id_of(envelope.read_time({"--as-of": as_of}, "--as-of"))
+    except InvalidEvent as error:
+        raise CommandError(f"{error} Such as 2026-01-31T12:00:00Z.") from error
+    except ValueError as error:
+        raise CommandError(f"--as-of {error}.") from error
