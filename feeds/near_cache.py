@@ -68,24 +68,37 @@ class NearCache:
     def close(self) -> None:
         self.redis.close()
 
+    def kept(self, user_id: int) -> KeptPage | None:
+        """Return the first page of the user's feed if it is kept here and known to be right."""
+        key = self._key(user_id)
+        page = self._pages.get(key) if key else None
+        if page is None or (page.watched and page.whole_as_of != self._tokens_changed):
+            return None
+        return page
+
     async def find(self, user_id: int) -> KeptPage | None:
         """Return the cached first page of the user's feed; None: there is none, or that cannot be told now."""
+        key = self._key(user_id)
+        era = cache.era_now()
+        if key is None or era is None:
+            return None
+        try:
+            page = self._pages.get(key) or await self._read_page(key)
+            if page is not None and page.watched and page.whole_as_of != self._tokens_changed:
+                page = await self._checked(page, era)
+        except RedisError:
+            return None
+        return page
+
+    def _key(self, user_id: int) -> bytes | None:
+        """Return the key of the user's page, with all known that Redis has announced; None if it cannot be trusted."""
         era = cache.era_now()
         if era is None or not era.endswith(self._run_id) or not self.redis.connected:
             return None
         self.redis.catch_up()
         if self._loop.time() - self.redis.heard_at > HEARD_WITHIN_SECONDS:
             return None
-        key = cache.page_key(user_id, era).encode()
-        kept = self._pages.get(key)
-        try:
-            if kept is None:
-                kept = await self._read_page(key)
-            if kept is not None and kept.watched and kept.whole_as_of != self._tokens_changed:
-                kept = await self._checked(kept, era)
-        except RedisError:
-            return None
-        return kept
+        return cache.page_key(user_id, era).encode()
 
     async def _read_page(self, key: bytes) -> KeptPage | None:
         reading = self._reading_of(key)

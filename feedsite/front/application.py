@@ -79,9 +79,10 @@ class Application:
             return probe
         if request.path != METRICS and not has_good_host(request):
             return refusal(400, "bad_request", "The Host header does not name a host of this site.")
-        answer = await self._hot.answer(request) if self._is_hot else None
-        if answer is not None:
-            return answer
+        if self._is_hot:
+            answer = self._hot.at_once(request) or await self._hot.answer(request)
+            if answer is not None:
+                return answer
         return await self._bridge.answer(request)
 
     def _export(self) -> None:

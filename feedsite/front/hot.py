@@ -7,6 +7,7 @@ of the same path is then asked, which says what is wrong with a request.
 import random
 import time
 from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 import structlog
@@ -22,7 +23,8 @@ from rest_framework.views import APIView
 from eventbus import correlation, idempotency, producer
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.health import ALIVE, Health
-from feeds.near_cache import NearCache
+from eventbus.snowflake import MAX_ID
+from feeds.near_cache import KeptPage, NearCache
 from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import principal_without_waiting, token_of
@@ -30,7 +32,6 @@ from feedsite.front.http import Answer, HeaderList, Request
 from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
 from posts import rates, services
-from posts.converters import IdConverter
 from posts.principal import Principal
 from posts.rates import Standing
 from posts.views import PostsView, accepted_body, accepted_post_json, content_of, event_address
@@ -38,8 +39,16 @@ from posts.views import PostsView, accepted_body, accepted_post_json, content_of
 FEEDS, NEW = "/feeds/", "/new"
 JSON = ("content-type", "application/json")
 TEXT = ("content-type", "text/plain")
+HIT = ("x-cache", "hit")
 
 log = structlog.get_logger(__name__)
+
+
+class WantedFeed(NamedTuple):
+    """Whose first page is asked for, or how many of its posts are newer than `since`."""
+
+    user_id: int
+    since: int | None
 
 
 class HotAnswers:
@@ -53,15 +62,6 @@ class HotAnswers:
         views: tuple[type[APIView], ...] = (FeedView, NewPostsView, PostsView)
         self._allow = {view: _allow(view) for view in views}
 
-    async def answer(self, request: Request) -> Answer | None:
-        """Return the answer, or None to have the request answered by Django."""
-        path, method = request.path, request.method
-        if path == "/posts":
-            return await self._post(request) if method == "POST" else None
-        if method not in ("GET", "HEAD"):
-            return None
-        return await self._feed(request) if path.startswith(FEEDS) else None
-
     def probe(self, request: Request) -> Answer | None:
         """Return the answer to a probe, which no other request can delay; None if it is none."""
         if request.path == "/healthz":
@@ -70,36 +70,48 @@ class HotAnswers:
             return self._tell(request, "readyz", self._keepers.readiness())
         return None
 
-    async def _feed(self, request: Request) -> Answer | None:
+    def at_once(self, request: Request) -> Answer | None:
+        """Return what is in this process already: a page that it keeps. Else None."""
         started = time.perf_counter()
-        principal = _principal(request)
-        if principal is None or _is_redirected(request):
+        wanted = _wanted_feed(request)
+        if wanted is None:
             return None
-        name = request.path.removeprefix(FEEDS)
-        asks_new = name.endswith(NEW)
-        user_id = _user_id(name.removesuffix(NEW))
-        if user_id is None or not may_read(principal, user_id):
+        kept = self._near.kept(wanted.user_id)
+        return self._page(request, wanted, kept, started) if kept else None
+
+    async def answer(self, request: Request) -> Answer | None:
+        """Return the answer, or None to have the request answered by Django."""
+        if request.path == "/posts":
+            return await self._post(request) if request.method == "POST" else None
+        started = time.perf_counter()
+        wanted = _wanted_feed(request)
+        if wanted is None:
             return None
-        since = _since(request.scope.query_string) if asks_new else None
-        if (asks_new and since is None) or (not asks_new and request.scope.query_string):
-            return None
-        kept = await self._near.find(user_id)
-        if kept is None:
-            return None
-        if since is not None:
-            view: type[APIView] = NewPostsView
-            view_name, body = "new-posts", new_posts_body(kept.page, since)
-            if body is None:
-                return None
-        else:
-            address = f"{_scheme(request)}://{request.headers.get('host')}"
-            view, view_name, body = FeedView, "feed", kept.answers.get(address)
-            if body is None:
-                body = kept.answers[address] = with_links(kept.page.body, address + request.path, None)
+        kept = await self._near.find(wanted.user_id)
+        return self._page(request, wanted, kept, started) if kept else None
+
+    def _page(self, request: Request, wanted: "WantedFeed", kept: KeptPage, started: float) -> Answer | None:
+        view: type[APIView] = FeedView
+        name = "feed"
+        if wanted.since is None:
+            body = self._first_page(request, kept)
             self._tally.count_cache("hit")
-        headers = [JSON, ("x-cache", "hit"), *self._headers(request, view)]
-        self._tally.count(request.method, view_name, 200, time.perf_counter() - started)
+        else:
+            view, name = NewPostsView, "new-posts"
+            found = new_posts_body(kept.page, wanted.since)
+            if found is None:
+                return None
+            body = found
+        headers = [JSON, HIT, *self._headers(request, view)]
+        self._tally.count(request.method, name, 200, time.perf_counter() - started)
         return Answer(200, headers, body)
+
+    def _first_page(self, request: Request, kept: KeptPage) -> bytes:
+        address = f"{_scheme(request)}://{request.headers.get('host')}"
+        body = kept.answers.get(address)
+        if body is None:
+            body = kept.answers[address] = with_links(kept.page.body, address + request.path, None)
+        return body
 
     async def _post(self, request: Request) -> Answer | None:
         started = time.perf_counter()
@@ -169,6 +181,28 @@ def refusal(status: int, code: str, detail: str, *more: tuple[str, str]) -> Answ
     return Answer(status, [JSON, *more], body)
 
 
+def _wanted_feed(request: Request) -> WantedFeed | None:
+    """Return what is asked of a feed, if that is all there is to say of the request."""
+    path = request.path
+    if not path.startswith(FEEDS) or request.method not in ("GET", "HEAD"):
+        return None
+    query = request.scope.query_string
+    name = path[len(FEEDS) :]
+    since = None
+    if name.endswith(NEW):
+        name = name[: -len(NEW)]
+        since = _since(query)
+        if since is None:
+            return None
+    elif query:
+        return None
+    user_id = _user_id(name)
+    principal = _principal(request)
+    if user_id is None or principal is None or not may_read(principal, user_id) or _is_redirected(request):
+        return None
+    return WantedFeed(user_id, since)
+
+
 def _principal(request: Request) -> Principal | None:
     return principal_without_waiting(token_of(request.headers.get("authorization") or ""))
 
@@ -201,10 +235,8 @@ def _scheme(request: Request) -> str:
 def _user_id(text: str) -> int | None:
     if not text.isascii() or not text.isdecimal() or len(text) > 19 or text[0] == "0":
         return None
-    try:
-        return IdConverter().to_python(text)
-    except ValueError:
-        return None
+    user_id = int(text)
+    return user_id if user_id <= MAX_ID else None
 
 
 def _since(query: str) -> int | None:
