@@ -6,73 +6,82 @@ nothing; `processed_events` makes the redelivery it allows harmless.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from django.conf import settings
 
-from eventbus import correlation, kafka, metrics, retry
-from eventbus.exceptions import WorkerStopping
+from eventbus import correlation, kafka, metrics, retry, tracing
+from eventbus.exceptions import WorkerHangs, WorkerStopping
+from eventbus.lanes import Batch, Lanes
+from eventbus.leaving import Leaving
 from eventbus.subscription import Record
 
 POLL_SECONDS = 1.0
-KEEP_ALIVE_SECONDS = 0.2
+# So often the consumer looks after its lanes while they are at work.
+LOOK_SECONDS = 0.2
+# Within a batch Kafka is asked again when so much of `max.poll.interval.ms` is over. Not more often: partitions are
+# paused for that, which discards what was fetched ahead.
+POLL_AGAIN_AFTER = 0.25
+
+# A lane that has been silent for `max.poll.interval.ms`, after which Kafka gives its partitions to others, and for so
+# long beyond, does not come back: the process ends.
+HANG_SECONDS = 30.0
 
 Place = tuple[str, int]  # topic, partition
-Handle = Callable[[list[Record]], None]
 
 log = structlog.get_logger(__name__)
 
 
 class EventConsumer:
-    """A member of a consumer group. One thread calls it; `stop` may come from a signal handler."""
+    """A member of a consumer group, which has its lanes process what it takes. One thread calls it."""
 
-    def __init__(self, topic: str, group: str, batch_max_events: int, batch_max_wait: float) -> None:
+    def __init__(self, topic: str, group: str, batch_max_events: int, batch_max_wait: float, leaving: Leaving) -> None:
         self.topic = topic
         self.group = group
         self._batch_max_events = batch_max_events
         self._batch_max_wait = batch_max_wait
-        self._stopping = False
+        self._leaving = leaving
+        self._poll_interval = settings.KAFKA_MAX_POLL_INTERVAL_MS / 1_000
         self.polled_at = time.monotonic()
         # Each assignment of a partition gets a number of its own: a partition that left and came back while a
         # batch was in hand is read again from its committed offset, so that batch must not commit it.
         self._assignments: dict[Place, int] = {}
         self._in_hand: dict[Place, int] = {}
         self._numbers = itertools.count()
+        self._paused: set[Place] = set()
         self._early: list[Message] = []  # records that arrived while the consumer was paused
         self._callback_failure: Exception | None = None
+        self._told_leaving = False
+        self._silent_looks = 0  # at lanes of which one has given no sign of life
         # For the heartbeat alone.
         self.records_in_hand = 0
         self.records_done = 0
         self.busy_since = 0.0  # monotonic seconds, of the batch in hand
         self._consumer = Consumer(kafka.consumer_config(group) | {"error_cb": _on_error})
 
-    def run(self, handle: Handle) -> None:
-        """Hand batches to `handle` and commit each after it returns; return after `stop`.
+    def run(self, lanes: Lanes) -> None:
+        """Have `lanes` process batches and commit each that is done; return when it is time to leave.
 
-        An exception of `handle` leaves the batch uncommitted and propagates after a clean leave of the group.
+        What a lane raises leaves its batch uncommitted and propagates after a clean leave of the group. Raises
+        `WorkerHangs` for a lane that gives no sign of life.
         """
         self._consumer.subscribe(
             [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         try:
-            while not self._stopping:
+            while not self._leaving.begun:
                 self.polled_at = time.monotonic()
                 if records := self._take_batch():
-                    self.records_in_hand, self.busy_since = len(records), time.monotonic()
-                    handle(records)
-                    correlation.forget()
-                    self._commit(records)
-                    self.records_done += len(records)
-                    self.records_in_hand = 0
+                    self._process(records, lanes)
         except WorkerStopping:
             log.info("batch_left_for_the_next_worker", group=self.group)
         finally:
+            # From here on the watchdog counts, whatever the reason for leaving is.
+            self._leaving.begin("failure")
+            self._tell_leaving()
             self._leave()
-
-    def stop(self) -> None:
-        """Ask the loop to end after the batch in hand."""
-        self._stopping = True
 
     def partitions(self) -> list[int]:
         """Return the partitions assigned to this consumer."""
@@ -85,36 +94,62 @@ class EventConsumer:
     def _still_held(self, place: Place) -> bool:
         return place in self._in_hand and self._in_hand[place] == self._assignments.get(place)
 
-    def wait(self, seconds: float) -> None:
-        """Wait, keeping our place in the group. Raises `WorkerStopping` when told to stop."""
-        deadline = time.monotonic() + seconds
+    def _process(self, records: list[Record], lanes: Lanes) -> None:
+        self.records_in_hand, self.busy_since = len(records), time.monotonic()
+        with tracing.processing(records, self.group):
+            batch = lanes.start(records, self)
+            while not batch.done(LOOK_SECONDS):
+                self._keep_place(batch)
+        correlation.forget()
+        self._commit(records)
+        self._resume()
+        self.records_done += len(records)
+        self.records_in_hand = 0
 
-        def busy(at_most: float) -> bool:
-            time.sleep(max(0.0, min(deadline - time.monotonic(), at_most)))
-            return time.monotonic() < deadline
+    def _keep_place(self, batch: Batch) -> None:
+        """Show Kafka that we live, as long as each lane of `batch` does."""
+        self._tell_leaving()
+        if not batch.all_asked_since(self.polled_at):
+            self._bear_silence()
+            return
+        self._silent_looks = 0
+        quiet = time.monotonic() - self.polled_at
+        # Once paused, or while nothing gets done, another poll costs nothing and lets other members come and go.
+        if self._paused or batch.some_wait() or quiet > POLL_AGAIN_AFTER * self._poll_interval:
+            self._poll_paused()
 
-        self.keep_alive(busy)
+    def _bear_silence(self) -> None:
+        """Raise `WorkerHangs` when a lane has been silent for too long.
 
-    def keep_alive(self, busy: Callable[[float], bool]) -> None:
-        """Poll on with all partitions paused, so that the group does not think us dead, until `busy` says False.
-
-        `busy(seconds)` is asked between two polls and should take so long. Raises `WorkerStopping` when told to stop.
+        Looks are counted, not seconds: a process that was frozen as a whole has looked at nothing meanwhile.
         """
-        paused: set[Place] = set()
-        try:
-            while True:
-                if self._stopping:
-                    raise WorkerStopping
-                self.polled_at = time.monotonic()
-                # Every time round: a partition assigned meanwhile arrives unpaused.
-                paused |= self._assignments.keys()
-                self._consumer.pause(_partitions(self._assignments))
-                self._keep(self._consumer.poll(0))
-                if not busy(KEEP_ALIVE_SECONDS):
-                    return
-        finally:
-            # Also what has left meanwhile: librdkafka would keep it paused if it ever came back.
-            self._consumer.resume(_partitions(paused))
+        self._silent_looks += 1
+        if self._silent_looks * LOOK_SECONDS > self._poll_interval + HANG_SECONDS:
+            raise WorkerHangs
+
+    def _wait(self, seconds: float) -> None:
+        """Wait in the consumer's own thread. Raises `WorkerStopping` when it is time to leave."""
+        deadline = time.monotonic() + seconds
+        while not self._leaving.begun:
+            self._poll_paused()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, LOOK_SECONDS))
+        raise WorkerStopping
+
+    def _poll_paused(self) -> None:
+        """Poll with all partitions paused, so that nothing new comes."""
+        self.polled_at = time.monotonic()
+        # Every time: a partition assigned meanwhile arrives unpaused.
+        self._paused |= self._assignments.keys()
+        self._consumer.pause(_partitions(self._assignments))
+        self._keep(self._consumer.poll(0))
+
+    def _resume(self) -> None:
+        # Also what has left meanwhile: librdkafka would keep it paused if it ever came back.
+        self._consumer.resume(_partitions(self._paused))
+        self._paused.clear()
 
     def _take_batch(self) -> list[Record]:
         """Return the records of one poll: at once when there are any, after a second when there are none."""
@@ -148,7 +183,7 @@ class EventConsumer:
             except KafkaException as error:
                 attempt += 1
                 log.warning("offsets_not_committed", attempt=attempt, error=str(error))
-                self.wait(retry.backoff(attempt))
+                self._wait(retry.backoff(attempt))
                 offsets = {place: offset for place, offset in offsets.items() if self._still_held(place)}
             else:
                 return
@@ -201,6 +236,11 @@ class EventConsumer:
     def _count_assigned(self) -> None:
         assigned = metrics.kafka_consumer_assigned_partitions.labels(self.topic, self.group)
         assigned.set(len(self._assignments))
+
+    def _tell_leaving(self) -> None:
+        if self._leaving.begun and not self._told_leaving:
+            self._told_leaving = True
+            log.info("stopping", reason=self._leaving.reason)
 
     def _leave(self) -> None:
         self._consumer.close()

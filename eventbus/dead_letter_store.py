@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -14,7 +14,7 @@ from django.db.models import F
 from eventbus import correlation, dead_letters, retry
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup
 from eventbus.snowflake import MAX_ID
-from eventbus.subscription import Record
+from eventbus.subscription import Record, Turn
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
 MAX_GROUP_MESSAGE_CHARS = 300
@@ -65,15 +65,12 @@ class Failure:
 
 
 class DeadLetterStore:
-    """Stores batches of dead letters, each once; `wait` as for `Processor`."""
+    """Stores batches of dead letters, each once: the work of `run_dlq`."""
 
-    def __init__(self, wait: Callable[[float], None]) -> None:
-        self._wait = wait
-
-    def process(self, records: Sequence[Record]) -> None:
+    def process(self, records: Sequence[Record], turn: Turn) -> None:
         """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
         correlation.bind_records(records)
-        retry.until_possible(lambda: store(records), self._wait)
+        retry.until_possible(turn.wait, store, records)
 
 
 @transaction.atomic

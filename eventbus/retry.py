@@ -7,7 +7,7 @@
 
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 from django.db import (
@@ -26,6 +26,7 @@ MAX_ATTEMPTS = 3
 BASE_SECONDS = 0.1
 TRANSIENT_CAP_SECONDS = 10.0
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -80,8 +81,8 @@ def reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def until_possible(act: Callable[[], T], wait: Callable[[float], None]) -> T:
-    """Return what `act` returns, repeating it for as long as it fails for a transient reason.
+def until_possible(wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `act(…)` returns, repeating it for as long as it fails for a transient reason.
 
     Any other exception of `act`, and whatever `wait(seconds)` raises, propagates.
     """
@@ -89,7 +90,7 @@ def until_possible(act: Callable[[], T], wait: Callable[[float], None]) -> T:
     while True:
         try:
             close_old_connections()
-            return act()
+            return act(*args, **kwargs)
         except Exception as error:
             if not is_transient(error):
                 raise

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import methodcaller
-from typing import Any
+from typing import Any, Protocol
 
 from confluent_kafka import Message
 
@@ -85,6 +85,49 @@ class Delivery:
     @property
     def records(self) -> list[Record]:
         return [self.record, *self.replays]
+
+
+class Turn(Protocol):
+    """What code that processes a batch may ask of the loop, at any time and in whichever thread it runs."""
+
+    def stopping(self) -> bool:
+        """Tell whether to stop here. Ask between any two transactions: to ask is also the sign of life of a lane."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait, without losing the place in the group. Raises `WorkerStopping` as soon as it is time to leave."""
+
+    def still_ours(self, record: Record) -> bool:
+        """Tell whether the record's partition has stayed with this consumer since the batch was taken."""
+
+    def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
+        """Return once `record` is durable as a dead letter.
+
+        Raises `PublishFailed` or `DatabaseError` (try again; the offset must not be committed) and `DeadLetterFlood`.
+        """
+
+
+class Work(Protocol):
+    """What a lane does with its share of a batch."""
+
+    def process(self, records: Sequence[Record], turn: Turn) -> None:
+        """Return when each record has had its effect, is a dead letter or no longer ours.
+
+        Raises `WorkerStopping` when told to stop before that, and whatever must end the worker.
+        """
+
+
+class Membership(Protocol):
+    """Whose the records of a batch are: a consumer of a group, or one that reads a topic on its own."""
+
+    def still_ours(self, record: Record) -> bool:
+        """See `Turn`."""
+
+
+class Burial(Protocol):
+    """Where dead letters go."""
+
+    def write(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
+        """See `Turn.bury`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ from uuid import uuid4
 import pytest
 
 from eventbus import kafka, producer
+from eventbus.lanes import EVENTS_WORTH_A_LANE
+from eventbus.leaving import EXIT_STUCK
 from eventbus.models import DeadLetter
-from eventbus.worker import EXIT_FLOOD, EXIT_SECOND_SIGNAL, EXIT_STUCK
+from eventbus.worker import EXIT_FLOOD, EXIT_SECOND_SIGNAL
 from tests.crash.network import Network
 from tests.e2e.system import PATIENCE, Process, wait_until
 
@@ -71,3 +73,18 @@ def test_a_flood_of_dead_letters_stops_a_worker_and_leaves_the_rest_in_the_topic
     network.system.worker()
     network.prove()
     wait_until(lambda: DeadLetter.objects.filter(value__in=flood).count() == 5)
+
+
+def test_a_flood_in_one_lane_stops_a_worker_although_its_other_lane_hangs(network: Network) -> None:
+    flood = [f"no event {uuid4()}".encode() for _ in range(EVENTS_WORTH_A_LANE)]
+    for value in flood:
+        producer.publish_record(kafka.FEED_EVENTS, b"1", value)
+    network.post(EVENTS_WORTH_A_LANE)
+    marker = network.system.directory / "hangs"
+    command = ("-m", "tests.crash.die_at", "before the database commit", str(marker), "run_fanout")
+    two_lanes = {"FEED_FANOUT_LANES": "2", "FEED_BATCH_MAX_WAIT_MS": "1000"}
+    worker = network.system.command(*command, script="-u", AT_POINT="hang", DLQ_FLOOD_COUNT="3", **two_lanes)
+    assert worker.popen.wait(PATIENCE) == EXIT_FLOOD
+    assert marker.exists()
+    network.system.worker()
+    network.prove()

@@ -1,33 +1,53 @@
 """The consumer loop on a real broker: what is committed when, and who gets which record."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from threading import Event
+from functools import partial
+from threading import Barrier, Event
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from pytest_django import Settings
 
-from eventbus import kafka, producer
+from eventbus import consumer, kafka, producer
 from eventbus.consumer import EventConsumer
-from eventbus.subscription import Record
+from eventbus.exceptions import WorkerHangs
+from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes
+from eventbus.leaving import Leaving
+from eventbus.subscription import Record, Turn
 from tests.eventbus import broker, raw_headers
 from tests.eventbus.events import counted, eventually
 
 pytestmark = pytest.mark.usefixtures("quick_joins")
 
-Handle = Callable[["Member", list[Record]], None]
+Handle = Callable[["Member", Sequence[Record]], None]
+HandleTurn = Callable[["Member", Turn, Sequence[Record]], None]
 
 
 class Member:
-    """A consumer in a thread of its own."""
+    """A consumer in a thread of its own, and what its lanes do."""
 
-    def __init__(self, consumer: EventConsumer, handle: Handle, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        consumer: EventConsumer,
+        leaving: Leaving,
+        handle: HandleTurn,
+        lanes: int,
+        threads: ThreadPoolExecutor,
+    ) -> None:
         self.handled: list[bytes | None] = []  # values, in order
+        self.turns: list[Turn] = []
         self.consumer = consumer
+        self.stop = partial(leaving.begin, "SIGTERM")
         self._handle = handle
-        self._run: Future[None] = threads.submit(consumer.run, self._take)
+        self._run: Future[None] = threads.submit(consumer.run, Lanes(lanes, self, Nowhere(), leaving))
+
+    def process(self, records: Sequence[Record], turn: Turn) -> None:
+        self.turns.append(turn)
+        self._handle(self, turn, records)
+        self.handled += [record.value for record in records]
 
     def result(self) -> None:
         """Wait for the end of the loop; raises what it raised."""
@@ -37,12 +57,15 @@ class Member:
         return not self._run.done()
 
     def leave(self) -> None:
-        self.consumer.stop()
+        self.stop()
         self.result()
 
-    def _take(self, records: list[Record]) -> None:
-        self._handle(self, records)
-        self.handled += [record.value for record in records]
+
+class Nowhere:
+    """Where no dead letter comes."""
+
+    def write(self, record: Record, error: BaseException, _delivery: object) -> None:
+        raise AssertionError(record) from error
 
 
 class Group:
@@ -61,9 +84,15 @@ class Group:
         handle: Handle = lambda _member, _records: None,
         batch_max_events: int = 500,
         batch_max_wait: float = 0.05,
+        lanes: int = 1,
+        turns: HandleTurn | None = None,
     ) -> Member:
-        consumer = EventConsumer(self.topic, self.name, batch_max_events, batch_max_wait)
-        self._members.append(Member(consumer, handle, self._threads))
+        def take(member: Member, _turn: Turn, records: Sequence[Record]) -> None:
+            handle(member, records)
+
+        leaving = Leaving()
+        one = EventConsumer(self.topic, self.name, batch_max_events, batch_max_wait, leaving)
+        self._members.append(Member(one, leaving, turns or take, lanes, self._threads))
         return self._members[-1]
 
     def committed(self) -> dict[int, int]:
@@ -74,7 +103,7 @@ class Group:
 
     def close(self) -> None:
         for member in self._members:
-            member.consumer.stop()
+            member.stop()
         self._reader.close()
 
 
@@ -109,11 +138,11 @@ def publish(topic: str, *values: bytes, partition: int = 0) -> None:
 
 
 def test_each_batch_is_committed_after_it_is_handled_also_the_last_one_before_a_stop(group: Group) -> None:
-    def handle(member: Member, records: list[Record]) -> None:
+    def handle(member: Member, records: Sequence[Record]) -> None:
         assert len(records) <= 3
         assert group.committed() == ({0: len(member.handled)} if member.handled else {})
         if records[-1].value == b"6":
-            member.consumer.stop()
+            member.stop()
 
     values = [b"%d" % n for n in range(7)]
     publish(group.topic, *values)
@@ -124,7 +153,7 @@ def test_each_batch_is_committed_after_it_is_handled_also_the_last_one_before_a_
 
 
 def test_a_batch_whose_handling_fails_is_not_committed_and_goes_to_the_next(group: Group) -> None:
-    def fail(_member: Member, _records: list[Record]) -> None:
+    def fail(_member: Member, _records: Sequence[Record]) -> None:
         raise RuntimeError("the handler broke")
 
     publish(group.topic, b"a", b"b")
@@ -139,9 +168,9 @@ def test_a_batch_whose_handling_fails_is_not_committed_and_goes_to_the_next(grou
 def test_stop_ends_a_wait_and_leaves_the_batch_to_the_next(group: Group) -> None:
     waiting = Event()
 
-    def wait_for_better_times(member: Member, _records: list[Record]) -> None:
+    def wait_for_better_times(member: Member, _records: Sequence[Record]) -> None:
         waiting.set()
-        member.consumer.wait(3_600)
+        member.turns[-1].wait(3_600)
 
     publish(group.topic, b"a")
     member = group.join(wait_for_better_times)
@@ -157,12 +186,12 @@ def test_a_member_that_waits_longer_than_the_poll_interval_stays_and_misses_noth
     settings.KAFKA_MAX_POLL_INTERVAL_MS = settings.KAFKA_SESSION_TIMEOUT_MS
     still_ours: list[bool] = []
 
-    def wait_once(member: Member, records: list[Record]) -> None:
+    def wait_once(member: Member, records: Sequence[Record]) -> None:
         if not still_ours:
             publish(group.topic, b"c", b"d")
-            member.consumer.wait(settings.KAFKA_MAX_POLL_INTERVAL_MS / 1000 + 0.3)
+            member.turns[-1].wait(settings.KAFKA_MAX_POLL_INTERVAL_MS / 1000 + 0.3)
             publish(group.topic, b"e")
-            still_ours.extend(member.consumer.still_ours(record) for record in records)
+            still_ours.extend(member.turns[-1].still_ours(record) for record in records)
 
     publish(group.topic, b"a", b"b")
     member = group.join(wait_once)
@@ -181,11 +210,11 @@ def test_members_share_the_partitions_and_one_takes_over_even_while_it_waits(gro
         publish(group.topic, b"left %d" % published, partition=0)
         publish(group.topic, b"right %d" % published, partition=1)
 
-    def see_the_other_off(member: Member, _records: list[Record]) -> None:
+    def see_the_other_off(member: Member, _records: Sequence[Record]) -> None:
         if second.handled and second.is_in_the_group():
             second.leave()
             while member.consumer.partitions() != [0, 1]:
-                member.consumer.wait(0.2)
+                member.turns[-1].wait(0.2)
 
     def both_worked_and_one_left() -> bool:
         publish_to_both()
@@ -203,11 +232,11 @@ def test_a_partition_that_leaves_during_a_wait_is_read_again_when_it_comes_back(
     group = group_of_two
     others: list[Member] = []
 
-    def wait_until_one_partition_has_left(member: Member, _records: list[Record]) -> None:
+    def wait_until_one_partition_has_left(member: Member, _records: Sequence[Record]) -> None:
         if not others:
             others.append(group.join())
             while len(member.consumer.partitions()) == 2:
-                member.consumer.wait(0.2)
+                member.turns[-1].wait(0.2)
 
     publish(group.topic, b"left 1", partition=0)
     publish(group.topic, b"right 1", partition=1)
@@ -228,17 +257,17 @@ def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_
     seen_by_the_other: list[bytes | None] = []
     not_ours: list[bytes | None] = []
 
-    def see_and_leave_uncommitted(member: Member, records: list[Record]) -> None:
+    def see_and_leave_uncommitted(member: Member, records: Sequence[Record]) -> None:
         seen_by_the_other.extend(record.value for record in records)
-        member.consumer.stop()
-        member.consumer.wait(0)
+        member.stop()
+        member.turns[-1].wait(0)
 
-    def hold_while_another_comes_and_goes(member: Member, records: list[Record]) -> None:
+    def hold_while_another_comes_and_goes(member: Member, records: Sequence[Record]) -> None:
         if not others:
             others.append(group.join(see_and_leave_uncommitted))
             while others[0].is_in_the_group() or member.consumer.partitions() != [0, 1]:
-                member.consumer.wait(0.2)
-            not_ours.extend(record.value for record in records if not member.consumer.still_ours(record))
+                member.turns[-1].wait(0.2)
+            not_ours.extend(record.value for record in records if not member.turns[-1].still_ours(record))
 
     publish(group.topic, b"left", partition=0)
     publish(group.topic, b"right", partition=1)
@@ -247,6 +276,72 @@ def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_
     assert seen_by_the_other == not_ours
     assert len(not_ours) == 1
     assert sorted(map(str, member.handled)) == sorted(map(str, [b"left", b"right", *not_ours]))
+
+
+# Two lanes -----------------------------------------------------------------------------------------------------
+
+
+def test_a_partition_that_is_revoked_while_two_lanes_work_is_not_committed_and_the_other_is(
+    group_of_two: Group, settings: Settings
+) -> None:
+    """Neither lane waits: both go from transaction to transaction for longer than Kafka would wait for a poll."""
+    settings.KAFKA_MAX_POLL_INTERVAL_MS = max(4_000, settings.KAFKA_SESSION_TIMEOUT_MS)
+    group = group_of_two
+    others: list[Member] = []
+    left: dict[int, set[bool]] = {0: set(), 1: set()}  # by partition, whether it was ours at the end
+    both = Barrier(2)
+
+    def work_until_one_partition_has_left(member: Member, turn: Turn, records: Sequence[Record]) -> None:
+        if member is not first or (others and others[0].handled):
+            return
+        if both.wait(broker.TIMEOUT) == 0:
+            others.append(group.join())
+        until = time.monotonic() + 1.2 * settings.KAFKA_MAX_POLL_INTERVAL_MS / 1_000
+        while time.monotonic() < until or len(member.consumer.partitions()) == 2:
+            assert not turn.stopping()
+            time.sleep(0.05)
+        left[records[0].partition].add(turn.still_ours(records[0]))
+
+    for number in range(EVENTS_WORTH_A_LANE):
+        publish(group.topic, b"left %d" % number, partition=0)
+        publish(group.topic, b"right %d" % number, partition=1)
+    first = group.join(turns=work_until_one_partition_has_left, lanes=2, batch_max_wait=1.0)
+    eventually(lambda: group.committed() == {0: EVENTS_WORTH_A_LANE, 1: EVENTS_WORTH_A_LANE})
+    assert sorted(map(sorted, left.values())) == [[False], [True]]
+    [revoked] = [partition for partition, ours in left.items() if ours == {False}]
+    name = (b"left", b"right")[revoked]
+    assert others[0].handled == [b"%s %d" % (name, number) for number in range(EVENTS_WORTH_A_LANE)]
+    assert first.is_in_the_group()
+
+
+def test_a_lane_that_hangs_while_another_goes_on_ends_the_worker(
+    group: Group, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before that, its silence has Kafka give the partitions to others."""
+    settings.KAFKA_MAX_POLL_INTERVAL_MS = settings.KAFKA_SESSION_TIMEOUT_MS
+    monkeypatch.setattr(consumer, "HANG_SECONDS", 3.0)
+    hanging = Event()
+
+    def hang_in_one_lane(member: Member, turn: Turn, _records: Sequence[Record]) -> None:
+        if member is not first:
+            return
+        if turn.still_ours(_records[0]) and _records[0].key == b"1":
+            hanging.wait(2 * broker.TIMEOUT)
+        while not turn.stopping():
+            time.sleep(0.05)
+
+    for number in range(EVENTS_WORTH_A_LANE):
+        producer.publish_record(group.topic, b"1", b"hangs %d" % number)
+        producer.publish_record(group.topic, b"2", b"goes on %d" % number)
+    first = group.join(turns=hang_in_one_lane, lanes=2, batch_max_wait=1.0)
+    eventually(lambda: len(first.turns) == 2)
+    second = group.join()
+    try:
+        eventually(lambda: len(second.handled) == 2 * EVENTS_WORTH_A_LANE)
+        with pytest.raises(WorkerHangs):
+            first.result()
+    finally:
+        hanging.set()
 
 
 def test_a_header_name_that_is_no_text_costs_only_the_headers_of_that_record(group: Group) -> None:

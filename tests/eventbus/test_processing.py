@@ -26,22 +26,28 @@ GARBAGE = b"no event"
 
 
 class Worker:
-    """A processor with collaborators that only write down what they are asked."""
+    """A processor, and a turn that only writes down what it is asked."""
 
     def __init__(self, journal: Journal) -> None:
         self.buried: list[tuple[Record, BaseException, Delivery | None]] = []
         self.waits: list[float] = []
         self.lost: set[int] = set()  # partitions that another consumer has now
         self.dead_letter_failures: list[Exception] = []
+        self.asked = 0  # whether to stop: before each transaction
         self.on_wait: Callable[[], None] = lambda: None
         self.on_bury: Callable[[], None] = lambda: None
-        self.processor = Processor(journal.subscription(), self.bury, self.wait, self.still_ours)
+        self.stops: Callable[[], bool] = lambda: False
+        self.processor = Processor(journal.subscription())
 
     def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
         if self.dead_letter_failures:
             raise self.dead_letter_failures.pop(0)
         self.on_bury()
         self.buried.append((record, error, delivery))
+
+    def stopping(self) -> bool:
+        self.asked += 1
+        return self.stops()
 
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -51,7 +57,7 @@ class Worker:
         return record.partition not in self.lost
 
     def process(self, *batch: Event | Record) -> None:
-        self.processor.process([a_record(one) if isinstance(one, Event) else one for one in batch])
+        self.processor.process([a_record(one) if isinstance(one, Event) else one for one in batch], self)
 
     @property
     def buried_ids(self) -> list[int]:
@@ -475,12 +481,17 @@ def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(work
 def test_an_event_may_take_several_transactions_and_is_processed_at_the_end(worker: Worker, journal: Journal) -> None:
     journal.parts_of_one = 3
     seen: list[set[int]] = []
-    worker.on_wait = lambda: seen.append(processed())
+
+    def look() -> bool:
+        seen.append(processed())
+        return False
+
+    worker.stops = look
     worker.process(an_event(1))
     assert execute("SELECT event_id, part FROM journal ORDER BY n") == [(1, 1), (1, 2), (1, 3)]
     assert execute("SELECT count(DISTINCT xid) FROM journal") == [(3,)]
-    assert seen == [set(), set()]
-    assert worker.waits == [0, 0]
+    assert seen == [set(), set(), set()]
+    assert worker.waits == []
     assert journal.followed_up == [[1]]
     assert processed() == {1}
 
@@ -489,7 +500,13 @@ def test_a_worker_that_another_overtakes_between_the_transactions_does_no_more(
     worker: Worker, journal: Journal
 ) -> None:
     journal.parts_of_one = 2
-    worker.on_wait = lambda: Worker(journal).process(an_event(1))
+
+    def be_overtaken() -> bool:
+        if worker.asked == 2:
+            Worker(journal).process(an_event(1))
+        return False
+
+    worker.stops = be_overtaken
     worker.process(an_event(1))
     assert execute("SELECT part FROM journal ORDER BY n") == [(1,), (1,), (2,)]
     assert processed() == {1}
@@ -498,13 +515,34 @@ def test_a_worker_that_another_overtakes_between_the_transactions_does_no_more(
 def test_a_crash_between_the_transactions_starts_the_event_again(worker: Worker, journal: Journal) -> None:
     journal.parts_of_one = 2
 
-    def crash() -> None:
-        raise SystemExit
+    def crash() -> bool:
+        if worker.asked == 2:
+            raise SystemExit
+        return False
 
-    worker.on_wait = crash
+    worker.stops = crash
     with pytest.raises(SystemExit):
         worker.process(an_event(1))
     assert (execute("SELECT part FROM journal"), processed()) == ([(1,)], set())
     Worker(journal).process(an_event(1))
     assert execute("SELECT part FROM journal ORDER BY n") == [(1,), (1,), (2,)]
     assert processed() == {1}
+
+
+# Told to stop --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts_of_one", [1, 3])
+def test_a_worker_told_to_stop_does_so_between_any_two_transactions(
+    worker: Worker, journal: Journal, parts_of_one: int
+) -> None:
+    """Ten waiting posts of one author to many followers, a transaction or more each."""
+    journal.part_size, journal.parts_of_one = 1, parts_of_one
+    worker.stops = lambda: worker.asked > 2
+    batch = [an_event(number) for number in range(1, 11)]
+    with pytest.raises(WorkerStopping):
+        worker.process(*batch)
+    assert execute("SELECT count(DISTINCT xid) FROM journal") == [(2,)]
+    assert worker.buried == []
+    Worker(journal).process(*batch)
+    assert processed() == set(range(1, 11))

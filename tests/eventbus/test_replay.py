@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
@@ -18,6 +18,7 @@ from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
+from tests.eventbus.turns import FreeTurn
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -123,11 +124,6 @@ def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
         if fail:
             raise ZeroDivisionError
 
-    buried: list[BaseException] = []
-
-    def bury(record: Record, error: BaseException, _delivery: object) -> None:
-        buried.append(error)
-
     def ignore(_anything: Any) -> None:
         pass
 
@@ -137,10 +133,10 @@ def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
     def in_one(events: Sequence[Event]) -> list[list[Event]]:
         return [list(events)]
 
-    always: Callable[[Record], bool] = lambda _record: True  # noqa: E731
     subscription = Subscription(kafka.FEED_EVENTS, "g", 1, 10, 0, the_same, in_one, apply, ignore)
-    Processor(subscription, bury, ignore, always).process(records)
-    return buried
+    turn = FreeTurn()
+    Processor(subscription).process(records, turn)
+    return turn.buried
 
 
 def test_a_replay_that_succeeds_closes_its_entry_with_the_effect(feed_events: str) -> None:

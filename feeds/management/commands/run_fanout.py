@@ -17,6 +17,6 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
-        retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
+        retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
         with housekeeping.housekeeper(), partitions.keeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
