@@ -7,7 +7,6 @@ import time
 import pytest
 
 from eventbus.models import ProcessedEvent
-from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.valkey import VALKEY
 from tests.crash import outages
 from tests.crash.die_at import POINTS
@@ -17,9 +16,6 @@ from tests.e2e.system import Process, settled, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
-needs_embedded_postgres = pytest.mark.skipif(
-    bool(os.environ.get(POSTGRES.variable)), reason="stops the embedded PostgreSQL, and an external one is in use"
-)
 needs_embedded_valkey = pytest.mark.skipif(
     bool(os.environ.get(VALKEY.variable)), reason="stops the embedded Valkey, and an external one is in use"
 )
@@ -28,7 +24,7 @@ AWAY, AFTER = 3.0, 2.0  # seconds of load
 MAX_POLL_INTERVAL_MS = 6_000
 
 
-@needs_embedded_postgres
+@outages.needs_embedded_postgres
 @pytest.mark.parametrize("end", [outages.postgres.stop, outages.postgres.kill], ids=["restarted", "killed"])
 def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network) -> None:
     workers = [network.system.worker(), network.system.worker()]

@@ -9,6 +9,7 @@ from threading import Barrier, Event
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from django.db import transaction
 from pytest_django import Settings
 
 from eventbus import consumer, kafka, producer
@@ -16,11 +17,19 @@ from eventbus.consumer import EventConsumer
 from eventbus.exceptions import WorkerHangs
 from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes
 from eventbus.leaving import Leaving
+from eventbus.models import ConsumerOffset
 from eventbus.subscription import Record, Turn
+from tests.crash import outages
 from tests.eventbus import broker, raw_headers
 from tests.eventbus.events import counted, eventually
+from tests.eventbus.journal import execute
+from tests.kafka import running
 
-pytestmark = pytest.mark.usefixtures("quick_joins")
+pytestmark = [pytest.mark.usefixtures("quick_joins"), pytest.mark.django_db(transaction=True)]
+
+needs_apache_kafka = pytest.mark.skipif(
+    running.apache_kafka is None, reason="needs what the embedded broker lacks: run `make test-kafka`"
+)
 
 Handle = Callable[["Member", Sequence[Record]], None]
 HandleTurn = Callable[["Member", Turn, Sequence[Record]], None]
@@ -101,6 +110,11 @@ class Group:
         answered = self._reader.committed(asked, timeout=broker.TIMEOUT)
         return {partition.partition: partition.offset for partition in answered if partition.offset >= 0}
 
+    def commit(self, offsets: dict[int, int]) -> None:
+        """Commit in Kafka, as an operator does while no member lives."""
+        partitions = [TopicPartition(self.topic, number, offset) for number, offset in offsets.items()]
+        self._reader.commit(offsets=partitions, asynchronous=False)
+
     def close(self) -> None:
         for member in self._members:
             member.stop()
@@ -112,6 +126,12 @@ def threads() -> Iterator[ThreadPoolExecutor]:
     """Threads for the members; they leave in the background, and the module ends when all have."""
     with ThreadPoolExecutor(20) as pool:
         yield pool
+
+
+@pytest.fixture
+def often_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have members look often whether PostgreSQL and the topic are as they know them."""
+    monkeypatch.setattr(consumer, "CHECK_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -276,6 +296,213 @@ def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_
     assert seen_by_the_other == not_ours
     assert len(not_ours) == 1
     assert sorted(map(str, member.handled)) == sorted(map(str, [b"left", b"right", *not_ours]))
+
+
+# Offsets in PostgreSQL, beside Kafka's -------------------------------------------------------------------------
+
+
+def kept(group: Group) -> dict[int, int]:
+    """Return the offsets that PostgreSQL keeps for the group."""
+    rows = ConsumerOffset.objects.filter(group=group.name, topic=group.topic)
+    return dict(rows.values_list("partition", "next_offset"))
+
+
+def keep(group: Group, offset: int) -> None:
+    ConsumerOffset.objects.filter(group=group.name).update(next_offset=offset)
+
+
+def rewinds(group: Group, reason: str) -> float:
+    return counted("kafka_consumer_rewinds_total", topic=group.topic, group=group.name, reason=reason)
+
+
+def values(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(start, start + count)]
+
+
+def work_off(group: Group, *records: bytes) -> Member:
+    """Publish records, have a member process them and leave."""
+    before = sum(group.committed().values())
+    publish(group.topic, *records)
+    member = group.join()
+    eventually(lambda: sum(group.committed().values()) == before + len(records))
+    member.leave()
+    return member
+
+
+def test_postgresql_keeps_the_offset_before_kafka_does(group: Group) -> None:
+    ahead: list[bool] = []
+
+    def look(_member: Member, _records: Sequence[Record]) -> None:
+        ahead.append(kept(group).get(0, 0) >= group.committed().get(0, 0))
+
+    publish(group.topic, *values(5))
+    member = group.join(look, batch_max_events=1)
+    eventually(lambda: group.committed() == {0: 5})
+    assert kept(group) == {0: 5}
+    assert ahead == [True] * 5
+    member.leave()
+
+
+def test_a_database_that_went_back_takes_the_group_back_with_it(group: Group) -> None:
+    work_off(group, *values(10))
+    keep(group, 4)
+    successor = group.join()
+    eventually(lambda: kept(group) == {0: 10})
+    assert successor.handled == values(6, start=4)
+    assert rewinds(group, "database_behind") == 1
+
+
+def test_a_worker_notices_by_itself_that_the_database_went_back(group: Group, often_checked: None) -> None:
+    member = group.join()
+    publish(group.topic, *values(10))
+    eventually(lambda: kept(group) == {0: 10})
+    keep(group, 4)
+    eventually(lambda: member.handled == values(10) + values(6, start=4))
+    eventually(lambda: kept(group) == group.committed() == {0: 10})
+    assert member.is_in_the_group()
+
+
+def test_a_batch_whose_database_went_back_meanwhile_is_committed_nowhere(group: Group) -> None:
+    went_back: list[bool] = []
+
+    def go_back(_member: Member, records: Sequence[Record]) -> None:
+        if records[-1].offset == 9 and not went_back:
+            went_back.append(True)
+            keep(group, 2)
+
+    work_off(group, *values(5))
+    publish(group.topic, *values(5, start=5))
+    member = group.join(go_back, batch_max_wait=0.5)
+    eventually(lambda: kept(group) == {0: 10})
+    assert member.handled == values(5, start=5) + values(8, start=2)
+
+
+@outages.needs_embedded_postgres
+def test_a_batch_during_which_the_server_was_another_one_comes_again(group: Group) -> None:
+    """Its effects were committed by a server that is gone: the one that answers now may lack them."""
+    restarted: list[bool] = []
+
+    def restart(_member: Member, _records: Sequence[Record]) -> None:
+        if not restarted:
+            restarted.append(True)
+            outages.postgres.stop()
+            outages.postgres.start()
+
+    publish(group.topic, *values(3))
+    member = group.join(restart, batch_max_wait=0.5)
+    eventually(lambda: group.committed() == {0: 3})
+    assert member.handled == 2 * values(3)
+
+
+def test_a_kafka_offset_below_postgresqls_counts_too(group: Group) -> None:
+    """As set back on purpose, or by a crash between the two."""
+    work_off(group, *values(10))
+    group.commit({0: 7})
+    member = group.join()
+    eventually(lambda: member.handled == values(3, start=7))
+    eventually(lambda: group.committed() == {0: 10})
+    assert rewinds(group, "database_behind") == 0
+
+
+def test_a_group_from_before_the_table_goes_on_where_kafka_has_it(group: Group) -> None:
+    work_off(group, *values(10))
+    ConsumerOffset.objects.all().delete()
+    publish(group.topic, b"10")
+    member = group.join()
+    eventually(lambda: kept(group) == {0: 11})
+    assert member.handled == [b"10"]
+
+
+def test_what_kafka_has_forgotten_postgresql_knows(group: Group) -> None:
+    work_off(group, *values(10))
+    publish(group.topic, b"10")
+    forgotten, group.name = group.name, broker.unique_name()
+    ConsumerOffset.objects.filter(group=forgotten).update(group=group.name)
+    member = group.join()
+    eventually(lambda: member.handled == [b"10"])
+
+
+def test_postgresql_that_is_away_at_the_start_is_waited_for(group: Group) -> None:
+    work_off(group, *values(3))
+    publish(group.topic, b"3")
+    with transaction.atomic():
+        execute("LOCK TABLE consumer_offsets")
+        execute("SET LOCAL lock_timeout = 0")
+        member = group.join()
+        eventually(lambda: member.consumer.partitions() == [0])
+        time.sleep(0.5)
+        assert member.handled == []
+    eventually(lambda: member.handled == [b"3"])
+
+
+# Topics that are made anew, and logs that are shorter ----------------------------------------------------------
+
+
+def test_a_topic_made_anew_is_read_from_its_beginning_and_told(group: Group) -> None:
+    work_off(group, *values(12))
+    broker.recreate_topic(group.topic)
+    publish(group.topic, *values(60))  # more than the group had read of the other
+    member = group.join()
+    eventually(lambda: kept(group) == {0: 60})
+    assert member.handled == values(60)
+    assert rewinds(group, "topic_recreated") == 1
+
+
+@needs_apache_kafka
+def test_a_topic_made_anew_and_refilled_under_a_running_worker_is_read_from_its_beginning(
+    group: Group, often_checked: None
+) -> None:
+    member = group.join()
+    publish(group.topic, *values(12))
+    eventually(lambda: kept(group) == {0: 12})
+    broker.recreate_topic(group.topic)
+    publish(group.topic, *[b"new %d" % number for number in range(60)])
+    eventually(lambda: set(member.handled) >= {b"new %d" % number for number in range(60)})
+    eventually(lambda: kept(group) == {0: 60})
+    assert member.is_in_the_group()
+    assert rewinds(group, "topic_recreated") == 1
+
+
+@needs_apache_kafka
+def test_what_retention_took_before_the_group_had_read_it_is_told_as_a_loss(group: Group) -> None:
+    work_off(group, *values(3))
+    publish(group.topic, *values(7, start=3))
+    broker.delete_records(group.topic, before=8)
+    lost = counted("kafka_records_lost_total", topic=group.topic, group=group.name)
+    member = group.join()
+    eventually(lambda: group.committed() == {0: 10})
+    assert member.handled == values(2, start=8)
+    assert counted("kafka_records_lost_total", topic=group.topic, group=group.name) == lost + 5
+
+
+@needs_apache_kafka
+def test_a_running_worker_that_retention_overtakes_tells_it_and_goes_on(group: Group) -> None:
+    overtaken: list[bool] = []
+
+    def be_overtaken(_member: Member, records: Sequence[Record]) -> None:
+        if not overtaken:
+            overtaken.append(True)
+            # More than a consumer fetches ahead.
+            publish(group.topic, *[b"%d" % number + 500_000 * b"." for number in range(1, 150)])
+            broker.delete_records(group.topic, before=148)
+
+    publish(group.topic, b"0")
+    member = group.join(be_overtaken, batch_max_events=1)
+    eventually(lambda: group.committed() == {0: 150}, seconds=60)
+    lost = counted("kafka_records_lost_total", topic=group.topic, group=group.name)
+    assert lost == 150 - len(member.handled) > 0
+
+
+@needs_apache_kafka
+def test_a_log_that_is_shorter_than_the_group_has_read_is_read_from_its_beginning(group: Group) -> None:
+    """As after an election of a replica that lagged."""
+    work_off(group, *values(3))
+    keep(group, 500)
+    group.commit({0: 500})
+    member = group.join()
+    eventually(lambda: member.handled == values(3))
+    eventually(lambda: kept(group) == group.committed() == {0: 3})
+    assert rewinds(group, "log_shorter") == 1
 
 
 # Two lanes -----------------------------------------------------------------------------------------------------
