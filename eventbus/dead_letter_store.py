@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F
 
 from eventbus import correlation, dead_letters, retry
@@ -70,7 +70,17 @@ class DeadLetterStore:
     def process(self, records: Sequence[Record], turn: Turn) -> None:
         """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
         correlation.bind_records(records)
-        retry.until_possible(turn.wait, store, records)
+        if len(records) <= 1:
+            retry.until_possible(turn.wait, store, records)
+            return
+        try:
+            retry.until_too_much(turn.wait, store, records)
+        except DatabaseError as error:
+            if not retry.is_too_much(error):
+                raise
+            middle = len(records) // 2
+            self.process(records[:middle], turn)
+            self.process(records[middle:], turn)
 
 
 @transaction.atomic

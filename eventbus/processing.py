@@ -2,8 +2,9 @@
 
     records → decode → plan → [ lock keys → drop processed → apply → record as processed ] → after commit
 
-The bracket is one PostgreSQL transaction. When it fails for a reason that lies in an event, the batch is halved
-until the culprits stand alone: their neighbours commit at once, later events of a culprit's key wait behind it.
+The bracket is one PostgreSQL transaction. When it fails for a reason that lies in an event, or is too much at once,
+the batch is halved until the culprits stand alone: their neighbours commit at once, later events of a culprit's key
+wait behind it.
 """
 
 import time
@@ -52,7 +53,7 @@ class Processor:
     def _plan(self, turn: Turn, facts: Facts) -> list[list[Any]]:
         """Return the parts of the plan; a fact that cannot be planned stands alone, and `apply` decides."""
         try:
-            return retry.until_possible(turn.wait, self._subscription.plan, facts)
+            return retry.until_too_much(turn.wait, self._subscription.plan, facts)
         except WorkerStopping:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_commit`
@@ -135,8 +136,11 @@ class Processor:
         """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
         ours = [delivery for delivery in deliveries if turn.still_ours(delivery.record)]
         correlation.bind_deliveries(ours)
+        # What is too much together may fit in halves. One event alone cannot be made less: that waits, and is no
+        # dead letter for it.
+        repeat = retry.until_too_much if len(ours) > 1 else retry.until_possible
         try:
-            retry.until_possible(turn.wait, self._apply_and_follow_up, turn, ours, careful)
+            repeat(turn.wait, self._apply_and_follow_up, turn, ours, careful)
         except (WorkerStopping, DeadLetterFlood):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours

@@ -35,6 +35,16 @@ def outage() -> None:
     execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
+def statement_timeout() -> None:
+    execute("SET LOCAL statement_timeout = 1")
+    execute("SELECT pg_sleep(10)")
+
+
+def raises(sqlstate: str) -> None:
+    """Have PostgreSQL answer with this error."""
+    execute(f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}'; END $$")
+
+
 def crash() -> None:
     raise SystemExit
 
@@ -53,6 +63,8 @@ class Journal:
         self.parts_of_one = parts_of_one
         self.calls: list[list[int]] = []  # events of each call of `apply`
         self.careful_calls = 0
+        self.most = ALWAYS  # events that fit one transaction
+        self.too_much: Callable[[], None] = statement_timeout
         self.on_apply: Callable[[list[int]], None] = lambda _events: None
         self.followed_up: list[list[int]] = []  # events of each call of `after_commit`
         self.follow_up_failures: list[BaseException] = []
@@ -90,6 +102,8 @@ class Journal:
         self.calls.append([event.event_id for event in events])
         self.careful_calls += careful
         self.on_apply(self.calls[-1])
+        if len(events) > self.most:
+            self.too_much()
         part = 1 if resume_after is None else resume_after + 1
         for event in events:
             execute("INSERT INTO journal (event_id, part) VALUES (%s, %s)", event.event_id, part)

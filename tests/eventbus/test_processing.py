@@ -1,24 +1,29 @@
 """From a batch to committed effects: each event exactly once, or a dead letter, never neither."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any
 
+import psycopg
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventbus import dead_letters, retry
+from eventbus import dead_letters, locks, retry
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
 from eventbus.processing import Processor
 from eventbus.subscription import Delivery, Record
+from feedsite import environment
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted, eventually
-from tests.eventbus.journal import Journal, execute, processed
+from tests.eventbus.journal import Journal, execute, processed, raises
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 
@@ -401,6 +406,81 @@ def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
     assert journal.rows() == [1]
     assert journal.followed_up == [[1]] * 4
     assert worker.buried == []
+
+
+# Batches that are too much at once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sqlstate", ["57014", "53200", "53400"])
+def test_what_is_too_much_at_once_is_done_in_halves(worker: Worker, journal: Journal, sqlstate: str) -> None:
+    journal.most, journal.too_much = 3, partial(raises, sqlstate)
+    worker.process(*events_of_different_keys(8))
+    assert sorted(journal.rows()) == list(range(1, 9))
+    assert worker.buried == []
+    # Twice all together, twice each of two fours, then twos.
+    assert [len(call) for call in journal.calls] == [8, 8, 4, 4, 2, 2, 4, 4, 2, 2]
+
+
+def test_the_events_of_one_key_that_are_too_much_together_are_done_one_by_one(worker: Worker, journal: Journal) -> None:
+    journal.most = 3
+    worker.process(*(an_event(number) for number in range(1, 9)))
+    assert journal.rows() == list(range(1, 9))
+    assert worker.buried == []
+
+
+def test_an_event_that_is_too_much_alone_waits_and_is_no_dead_letter(worker: Worker, journal: Journal) -> None:
+    """Somebody set a limit that is too low; once it is raised, the event has its effect."""
+    journal.most = 0
+
+    def raise_the_limit() -> None:
+        if len(worker.waits) == 5 * retry.MAX_ATTEMPTS:
+            journal.most = 1
+
+    worker.on_wait = raise_the_limit
+    worker.process(an_event(1))
+    assert journal.rows() == [1]
+    assert worker.buried == []
+
+
+def test_a_plan_that_is_too_much_at_once_is_made_in_halves(worker: Worker, journal: Journal) -> None:
+    plan = journal.plan
+
+    def plan_a_few(events: Sequence[Event]) -> list[list[Event]]:
+        if len(events) > 3:
+            raises("57014")
+        return plan(events)
+
+    journal.plan = plan_a_few  # type: ignore[method-assign]
+    Worker(journal).process(*events_of_different_keys(8))
+    assert journal.calls == [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def test_a_batch_that_finds_the_lock_table_nearly_full_is_done_all_the_same(worker: Worker, journal: Journal) -> None:
+    with lock_table_with_room_for(60):
+        worker.process(*events_of_different_keys(200))
+    assert sorted(journal.rows()) == list(range(1, 201))
+    assert all(len(call) < 200 for call in journal.calls)
+    assert worker.buried == []
+
+
+@contextmanager
+def lock_table_with_room_for(locks: int) -> Iterator[None]:
+    """Hold all the locks that PostgreSQL has room for but so many."""
+    place = connection.settings_dict
+    address = {"host": place["HOST"], "port": place["PORT"], "dbname": place["NAME"]}
+    with psycopg.connect(**address, user=place["USER"], password=place["PASSWORD"], autocommit=True) as other:
+        with suppress(psycopg.errors.OutOfMemory):
+            for first in itertools.count(step=100):
+                other.execute(
+                    "SELECT pg_advisory_lock(7, n) FROM generate_series(%s::int, %s::int) AS n", [first, first + 99]
+                )
+        other.execute("SELECT pg_advisory_unlock(7, n) FROM generate_series(0, %s::int) AS n", [locks - 1])
+        yield
+
+
+def test_the_largest_batch_that_settings_allow_finds_room_for_its_locks() -> None:
+    with transaction.atomic():
+        locks.acquire_keys(range(1, 1 + environment.MAX_EVENTS_IN_HAND))
 
 
 # Dead letters must be durable --------------------------------------------------------------------------------------
