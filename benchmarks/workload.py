@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks import database
 from benchmarks.stand import ROOT
@@ -13,7 +14,7 @@ from eventbus.csvfiles import open_csv
 from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Record, Subscription
+from eventbus.subscription import Delivery, Handlers, Record, Subscription
 from feeds import cache, imports
 from posts import services
 
@@ -99,16 +100,16 @@ class _Free:
 def process(subscription: Subscription, batches: Batches) -> float:
     """Process the batches as `run_fanout` does, from bytes to invalidated pages; return the seconds."""
     free = _Free()
-    lanes = Lanes(subscription.lanes, Processor(subscription), free, Leaving())
+    lanes = Lanes(subscription.lanes, Processor(subscription.handlers), free, Leaving())
     started = time.perf_counter()
     for batch in batches:
         lanes.process(batch, free)
     return time.perf_counter() - started
 
 
-def process_in_one_lane(subscription: Subscription, batches: Batches) -> float:
+def process_in_one_lane(handlers: Handlers[Any], batches: Batches) -> float:
     """Process the batches in this very thread; return the seconds."""
-    processor = Processor(subscription)
+    processor = Processor(handlers)
     started = time.perf_counter()
     for batch in batches:
         processor.process(batch, _Free())

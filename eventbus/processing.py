@@ -22,7 +22,7 @@ from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.slowest import Slowest
-from eventbus.subscription import Delivery, Facts, Record, Subscription, Turn
+from eventbus.subscription import Delivery, Facts, Handlers, Record, Turn
 
 Chain = deque[Delivery]  # events of one key, in order
 
@@ -30,10 +30,10 @@ log = structlog.get_logger(__name__)
 
 
 class Processor:
-    """Applies batches for one subscription; several lanes may be in `process` at once."""
+    """The `Work` of lanes: has batches applied by an app's handlers. Several lanes may be in `process` at once."""
 
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
+    def __init__(self, handlers: Handlers[Any]) -> None:
+        self._handlers = handlers
         self.worker_id = uuid4()
         self.slowest = Slowest()
 
@@ -53,7 +53,7 @@ class Processor:
     def _plan(self, turn: Turn, facts: Facts) -> list[list[Any]]:
         """Return the parts of the plan; a fact that cannot be planned stands alone, and `apply` decides."""
         try:
-            return retry.until_too_much(turn.wait, self._subscription.plan, facts)
+            return retry.until_too_much(turn.wait, self._handlers.plan, facts)
         except WorkerStopping:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_commit`
@@ -72,7 +72,7 @@ class Processor:
                 if record.headers_error:
                     raise UndecodableEvent(record.headers_error)
                 delivery = Delivery(record, envelope.decode(record.value, record.key), taken_at=time.monotonic())
-                delivery.fact = self._subscription.to_fact(delivery.event)
+                delivery.fact = self._handlers.to_fact(delivery.event)
             except Exception as error:  # noqa: BLE001 - a bug in `to_fact` would fail again
                 self._bury(turn, record, error, delivery)
             else:
@@ -167,7 +167,7 @@ class Processor:
             resume_after = self._transaction(deliveries, careful, resume_after)
             if resume_after is None:
                 break
-        self._subscription.after_commit([delivery.fact for delivery in deliveries])
+        self._handlers.after_commit([delivery.fact for delivery in deliveries])
 
     @transaction.atomic
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
@@ -178,7 +178,7 @@ class Processor:
         more = None
         if fresh:
             facts = [delivery.fact for delivery in fresh]
-            more = self._subscription.apply(facts, careful=careful, resume_after=resume_after)
+            more = self._handlers.apply(facts, careful=careful, resume_after=resume_after)
         if more is None:
             ProcessedEvent.objects.record([delivery.event for delivery in fresh], _seconds(fresh), self.worker_id)
             dead_letters.close_replayed(record for delivery in deliveries for record in delivery.records)

@@ -31,7 +31,7 @@ def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
     start again. Raises `KafkaException`, `DeadLetterFlood`.
     """
     burial = DeadLetterWriter(subscription.group)
-    lanes = Lanes(subscription.lanes, Processor(subscription), burial, Leaving())
+    lanes = Lanes(subscription.lanes, Processor(subscription.handlers), burial, Leaving())
     config = {"group.id": f"{subscription.group}-replay", "enable.partition.eof": True}
     consumer = Consumer(kafka.consumer_config(subscription.group) | config)
     try:

@@ -41,7 +41,7 @@ def run_subscription(subscription: Subscription, metrics_port: int | None) -> No
         subscription.batch_max_wait,
         leaving,
     )
-    processor = Processor(subscription)
+    processor = Processor(subscription.handlers)
     lanes = Lanes(subscription.lanes, processor, DeadLetterWriter(subscription.group), leaving)
     with Heart(consumer, processor.worker_id, processor.slowest).beating():
         _run(consumer, lanes, leaving, metrics_port)

@@ -86,7 +86,7 @@ def a_worker(topic: str) -> Iterator[None]:
 
     leaving = Leaving()
     consumer = EventConsumer(topic, kafka.FANOUT_GROUP, 100, 0.01, leaving)
-    processor = Processor(handlers.subscription())
+    processor = Processor(handlers.FeedHandlers())
     thread = threading.Thread(target=run)
     thread.start()
     try:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def a_processor() -> Processor:
-    return Processor(handlers.subscription())
+    return Processor(handlers.FeedHandlers())
 
 
 def process(processor: Processor, *facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""A small subscription to process events with: its effect is a row an event, and it fails on command.
+"""Small handlers to process events with: its effect is a row an event, and it fails on command.
 
 The payload of an event is its command: `fails` names a function below, and `times` how often it is to fail.
 """
@@ -12,7 +12,6 @@ from django.db import connection
 from eventbus.envelope import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.models import ProcessedEvent
-from eventbus.subscription import Subscription
 
 ALWAYS = 1_000_000
 
@@ -71,19 +70,6 @@ class Journal:
         self._failed: Counter[int] = Counter()
         execute("DROP TABLE IF EXISTS journal")
         execute("CREATE TABLE journal (n bigserial, event_id bigint, part int, xid xid8 DEFAULT pg_current_xact_id())")
-
-    def subscription(self, topic: str = "notes") -> Subscription:
-        return Subscription(
-            topic=topic,
-            group=f"{topic}-takers",
-            lanes=1,
-            batch_max_events=500,
-            batch_max_wait=0.005,
-            to_fact=self.to_fact,
-            plan=self.plan,
-            apply=self.apply,
-            after_commit=self.after_commit,
-        )
 
     def to_fact(self, event: Event) -> Event:
         if event.payload.get("fails") == "to_fact":

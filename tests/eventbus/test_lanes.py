@@ -280,7 +280,7 @@ def test_a_batch_in_lanes_has_the_effect_of_one_after_the_other(journal: Journal
     }
     events = [an_event(number, key=number % 20 + 1, **commands.get(number, {})) for number in range(1, 201)]
     grave = Grave()
-    two = Lanes(2, Processor(journal.subscription()), grave, Leaving())
+    two = Lanes(2, Processor(journal), grave, Leaving())
     for _ in range(2):  # the second time redelivered
         two.process([a_record(event) for event in events], OURS)
     expected = {event.event_id for event in events} - {50}

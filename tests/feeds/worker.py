@@ -1,26 +1,25 @@
 """`run_fanout` without Kafka: batches of facts in, committed feeds out."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Record
-from feeds import handlers
+from eventbus.subscription import Delivery, Handlers, Record
+from feeds.handlers import FeedHandlers
 from tests.eventbus.events import a_record
 
 
 class Worker:
-    """Processes facts as the real worker does, in turns of its own; `changes` replace parts of its subscription.
+    """Processes facts as the real worker does, in turns of its own.
 
     `stops` is asked wherever a worker looks whether it was told to stop: before each transaction.
     """
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, feed_handlers: Handlers[Any] | None = None) -> None:
         self.dead_letters: list[BaseException] = []
         self.asked = 0
         self.stops: Callable[[], bool] = lambda: False
-        self._processor = Processor(replace(handlers.subscription(), **changes))
+        self._processor = Processor(feed_handlers or FeedHandlers())
 
     def process(self, *facts: Any) -> None:
         """Process one batch. Raises `WorkerStopping` when it stopped in the middle."""
