@@ -12,8 +12,9 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from django import db
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections, connection
+from django.db import close_old_connections, connection
 
 from eventbus import correlation, kafka, metrics, retry, tracing
 from eventbus.exceptions import WorkerHangs, WorkerStopping
@@ -181,8 +182,8 @@ class EventConsumer:
         while self._unsettled:
             try:
                 self._go_to_starts()
-            except (KafkaException, DatabaseError) as error:
-                if isinstance(error, DatabaseError) and not retry.is_transient(error):
+            except (KafkaException, db.Error) as error:
+                if isinstance(error, db.Error) and not retry.is_transient(error):
                     raise
                 attempt += 1
                 log.warning("start_not_found", attempt=attempt, error=str(error))
@@ -215,9 +216,11 @@ class EventConsumer:
             return
         self._checked_at = time.monotonic()
         settled = self._assignments.keys() - self._unsettled
+        if not settled:
+            return
         try:
             astray = self._ask(self._positions.astray, [partition for _topic, partition in settled])
-        except (KafkaException, DatabaseError) as error:
+        except (KafkaException, db.Error) as error:
             log.warning("positions_not_checked", error=str(error))
         else:
             self._unsettle({(self.topic, partition) for partition in astray})

@@ -76,15 +76,17 @@ class Batch:
 
         Raises what a lane has raised; `WorkerStopping` only when all have ended.
         """
-        outcomes = [turn.outcome for turn in self._turns]
-        finished, unfinished = futures.wait(outcomes, seconds, futures.FIRST_EXCEPTION)
-        raised = [error for outcome in finished if (error := outcome.exception())]
+        # Not for those that have ended: one that has raised would end each wait at once.
+        futures.wait([turn.outcome for turn in self._at_work()], seconds, futures.FIRST_EXCEPTION)
+        at_work = [turn.outcome for turn in self._at_work()]
+        ended = [turn.outcome for turn in self._turns if turn.outcome not in at_work]
+        raised = [error for outcome in ended if (error := outcome.exception())]
         failures = [error for error in raised if not isinstance(error, WorkerStopping)]
         if failures:
             # The others have been told to stop. One of them that hangs must not hide this failure.
-            futures.wait(unfinished, PATIENCE_SECONDS)
+            futures.wait(at_work, PATIENCE_SECONDS)
             raise failures[0]
-        if unfinished:
+        if at_work:
             return False
         if raised:
             raise raised[0]

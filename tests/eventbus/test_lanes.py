@@ -214,6 +214,27 @@ def test_a_worker_told_to_stop_lets_a_lane_finish_the_transaction_it_is_at_and_n
     assert max(transactions) == 1
 
 
+def test_a_lane_that_has_stopped_does_not_have_the_others_looked_at_without_a_pause() -> None:
+    """Looks are counted: many of them with no sign of life say that a lane hangs."""
+    leaving, looks = Leaving(), []
+
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        if is_first(records):
+            turn.wait(3_600)
+        time.sleep(0.5)
+
+    batch = lanes_for(process, leaving=leaving).start(batch_for(2), OURS)
+    leaving.begin("SIGTERM")
+
+    def look() -> None:
+        while not batch.done(0.1):
+            looks.append(time.monotonic())
+
+    with pytest.raises(WorkerStopping):
+        look()
+    assert len(looks) < 50
+
+
 def test_a_lane_that_waits_when_the_worker_is_told_to_stop_leaves_the_batch_undone() -> None:
     leaving = Leaving()
     finished: list[int] = []
