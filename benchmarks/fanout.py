@@ -18,6 +18,7 @@ from eventbus import envelope
 from eventbus.lanes import EVENTS_WORTH_A_LANE
 from eventbus.subscription import Record
 from feeds import handlers
+from posts.events import PostCreated
 
 FOLLOWERS = (10, 100, 1_000, 10_000)
 USERS = 20_000
@@ -118,7 +119,7 @@ def _stage(network: Network, batches: workload.Batches) -> tuple[int, list[str]]
 
 def _post_id(record: Record) -> int:
     event = envelope.decode(record.value, record.key)
-    return int(handlers.to_fact(event).post_id)
+    return PostCreated.from_event(event).post_id
 
 
 def _bare(sources: Sequence[str]) -> Cost:
@@ -134,7 +135,7 @@ def _profile(network: Network, batches: int) -> list[list[str]]:
     work, timers = _batches(network, batches), Timers()
     _reset("posts, feed_entries, processed_events")
     with timers.statements():
-        total = workload.process_in_one_lane(timers.subscription(handlers.subscription()), work)
+        total = workload.process_in_one_lane(timers.handlers(handlers.FeedHandlers()), work)
     timers.seconds["Python: decode, bookkeeping"] = total - sum(timers.seconds.values())
     parts = sorted(timers.seconds.items(), key=lambda part: -part[1])
     transactions = sum(map(len, work)) / _posts_a_transaction(network)

@@ -4,12 +4,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import connection
 
-from eventbus.subscription import Subscription
+from eventbus.subscription import Handlers
 
 # The first pattern found in a statement names its part.
 STATEMENTS = {
@@ -21,6 +21,14 @@ STATEMENTS = {
     "INTO feed_entries": "feed_entries: insert",
     "feeds": "feeds: look up, ensure",
 }
+
+
+@dataclass(frozen=True)
+class _Timed:
+    to_fact: Callable[..., Any]
+    plan: Callable[..., Any]
+    apply: Callable[..., Any]
+    after_commit: Callable[..., Any]
 
 
 class Timers:
@@ -45,14 +53,13 @@ class Timers:
 
         return run
 
-    def subscription(self, subscription: Subscription) -> Subscription:
-        """Return `subscription` with each of its functions timed."""
-        return replace(
-            subscription,
-            to_fact=self.timed("Python: facts", subscription.to_fact),
-            plan=self.timed("Python: plan", subscription.plan),
-            apply=self.timed("Python: apply", subscription.apply),
-            after_commit=self.timed("invalidation of cached pages", subscription.after_commit),
+    def handlers(self, handlers: Handlers[Any]) -> Handlers[Any]:
+        """Return `handlers` with each of their functions timed."""
+        return _Timed(
+            to_fact=self.timed("Python: facts", handlers.to_fact),
+            plan=self.timed("Python: plan", handlers.plan),
+            apply=self.timed("Python: apply", handlers.apply),
+            after_commit=self.timed("invalidation of cached pages", handlers.after_commit),
         )
 
     @contextmanager

@@ -5,15 +5,16 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache as memoize
+from typing import Any
 
 from benchmarks import database
 from benchmarks.stand import ROOT
 from eventbus import envelope, idempotency, kafka
 from eventbus.csvfiles import open_csv
-from eventbus.lanes import Lanes, until_done
+from eventbus.lanes import Lanes
+from eventbus.leaving import Leaving
 from eventbus.processing import Processor
-from eventbus.subscription import Record, Subscription
+from eventbus.subscription import Delivery, Handlers, Record, Subscription
 from feeds import cache, imports
 from posts import services
 
@@ -78,33 +79,38 @@ def _record(author: int, offset: int) -> Record:
     return Record(kafka.FEED_EVENTS, 0, offset, key, value, (), 0)
 
 
+class _Free:
+    """A turn that nothing interrupts, on records that nobody takes away. No event here may fail."""
+
+    def stopping(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def still_ours(self, _record: Record) -> bool:
+        return True
+
+    def bury(self, record: Record, error: BaseException, _delivery: Delivery | None) -> None:
+        raise RuntimeError(f"no event here may fail: {record.value!r}") from error
+
+    write = bury
+
+
 def process(subscription: Subscription, batches: Batches) -> float:
     """Process the batches as `run_fanout` does, from bytes to invalidated pages; return the seconds."""
-    lanes = _lanes(subscription.lanes)
-    processor = _processor(subscription)
+    free = _Free()
+    lanes = Lanes(subscription.lanes, Processor(subscription.handlers), free, Leaving())
     started = time.perf_counter()
     for batch in batches:
-        lanes.process(batch, processor.process)
+        lanes.process(batch, free)
     return time.perf_counter() - started
 
 
-def process_in_one_lane(subscription: Subscription, batches: Batches) -> float:
+def process_in_one_lane(handlers: Handlers[Any], batches: Batches) -> float:
     """Process the batches in this very thread; return the seconds."""
-    processor = _processor(subscription)
+    processor = Processor(handlers)
     started = time.perf_counter()
     for batch in batches:
-        processor.process(batch)
+        processor.process(batch, _Free())
     return time.perf_counter() - started
-
-
-@memoize
-def _lanes(count: int) -> Lanes:
-    return Lanes(count, until_done)
-
-
-def _processor(subscription: Subscription) -> Processor:
-    return Processor(subscription, _no_dead_letter, time.sleep, lambda record: True)
-
-
-def _no_dead_letter(record: Record, error: BaseException, _delivery: object) -> None:
-    raise RuntimeError(f"no event here may fail: {record.value!r}") from error

@@ -3,34 +3,41 @@
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from eventbus import correlation, retry
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.subscription import Record
+from eventbus.subscription import Record, Turn
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
 MAX_GROUP_MESSAGE_CHARS = 300
 
 
 class DeadLetterStore:
-    """Stores batches of dead letters, each once; `wait` as for `Processor`."""
+    """Stores batches of dead letters, each once: the work of `run_dlq`."""
 
-    def __init__(self, wait: Callable[[float], None]) -> None:
-        self._wait = wait
-
-    def process(self, records: Sequence[Record]) -> None:
+    def process(self, records: Sequence[Record], turn: Turn) -> None:
         """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
         correlation.bind_records(records)
-        retry.until_possible(lambda: store(records), self._wait)
+        if len(records) <= 1:
+            retry.until_possible(turn.wait, store, records)
+            return
+        try:
+            retry.until_too_much(turn.wait, store, records)
+        except DatabaseError as error:
+            if not retry.is_too_much(error):
+                raise
+            middle = len(records) // 2
+            self.process(records[:middle], turn)
+            self.process(records[middle:], turn)
 
 
 @transaction.atomic

@@ -88,3 +88,7 @@ class WorkerStopping(EventBusError):
 
 class DeadLetterFlood(EventBusError):
     """Too many events in a row went to the dead letters; the worker stops before it drains the topic."""
+
+
+class WorkerHangs(EventBusError):
+    """A lane gives no sign of life any more; the worker ends, for Kafka has given its partitions to others."""

@@ -4,11 +4,11 @@ from typing import NamedTuple, Self
 
 from django.db import transaction
 
-from eventbus import node_lease
+from eventbus import clock, node_lease
 from eventbus.exceptions import IdsUnavailable
 from eventbus.idempotency import Ids
 from eventbus.models import IdempotencyKey, SnowflakeNode
-from eventbus.snowflake import MAX_SEQUENCE, NODE_BITS, SEQUENCE_BITS, compose, wall_clock_ms
+from eventbus.snowflake import MAX_SEQUENCE, NODE_BITS, SEQUENCE_BITS, compose
 
 IDS_A_MS = MAX_SEQUENCE + 1
 NOBODY = 0  # the user under whom imports keep their keys: ids of users start at 1
@@ -61,7 +61,7 @@ def reserve(name: str, writes: int) -> Reserved:
 def _lease(count: int) -> int:
     node_lease.next_id()  # makes the rows of the nodes where there are none yet
     with transaction.atomic():
-        now = wall_clock_ms()
+        now = clock.exact_now_ms()
         node = (
             SnowflakeNode.objects.select_for_update(skip_locked=True)
             .filter(leased_until_ms__lt=now)

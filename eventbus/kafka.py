@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 from django.conf import settings
@@ -25,6 +25,7 @@ SEGMENT_HOURS = 12
 # read again is still known.
 DEAD_LETTER_EXTRA_HOURS = 12
 METADATA_TIMEOUT = 10.0  # seconds
+TOPIC_ID_TIMEOUT = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,17 @@ def consumer_config(group: str) -> Config:
         config["session.timeout.ms"] = settings.KAFKA_SESSION_TIMEOUT_MS
         config["heartbeat.interval.ms"] = settings.KAFKA_SESSION_TIMEOUT_MS // 5
     return config
+
+
+def topic_id(admin: AdminClient, topic: str) -> str:
+    """Return the id by which the broker tells the topic from another one of its name; "" where brokers have none.
+
+    Raises `KafkaException`, also for a topic that does not exist.
+    """
+    asked = admin.describe_topics(TopicCollection([topic]), request_timeout=TOPIC_ID_TIMEOUT)[topic]
+    # Before Kafka 2.8 a topic has no id of its own, and gets one of zeros.
+    found = str(asked.result().topic_id)
+    return "" if set(found) <= {"A"} else found
 
 
 def create_topics() -> dict[str, str]:

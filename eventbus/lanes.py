@@ -7,99 +7,161 @@ PostgreSQL writes the rows of one lane, another decodes events or makes cached p
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
-from contextvars import copy_context
-from functools import partial
-from typing import Any
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from queue import SimpleQueue
 
 from django.db import connection
 
 from eventbus.exceptions import WorkerStopping
-from eventbus.subscription import Record
+from eventbus.leaving import Leaving
+from eventbus.subscription import Burial, Delivery, Membership, Record, Work
 
 # A smaller batch is one transaction faster than it is two.
 EVENTS_WORTH_A_LANE = 25
-# So often the consumer is looked after while lanes wait.
-KEEP_ALIVE_SECONDS = 0.2
+# So often one that waits looks whether it is to leave.
+LOOK_SECONDS = 0.2
+# When a lane has failed, the worker's end waits so long for what the others are at.
+PATIENCE_SECONDS = 10.0
 
-KeepAlive = Callable[[Callable[[float], bool]], None]
+
+class LaneTurn:
+    """The `Turn` of one lane: its share of a batch, and the signs of life it gives while it works on that."""
+
+    def __init__(self, records: Sequence[Record], members: Membership, burial: Burial, leaving: Leaving) -> None:
+        self.records = records
+        self.outcome: Future[None] = Future()
+        self.waits = False
+        self.asked_at = time.monotonic()
+        self._members = members
+        self._burial = burial
+        self._leaving = leaving
+
+    def stopping(self) -> bool:
+        """See `Turn`. To ask is to live: see `Batch.all_asked_since`."""
+        self.asked_at = time.monotonic()
+        return self._leaving.begun
+
+    def wait(self, seconds: float) -> None:
+        """See `Turn`."""
+        deadline = time.monotonic() + seconds
+        self.waits = True
+        while not self.stopping():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.waits = False
+                return
+            time.sleep(min(left, LOOK_SECONDS))
+        raise WorkerStopping
+
+    def still_ours(self, record: Record) -> bool:
+        """See `Turn`."""
+        return self._members.still_ours(record)
+
+    def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
+        """See `Turn`."""
+        self._burial.write(record, error, delivery)
+
+
+class Batch:
+    """The turns of all lanes at one batch."""
+
+    def __init__(self, turns: Sequence[LaneTurn]) -> None:
+        self._turns = turns
+
+    def done(self, seconds: float) -> bool:
+        """Tell whether all lanes are done, after waiting for them for at most `seconds`.
+
+        Raises what a lane has raised; `WorkerStopping` only when all have ended.
+        """
+        # Not for those that have ended: one that has raised would end each wait at once.
+        futures.wait([turn.outcome for turn in self._at_work()], seconds, futures.FIRST_EXCEPTION)
+        at_work = [turn.outcome for turn in self._at_work()]
+        ended = [turn.outcome for turn in self._turns if turn.outcome not in at_work]
+        raised = [error for outcome in ended if (error := outcome.exception())]
+        failures = [error for error in raised if not isinstance(error, WorkerStopping)]
+        if failures:
+            # The others have been told to stop. One of them that hangs must not hide this failure.
+            futures.wait(at_work, PATIENCE_SECONDS)
+            raise failures[0]
+        if at_work:
+            return False
+        if raised:
+            raise raised[0]
+        return True
+
+    def all_asked_since(self, moment: float) -> bool:
+        """Tell whether each lane that is not done has given a sign of life since `moment` (monotonic seconds)."""
+        return all(turn.asked_at >= moment for turn in self._at_work())
+
+    def some_wait(self) -> bool:
+        """Tell whether a lane waits for better times rather than works."""
+        return any(turn.waits for turn in self._at_work())
+
+    def _at_work(self) -> list[LaneTurn]:
+        return [turn for turn in self._turns if not turn.outcome.done()]
 
 
 class Lanes:
-    """`count` threads, and the consumer they work for.
+    """`count` threads that do `work`. After one has failed, all are asked to leave and take nothing more."""
 
-    `keep_alive(busy)` must keep the consumer alive until `busy(seconds)`, which takes so long to answer, is False, and
-    raise `WorkerStopping` when it is time to leave. While lanes neither end nor wait `busy` does not answer at all, so
-    Kafka gives the partitions of a worker that hangs to others.
-    """
+    def __init__(self, count: int, work: Work, burial: Burial, leaving: Leaving) -> None:
+        self._burial = burial
+        self._leaving = leaving
+        self._lanes = [_Lane(number, work, leaving) for number in range(count)]
 
-    def __init__(self, count: int, keep_alive: KeepAlive) -> None:
-        self._count = count
-        self._keep_alive = keep_alive
-        self._threads = futures.ThreadPoolExecutor(count, thread_name_prefix="lane")
-        self._leaving = threading.Event()
-        self._some_wait = threading.Event()
+    def start(self, records: Sequence[Record], members: Membership) -> Batch:
+        """Have the lanes process `records`, which belong to a member of the group as long as `members` says so."""
+        shares = split(records, self._lanes_for(len(records)))
+        turns = [LaneTurn(share, members, self._burial, self._leaving) for share in shares]
+        for lane, turn in zip(self._lanes, turns, strict=False):
+            lane.take(turn)
+        return Batch(turns)
 
-    def wait(self, seconds: float) -> None:
-        """Wait in a lane. Raises `WorkerStopping` at once when the worker leaves, or another lane has failed."""
-        deadline = time.monotonic() + seconds
-        while True:
-            self._some_wait.set()
-            left = deadline - time.monotonic()
-            if self._leaving.wait(max(0.0, min(left, KEEP_ALIVE_SECONDS))):
-                raise WorkerStopping
-            if left <= KEEP_ALIVE_SECONDS:
-                return
-
-    def process(self, records: Sequence[Record], process: Callable[[Sequence[Record]], None]) -> None:
-        """Have `process` called with each lane's share of `records`; return when all lanes are done.
-
-        Raises what a lane has raised, after all have ended; no more batches can be processed then.
-        """
-        self._some_wait.clear()
-        # In a copy of the context, what is bound to the log or the trace of the batch holds in each lane too.
-        lanes = [
-            self._threads.submit(copy_context().run, self._process, process, share)
-            for share in split(records, self._lanes_for(len(records)))
-        ]
-        try:
-            if self._busy(lanes, KEEP_ALIVE_SECONDS):
-                self._keep_alive(partial(self._busy, lanes))
-        except WorkerStopping:
-            # The lanes finish what they are at; those that have to wait for another attempt leave it.
-            self._leaving.set()
-        except BaseException:
-            self._leaving.set()
-            futures.wait(lanes)
-            raise
-        _raise_failure(lanes)
-
-    def _busy(self, lanes: Sequence[futures.Future[Any]], seconds: float) -> bool:
-        """Tell whether a lane waits, or all are done: whichever is true first, after `seconds` at least."""
-        while futures.wait(lanes, seconds).not_done:
-            if self._some_wait.is_set():
-                self._some_wait.clear()
-                return True
-        return False
+    def process(self, records: Sequence[Record], members: Membership) -> None:
+        """Return when all lanes are done, where there is no place in a group to keep. Raises what a lane raises."""
+        batch = self.start(records, members)
+        while not batch.done(LOOK_SECONDS):
+            pass
 
     def _lanes_for(self, events: int) -> int:
-        return max(1, min(self._count, events // EVENTS_WORTH_A_LANE))
+        return max(1, min(len(self._lanes), events // EVENTS_WORTH_A_LANE))
 
-    def _process(self, process: Callable[[Sequence[Record]], None], records: Sequence[Record]) -> None:
+
+class _Lane:
+    """One thread. A daemon: Python would wait at its exit for any other, for ever for one that hangs."""
+
+    def __init__(self, number: int, work: Work, leaving: Leaving) -> None:
+        self._work = work
+        self._leaving = leaving
+        self._turns: SimpleQueue[tuple[LaneTurn, Context]] = SimpleQueue()
+        threading.Thread(target=self._run, name=f"lane-{number}", daemon=True).start()
+
+    def take(self, turn: LaneTurn) -> None:
+        # In a copy of the context, what is bound to the log or the trace of the batch holds in each lane too.
+        self._turns.put((turn, copy_context()))
+
+    def _run(self) -> None:
+        while True:
+            turn, context = self._turns.get()
+            context.run(self._process, turn)
+
+    def _process(self, turn: LaneTurn) -> None:
         try:
-            process(records)
-        except BaseException:
-            self._leaving.set()
-            raise
+            self._try(turn)
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for the outcome
+            self._leaving.begin(type(error).__name__)
+            turn.outcome.set_exception(error)
+        else:
+            turn.outcome.set_result(None)
+
+    def _try(self, turn: LaneTurn) -> None:
+        try:
+            self._work.process(turn.records, turn)
         finally:
             connection.close()
-
-
-def until_done(busy: Callable[[float], bool]) -> None:
-    """Serve as `keep_alive` where there is no consumer of a group."""
-    while busy(KEEP_ALIVE_SECONDS):
-        pass
 
 
 def split(records: Iterable[Record], count: int) -> list[list[Record]]:
@@ -112,10 +174,3 @@ def split(records: Iterable[Record], count: int) -> list[list[Record]]:
             share = share_of[record.key] = min(shares, key=len)
         share.append(record)
     return [share for share in shares if share]
-
-
-def _raise_failure(lanes: Iterable[futures.Future[Any]]) -> None:
-    """Wait for all lanes; raise what one of them has raised, rather its own failure than that it had to leave."""
-    failures = [failure for lane in lanes if (failure := lane.exception())]
-    if failures:
-        raise min(failures, key=lambda failure: isinstance(failure, WorkerStopping))

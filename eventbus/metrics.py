@@ -24,6 +24,14 @@ events_redelivered_total = Counter(
     "events_redelivered_total", "Events delivered again after their effect was committed.", ["type"]
 )
 dlq_messages_total = Counter("dlq_messages_total", "Events sent to the dead-letter topic.", ["reason"])
+kafka_records_lost_total = Counter(
+    "kafka_records_lost_total", "Records that Kafka deleted before the group had processed them.", ["topic", "group"]
+)
+kafka_consumer_rewinds_total = Counter(
+    "kafka_consumer_rewinds_total",
+    "Partitions that a worker reads again from an earlier offset than Kafka keeps for the group.",
+    ["topic", "group", "reason"],
+)
 kafka_consumer_lag = Gauge(
     "kafka_consumer_lag",
     "Records of a partition that the group has not committed yet. Each worker says the same of all: take the maximum.",

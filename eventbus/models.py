@@ -66,6 +66,24 @@ class ProcessedEvent(models.Model):
         return f"{self.type} {self.event_id}"
 
 
+class ConsumerOffset(models.Model):
+    """Where a group goes on in a partition; see `eventbus.offsets`. Never past what has its effect in this database."""
+
+    pk = models.CompositePrimaryKey("group", "topic", "partition")
+    group = models.CharField(max_length=255)
+    topic = models.CharField(max_length=249)
+    partition = models.IntegerField()
+    next_offset = models.BigIntegerField()
+    topic_id = models.CharField(max_length=64, blank=True, help_text="another topic of this name has another one")
+    updated_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "consumer_offsets"
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.topic}/{self.partition} {self.next_offset}"
+
+
 class PipelineMinute(models.Model):
     """The events of a type that a worker has processed in a minute, counted in their own transactions."""
 

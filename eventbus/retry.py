@@ -1,13 +1,14 @@
 """The retry policy, in one place: what is tried again, how often and after how long.
 
 - **transient** (PostgreSQL or the network away, deadlock, serialization failure): for as long as it takes;
+- **too much at once** (statement timeout, out of memory, lock table full): `SIZE_ATTEMPTS` times, then less at once;
 - **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
 - **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead letter.
 """
 
 import random
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 from django.db import (
@@ -24,8 +25,10 @@ from eventbus.exceptions import PoisonEvent, PublishFailed, RecordTooLarge
 
 MAX_ATTEMPTS = 3
 BASE_SECONDS = 0.1
+SIZE_ATTEMPTS = 2
 TRANSIENT_CAP_SECONDS = 10.0
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -34,6 +37,10 @@ log = structlog.get_logger(__name__)
 # a lock time-out, a server that became a read-only standby, a transaction that PostgreSQL ended for idling.
 TRANSIENT_SQLSTATES = ("08", "40", "53", "57", "58", "55P03", "25006", "25P0")
 
+
+# Statement timed out or was cancelled, out of memory (which a full lock table is too), a configured limit, transaction
+# timed out: transient, but what is asked for may be the reason, and then it fails for ever.
+SIZE_SQLSTATES = ("57014", "53200", "53400", "25P04")
 
 # Connection, authentication, no such database, shutting down or starting, too many connections.
 UNREACHABLE_SQLSTATES = ("08", "28", "3D", "57P0", "53300")
@@ -61,6 +68,11 @@ def is_transient(error: BaseException) -> bool:
     return bool(sqlstate.startswith(TRANSIENT_SQLSTATES))
 
 
+def is_too_much(error: BaseException) -> bool:
+    """Tell whether it may be asking for so much at once that fails. Always transient too: alone it is never poison."""
+    return is_transient(error) and getattr(error.__cause__, "sqlstate", None) in SIZE_SQLSTATES
+
+
 def is_poison(error: BaseException) -> bool:
     """Tell whether the event itself is at fault, so that trying again is useless."""
     return isinstance(error, PoisonEvent | IntegrityError | DataError)
@@ -80,8 +92,8 @@ def reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def until_possible(act: Callable[[], T], wait: Callable[[float], None]) -> T:
-    """Return what `act` returns, repeating it for as long as it fails for a transient reason.
+def until_possible(wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `act(…)` returns, repeating it for as long as it fails for a transient reason.
 
     Any other exception of `act`, and whatever `wait(seconds)` raises, propagates.
     """
@@ -89,11 +101,31 @@ def until_possible(act: Callable[[], T], wait: Callable[[float], None]) -> T:
     while True:
         try:
             close_old_connections()
-            return act()
+            return act(*args, **kwargs)
         except Exception as error:
             if not is_transient(error):
                 raise
             attempt += 1
-            metrics.event_retry_total.labels("", reason(error)).inc()
-            log.warning("waiting_for_dependency", attempt=attempt, error=str(error))
+            _tell(error, attempt)
         wait(backoff(attempt))
+
+
+def until_too_much(wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Like `until_possible`, but raise what `is_too_much` at its second time in a row: less at once may work."""
+    attempt = too_much = 0
+    while True:
+        try:
+            close_old_connections()
+            return act(*args, **kwargs)
+        except Exception as error:
+            too_much = too_much + 1 if is_too_much(error) else 0
+            if not is_transient(error) or too_much >= SIZE_ATTEMPTS:
+                raise
+            attempt += 1
+            _tell(error, attempt)
+        wait(backoff(attempt))
+
+
+def _tell(error: Exception, attempt: int) -> None:
+    metrics.event_retry_total.labels("", reason(error)).inc()
+    log.warning("waiting_for_dependency", attempt=attempt, error=str(error))

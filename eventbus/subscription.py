@@ -1,10 +1,10 @@
 """What a consumer of events needs to know of those who handle them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import methodcaller
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import Message
 
@@ -76,7 +76,7 @@ class Delivery:
     record: Record
     event: Event
     taken_at: float  # monotonic seconds
-    fact: Any = None  # what the subscription has read in the event
+    fact: Any = None  # what the handlers have read in the event
     attempts: int = 0  # how often it was tried again, alone, after the failure of its batch
     first_failed_at: datetime | None = None
     replays: list[Record] = field(default_factory=list)
@@ -87,24 +87,86 @@ class Delivery:
         return [self.record, *self.replays]
 
 
+class Turn(Protocol):
+    """What code that processes a batch may ask of the loop, at any time and in whichever thread it runs."""
+
+    def stopping(self) -> bool:
+        """Tell whether to stop here. Ask between any two transactions: to ask is also the sign of life of a lane."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait, without losing the place in the group. Raises `WorkerStopping` as soon as it is time to leave."""
+
+    def still_ours(self, record: Record) -> bool:
+        """Tell whether the record's partition has stayed with this consumer since the batch was taken."""
+
+    def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
+        """Return once `record` is durable as a dead letter.
+
+        Raises `PublishFailed` or `DatabaseError` (try again; the offset must not be committed) and `DeadLetterFlood`.
+        """
+
+
+class Work(Protocol):
+    """What a lane does with its share of a batch."""
+
+    def process(self, records: Sequence[Record], turn: Turn) -> None:
+        """Return when each record has had its effect, is a dead letter or no longer ours.
+
+        Raises `WorkerStopping` when told to stop before that, and whatever must end the worker.
+        """
+
+
+class Membership(Protocol):
+    """Whose the records of a batch are: a consumer of a group, or one that reads a topic on its own."""
+
+    def still_ours(self, record: Record) -> bool:
+        """See `Turn`."""
+
+
+class Burial(Protocol):
+    """Where dead letters go."""
+
+    def write(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
+        """See `Turn.bury`."""
+
+
+class Fact(Protocol):
+    """What an event says, in a type of its app."""
+
+    @property
+    def event_id(self) -> int: ...
+
+
+F = TypeVar("F", bound=Fact)
+
+
+class Handlers(Protocol[F]):
+    """What an app gives the loop: how its events are read, cut into transactions and applied. Lanes share it."""
+
+    def to_fact(self, event: Event) -> F:
+        """Return what the event says. Raises `PoisonEvent` for one that can never be applied."""
+
+    def plan(self, facts: Sequence[F]) -> list[list[F]]:
+        """Split facts, in order, into lists that each fit one transaction."""
+
+    def apply(self, facts: Sequence[F], *, careful: bool, resume_after: int | None) -> int | None:
+        """Give the facts their effect within the current transaction; return None when all of it is there.
+
+        Any other answer asks for the same call again in a new transaction with it as `resume_after`. `careful` means
+        that rows of these facts may exist already.
+        """
+
+    def after_commit(self, facts: Sequence[F]) -> None:
+        """Do what has to follow each commit; it is done again when committed events are delivered again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A consumer group on a topic and the functions that handle its events."""
+    """A consumer group on a topic and what handles its events."""
 
     topic: str
     group: str
     lanes: int  # threads that process a batch side by side
     batch_max_events: int
     batch_max_wait: float  # seconds
-    to_fact: Callable[[Event], Any]
-    """Returns what the event says, with its `event_id`; raises `PoisonEvent` for one that can never be applied."""
-    plan: Callable[[Facts], list[list[Any]]]
-    """Splits facts, in order, into lists that each fit one transaction."""
-    apply: Callable[..., Any]
-    """`apply(facts, careful=…, resume_after=…)` runs inside a transaction and returns None when all is done.
-
-    Any other answer asks for the same call again in a new transaction with it as `resume_after`. `careful` means
-    that rows of these facts may exist already.
-    """
-    after_commit: Callable[[Facts], None]
-    """Runs after each commit, and again when committed events are delivered again."""
+    handlers: Handlers[Any]

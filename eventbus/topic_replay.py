@@ -4,17 +4,24 @@ The events take the ordinary path, so those that were processed before change no
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from eventbus import kafka
 from eventbus.dead_letter_writer import DeadLetterWriter
-from eventbus.lanes import Lanes, until_done
+from eventbus.lanes import Lanes
+from eventbus.leaving import Leaving
 from eventbus.processing import Processor
 from eventbus.subscription import Record, Subscription
 
 POLL_SECONDS = 1.0
+
+
+class _WholeTopic:
+    """Who reads without a group loses no partition."""
+
+    def still_ours(self, _record: Record) -> bool:
+        return True
 
 
 def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
@@ -23,27 +30,17 @@ def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
     What cannot be processed becomes a dead letter, stored once for each origin. Commits no offsets: when interrupted,
     start again. Raises `KafkaException`, `DeadLetterFlood`.
     """
-    lanes = Lanes(subscription.lanes, until_done)
-    processor = Processor(
-        subscription,
-        DeadLetterWriter(subscription.group).write,
-        lanes.wait,
-        still_ours=lambda _record: True,
-    )
+    burial = DeadLetterWriter(subscription.group)
+    lanes = Lanes(subscription.lanes, Processor(subscription.handlers), burial, Leaving())
     config = {"group.id": f"{subscription.group}-replay", "enable.partition.eof": True}
     consumer = Consumer(kafka.consumer_config(subscription.group) | config)
     try:
-        return _read_all(consumer, subscription, partial(lanes.process, process=processor.process), track)
+        return _read_all(consumer, subscription, lanes, track)
     finally:
         consumer.close()
 
 
-def _read_all(
-    consumer: Consumer,
-    subscription: Subscription,
-    process: Callable[[list[Record]], None],
-    track: Callable[[int], object],
-) -> int:
+def _read_all(consumer: Consumer, subscription: Subscription, lanes: Lanes, track: Callable[[int], object]) -> int:
     partitions = consumer.list_topics(subscription.topic, timeout=kafka.METADATA_TIMEOUT).topics[subscription.topic]
     if partitions.error is not None:
         raise KafkaException(partitions.error)
@@ -55,7 +52,7 @@ def _read_all(
         messages = consumer.consume(subscription.batch_max_events, POLL_SECONDS)
         unfinished -= {message.partition() for message in messages if _is_end(message)}
         if records := [Record.from_message(message) for message in messages if message.error() is None]:
-            process(records)
+            lanes.process(records, _WholeTopic())
             total += len(records)
             track(len(records))
     return total

@@ -3,7 +3,7 @@
 `eventbus.spans` makes the spans. A request's trace context goes through Kafka either way, see `correlation`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
@@ -13,8 +13,6 @@ from django.core.exceptions import ImproperlyConfigured
 
 from eventbus.envelope import Event
 from eventbus.subscription import Headers, Record
-
-Handle = Callable[[list[Record]], None]
 
 _spans: Any = None  # eventbus.spans, once started
 
@@ -59,14 +57,9 @@ def publishing(event: Event, headers: Headers) -> AbstractContextManager[Headers
     return nullcontext(headers) if _spans is None else _spans.publishing(event, headers)
 
 
-def processing(handle: Handle, group: str) -> Handle:
-    """Return `handle`, or while tracing one that makes a span for each record, in the trace its headers name."""
+def processing(records: Sequence[Record], group: str) -> AbstractContextManager[None]:
+    """Return, as a context manager, a span for each record, in the trace its headers name; only while tracing."""
     if _spans is None:
-        return handle
-    spans = _spans
-
-    def traced(records: Sequence[Record]) -> None:
-        with spans.processing(records, group):
-            handle(list(records))
-
-    return traced
+        return nullcontext()
+    spans: AbstractContextManager[None] = _spans.processing(records, group)
+    return spans

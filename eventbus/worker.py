@@ -4,22 +4,21 @@ import math
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 
 import structlog
 from django.db import DatabaseError, connection
 
 from eventbus import kafka, metrics, metrics_server, node_lease, producer, tracing
-from eventbus.consumer import EventConsumer, Handle
+from eventbus.consumer import EventConsumer
 from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
-from eventbus.exceptions import DeadLetterFlood
+from eventbus.exceptions import DeadLetterFlood, WorkerHangs
 from eventbus.heartbeat import Heart
 from eventbus.lanes import Lanes
+from eventbus.leaving import EXIT_STUCK, Leaving
 from eventbus.models import DeadLetter
 from eventbus.monitor import Monitor
 from eventbus.processing import Processor
@@ -27,7 +26,6 @@ from eventbus.subscription import Subscription
 
 EXIT_SECOND_SIGNAL = 130
 EXIT_FLOOD = 3
-EXIT_STUCK = 4
 LEAVE_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -35,35 +33,48 @@ log = structlog.get_logger(__name__)
 
 def run_subscription(subscription: Subscription, metrics_port: int | None) -> None:
     """Consume `subscription` until SIGTERM or SIGINT, then leave cleanly. Exits with 3 on a flood of dead letters."""
+    leaving = Leaving()
     consumer = EventConsumer(
-        subscription.topic, subscription.group, subscription.batch_max_events, subscription.batch_max_wait
+        subscription.topic,
+        subscription.group,
+        subscription.batch_max_events,
+        subscription.batch_max_wait,
+        leaving,
     )
-    lanes = Lanes(subscription.lanes, consumer.keep_alive)
-    dead_letters = DeadLetterWriter(subscription.group)
-    processor = Processor(subscription, dead_letters.write, lanes.wait, consumer.still_ours)
+    processor = Processor(subscription.handlers)
+    lanes = Lanes(subscription.lanes, processor, DeadLetterWriter(subscription.group), leaving)
     with Heart(consumer, processor.worker_id, processor.slowest).beating():
-        _run(consumer, partial(lanes.process, process=processor.process), metrics_port)
+        _run(consumer, lanes, leaving, metrics_port)
 
 
 def run_dead_letter_store(metrics_port: int | None) -> None:
     """Store dead letters in PostgreSQL until SIGTERM or SIGINT, then leave cleanly."""
     metrics.export_dlq_size(_unresolved_dead_letters)
-    consumer = EventConsumer(kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005)
+    leaving = Leaving()
+    consumer = EventConsumer(
+        kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005, leaving=leaving
+    )
+    # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is never asked for.
+    lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(kafka.DLQ_GROUP), leaving)
     with Heart(consumer).beating():
-        _run(consumer, DeadLetterStore(consumer.wait).process, metrics_port)
+        _run(consumer, lanes, leaving, metrics_port)
 
 
-def _run(consumer: EventConsumer, handle: Handle, metrics_port: int | None) -> None:
+def _run(consumer: EventConsumer, lanes: Lanes, leaving: Leaving, metrics_port: int | None) -> None:
     monitor = Monitor(consumer)
     if metrics_port is not None:
         _serve(metrics_port, monitor)
     tracing.start(f"feed-{consumer.group}")
-    with monitor.watching(), _stop_on_signals(consumer):
+    leaving.watch(LEAVE_SECONDS)
+    with monitor.watching(), _leave_on_signals(leaving):
         try:
-            consumer.run(tracing.processing(handle, consumer.group))
+            consumer.run(lanes)
         except DeadLetterFlood as flood:
             log.critical("worker_stopped", reason=str(flood))
             sys.exit(EXIT_FLOOD)
+        except WorkerHangs as hanging:
+            log.critical("worker_stopped", reason=str(hanging))
+            sys.exit(EXIT_STUCK)
         finally:
             producer.close()
             node_lease.release()
@@ -87,28 +98,22 @@ def _unresolved_dead_letters() -> float:
 
 
 @contextmanager
-def _stop_on_signals(consumer: EventConsumer) -> Iterator[None]:
-    """Stop the consumer on the first SIGTERM or SIGINT, the process on the second or when leaving hangs."""
-    asked = threading.Event()
+def _leave_on_signals(leaving: Leaving) -> Iterator[None]:
+    """Leave on the first SIGTERM or SIGINT; end the process on the second."""
 
-    def stop(signal_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
+    signalled = False
+
+    # It does not log: the signal may have come in the middle of a line, and then another one raises or hangs.
+    def leave(signal_number: int, _frame: FrameType | None) -> None:
+        nonlocal signalled
+        if signalled:
             os._exit(EXIT_SECOND_SIGNAL)
-        asked.set()
-        log.info("stopping", signal=signal.Signals(signal_number).name)
-        _leave_or_die()
-        consumer.stop()
+        signalled = True
+        leaving.begin(signal.Signals(signal_number).name)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _leave_or_die() -> None:
-    """Start the watchdog that ends the process when a clean leave takes too long."""
-    timer = threading.Timer(LEAVE_SECONDS, os._exit, [EXIT_STUCK])
-    timer.daemon = True
-    timer.start()

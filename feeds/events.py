@@ -18,6 +18,15 @@ class FollowFact:
     follower_id: int
     followee_id: int
 
+    @property
+    def key(self) -> int:
+        return self.followee_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact names."""
+        return {self.follower_id, self.followee_id}
+
     @classmethod
     def from_event(cls, event: Event) -> Self:
         """Return the fact in `event`. Raises `InvalidEvent`."""

@@ -1,6 +1,6 @@
-"""From an event to the function that applies it: the subscription of `run_fanout`."""
+"""From an event to the function that applies it: what `run_fanout` does with a batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -8,15 +8,16 @@ from django.conf import settings
 from eventbus import kafka
 from eventbus.envelope import Event
 from eventbus.exceptions import UnknownEventType
-from eventbus.subscription import Facts, Subscription
+from eventbus.subscription import Handlers, Subscription
 from feeds import cache, fanout, follows
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
 from posts.events import PostCreated, PostDeleted
 
 PostFact = PostCreated | PostDeleted
+FeedFact = PostFact | FollowFact
 
-FACTS: dict[tuple[str, int], Callable[[Event], Any]] = {
+FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
@@ -32,62 +33,60 @@ def subscription() -> Subscription:
         lanes=settings.FEED_FANOUT_LANES,
         batch_max_events=settings.FEED_FANOUT_LANES * settings.FEED_BATCH_MAX_EVENTS,
         batch_max_wait=settings.FEED_BATCH_MAX_WAIT_MS / 1000,
-        to_fact=to_fact,
-        plan=plan,
-        apply=apply,
-        after_commit=invalidate,
+        handlers=FeedHandlers(),
     )
 
 
-def to_fact(event: Event) -> Any:
-    """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
-    try:
-        parse = FACTS[event.type, event.version]
-    except KeyError:
-        raise UnknownEventType(f"Nothing here handles {event.type} version {event.version}.") from None
-    return parse(event)
+class FeedHandlers(Handlers[FeedFact]):
+    """Posts and follows, applied to the feeds."""
+
+    def to_fact(self, event: Event) -> FeedFact:
+        """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
+        try:
+            parse = FACTS[event.type, event.version]
+        except KeyError:
+            raise UnknownEventType(f"Nothing here handles {event.type} version {event.version}.") from None
+        return parse(event)
+
+    def plan(self, facts: Sequence[FeedFact]) -> list[list[FeedFact]]:
+        """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about `FEED_BATCH_MAX_ROWS` rows at most.
+
+        A fact that exceeds this on its own stands alone; `apply` then works it off in several transactions.
+        """
+        followers = fanout.follower_counts(fact.key for fact in facts)
+        parts: list[list[FeedFact]] = []
+        rows_left = 0
+        for fact in facts:
+            rows = _rows(fact, followers)
+            if rows > rows_left or len(parts[-1]) >= settings.FEED_BATCH_MAX_EVENTS:
+                parts.append([])
+                rows_left = settings.FEED_BATCH_MAX_ROWS
+            parts[-1].append(fact)
+            rows_left -= rows
+        return parts
+
+    def apply(self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None) -> int | None:
+        """Apply `facts` within the current transaction; see `Handlers.apply`."""
+        first = facts[0]
+        if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
+            return _apply_part(first, resume_after)
+        _ensure_feeds(facts)
+        if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
+            follows.lock_feeds(follow_facts)
+        for step in _steps(facts):
+            _apply_step(step, careful)
+        return None
+
+    def after_commit(self, facts: Sequence[FeedFact]) -> None:
+        """Make the cached first page of every feed that `facts` change void."""
+        authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
+        followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
+        watched, by_every_page = Feed.objects.watched_among(authors)
+        for users in follows.audience(authors - by_every_page, authors | followers):
+            cache.invalidate(users, watched)
 
 
-def plan(facts: Facts) -> list[list[Any]]:
-    """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about `FEED_BATCH_MAX_ROWS` rows at most.
-
-    A fact that exceeds this on its own stands alone; `apply` then works it off in several transactions.
-    """
-    followers = fanout.follower_counts(map(_author, facts))
-    parts: list[list[Any]] = []
-    rows_left = 0
-    for fact in facts:
-        rows = _rows(fact, followers)
-        if rows > rows_left or len(parts[-1]) >= settings.FEED_BATCH_MAX_EVENTS:
-            parts.append([])
-            rows_left = settings.FEED_BATCH_MAX_ROWS
-        parts[-1].append(fact)
-        rows_left -= rows
-    return parts
-
-
-def apply(facts: Facts, *, careful: bool, resume_after: int | None) -> int | None:
-    """Apply `facts` within the current transaction; see `Subscription.apply`."""
-    if len(facts) == 1 and _is_oversized(facts[0]):
-        return _apply_part(facts[0], resume_after)
-    _ensure_feeds(facts)
-    if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
-        follows.lock_feeds(follow_facts)
-    for step in _steps(facts):
-        _apply_step(step, careful)
-    return None
-
-
-def invalidate(facts: Facts) -> None:
-    """Make the cached first page of every feed that `facts` change void."""
-    authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
-    followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-    watched, by_every_page = Feed.objects.watched_among(authors)
-    for users in follows.audience(authors - by_every_page, authors | followers):
-        cache.invalidate(users, watched)
-
-
-def _apply_step(facts: Facts, careful: bool) -> None:
+def _apply_step(facts: Sequence[Any], careful: bool) -> None:
     match facts[0]:
         case PostCreated():
             fanout.deliver(facts, careful=careful)
@@ -107,15 +106,15 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
     return fanout.withdraw_part(fact, resume_after)
 
 
-def _is_oversized(fact: Any) -> bool:
-    """Tell whether the feeds a post is in do not fit one transaction; a follow is bounded by its cap."""
+def _is_oversized(fact: PostFact) -> bool:
+    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by its cap."""
     limit: int = settings.FEED_BATCH_MAX_ROWS
-    return isinstance(fact, PostFact) and _rows(fact, fanout.follower_counts([fact.author_id])) > limit
+    return _rows(fact, fanout.follower_counts([fact.key])) > limit
 
 
-def _rows(fact: Any, followers: dict[int, int]) -> int:
+def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
     """Return how many feed rows `fact` may change."""
-    count = followers.get(_author(fact), 0)
+    count = followers.get(fact.key, 0)
     if isinstance(fact, PostCreated) and count >= fanout.pulled_from():
         return 1
     if isinstance(fact, PostFact):
@@ -124,32 +123,24 @@ def _rows(fact: Any, followers: dict[int, int]) -> int:
     return cap
 
 
-def _steps(facts: Facts) -> Iterator[Facts]:
+def _steps(facts: Sequence[FeedFact]) -> Iterator[list[FeedFact]]:
     """Group facts of one kind that may be applied at once, keeping the order of each author's own facts.
 
     Facts about different authors touch different rows, so only the turns of one author matter: the n-th run of
     equal kinds of every author goes into round n.
     """
-    rounds: dict[tuple[int, type], list[Any]] = {}
+    rounds: dict[tuple[int, type], list[FeedFact]] = {}
     turns: dict[int, tuple[int, type | None]] = {}
     for fact in facts:
-        author = _author(fact)
-        turn, kind = turns.get(author, (0, None))
+        turn, kind = turns.get(fact.key, (0, None))
         if kind is not type(fact):
             turn += 1
-            turns[author] = (turn, type(fact))
+            turns[fact.key] = (turn, type(fact))
         rounds.setdefault((turn, type(fact)), []).append(fact)
     for key in sorted(rounds, key=lambda key: key[0]):
         yield rounds[key]
 
 
-def _author(fact: Any) -> int:
-    author_id: int = fact.author_id if isinstance(fact, PostFact) else fact.followee_id
-    return author_id
-
-
-def _ensure_feeds(facts: Facts) -> None:
+def _ensure_feeds(facts: Sequence[FeedFact]) -> None:
     """Give everyone concerned a row in `feeds`."""
-    users = {_author(fact) for fact in facts}
-    users |= {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-    Feed.objects.ensure(users)
+    Feed.objects.ensure(set().union(*(fact.users for fact in facts)))

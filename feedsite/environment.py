@@ -22,6 +22,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 POSITIVE = validate.Range(min=1)
 DAYS = validate.Range(1, 36_500)
 LANES = validate.Range(1, 32)
+MAX_EVENTS_IN_HAND = 5_000
 # Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
 MAX_CACHE_TTL = 43_200
 REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
@@ -216,6 +217,12 @@ def _most_lanes(pool_max: int) -> int:
 def _check_lanes(values: dict[str, Any]) -> None:
     if values["FEED_FANOUT_LANES"] > _most_lanes(values["DATABASE_POOL_MAX"]):
         _refuse("FEED_FANOUT_LANES must be below DATABASE_POOL_MAX by 2, or its lanes wait for each other.")
+    # Each event of a batch may lock a key. PostgreSQL has room for 64 locks times 100 connections, unless told other.
+    if values["FEED_FANOUT_LANES"] * values["FEED_BATCH_MAX_EVENTS"] > MAX_EVENTS_IN_HAND:
+        _refuse(
+            f"FEED_FANOUT_LANES times FEED_BATCH_MAX_EVENTS must not exceed {MAX_EVENTS_IN_HAND:,}, "
+            "or one batch fills PostgreSQL's lock table."
+        )
 
 
 def _check_kafka_security(values: dict[str, Any]) -> None:

@@ -28,6 +28,15 @@ class PostCreated:
     content: str
     created_at: datetime
 
+    @property
+    def key(self) -> int:
+        return self.author_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact names."""
+        return {self.author_id}
+
     @classmethod
     def from_event(cls, event: Event) -> "PostCreated":
         """Return the fact in `event`. Raises `InvalidEvent`."""
@@ -61,6 +70,15 @@ class PostDeleted:
     event_id: int
     post_id: int
     author_id: int
+
+    @property
+    def key(self) -> int:
+        return self.author_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact names."""
+        return {self.author_id}
 
     @property
     def post_created_at(self) -> datetime:

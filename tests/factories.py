@@ -61,7 +61,7 @@ class UserUnfollowedFactory(factory.Factory):
 @transaction.atomic
 def apply(*facts: Any, careful: bool = False) -> None:
     """Apply facts as one batch, as a worker's transaction does."""
-    handlers.apply(facts, careful=careful, resume_after=None)
+    handlers.FeedHandlers().apply(facts, careful=careful, resume_after=None)
 
 
 def follow_all(followers: Sequence[int], followee: int) -> None:

@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("eventbus", "0003_pipeline"),
+        ("eventbus", "0004_consumer_offsets"),
     ]
 
     operations = [

@@ -24,7 +24,10 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from eventbus import kafka, producer
 from eventbus.consumer import EventConsumer
+from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.heartbeat import Heart
+from eventbus.lanes import Lanes
+from eventbus.leaving import Leaving
 from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
 from eventbus.processing import Processor
 from feeds import handlers, views
@@ -78,17 +81,18 @@ def a_worker(topic: str) -> Iterator[None]:
 
     def run() -> None:
         with Heart(consumer, processor.worker_id, processor.slowest).beating():
-            consumer.run(processor.process)
+            consumer.run(Lanes(1, processor, DeadLetterWriter(kafka.FANOUT_GROUP), leaving))
         connection.close()
 
-    consumer = EventConsumer(topic, kafka.FANOUT_GROUP, batch_max_events=100, batch_max_wait=0.01)
-    processor = Processor(handlers.subscription(), lambda *_: None, consumer.wait, consumer.still_ours)
+    leaving = Leaving()
+    consumer = EventConsumer(topic, kafka.FANOUT_GROUP, 100, 0.01, leaving)
+    processor = Processor(handlers.FeedHandlers())
     thread = threading.Thread(target=run)
     thread.start()
     try:
         yield
     finally:
-        consumer.stop()
+        leaving.begin("the end of the test")
         thread.join()
 
 

@@ -16,25 +16,25 @@ from pytest_django import Settings
 from eventbus import heartbeat, kafka, producer
 from eventbus.consumer import EventConsumer
 from eventbus.heartbeat import Heart
+from eventbus.leaving import Leaving
 from eventbus.models import PipelineMinute, WorkerHeartbeat
 from eventbus.processing import Processor
 from feeds import handlers
 from tests.admin.pages import PIPELINE, context_of, operator, rows_of, text_of
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import a_record
+from tests.eventbus.turns import FreeTurn
 from tests.factories import PostCreatedFactory, UserFollowedFactory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def a_processor() -> Processor:
-    return Processor(
-        handlers.subscription(), lambda *_: None, wait=lambda _seconds: None, still_ours=lambda _record: True
-    )
+    return Processor(handlers.FeedHandlers())
 
 
 def process(processor: Processor, *facts: Any) -> None:
-    processor.process([a_record(fact.to_event(), offset) for offset, fact in enumerate(facts)])
+    processor.process([a_record(fact.to_event(), offset) for offset, fact in enumerate(facts)], FreeTurn())
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def heart(feed_events: str) -> Iterator[Heart]:
     """The heart of a worker that has processed three posts in one batch and has no partitions."""
     processor = a_processor()
     process(processor, *(PostCreatedFactory() for _ in range(3)))
-    consumer = EventConsumer(feed_events, kafka.FANOUT_GROUP, batch_max_events=10, batch_max_wait=0.1)
+    consumer = EventConsumer(feed_events, kafka.FANOUT_GROUP, 10, 0.1, Leaving())
     yield Heart(consumer, processor.worker_id, processor.slowest)
     consumer._consumer.close()
 

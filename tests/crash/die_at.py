@@ -26,6 +26,7 @@ POINTS = {
     "after the database commit": ("eventbus.processing", "Processor._transaction", "after"),
     "before cache invalidation": ("feeds.cache", "invalidate", "before"),
     "after cache invalidation": ("feeds.cache", "invalidate", "after"),
+    "before PostgreSQL keeps the offset": ("eventbus.offsets", "advance", "before"),
     "before the offset commit": ("eventbus.consumer", "EventConsumer._commit_offsets", "before"),
     "after the offset commit": ("eventbus.consumer", "EventConsumer._commit_offsets", "after"),
     "during assignment": ("eventbus.consumer", "EventConsumer._on_assign", "after"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import pytest
 from django.db import connection, connections
 
 from eventbus import producer
@@ -17,6 +18,10 @@ from feedsite.embedded.processes import Server, end
 from feedsite.embedded.valkey import VALKEY
 
 Act = Callable[[], None]
+
+needs_embedded_postgres = pytest.mark.skipif(
+    bool(os.environ.get(POSTGRES.variable)), reason="stops the embedded PostgreSQL, and an external one is in use"
+)
 
 
 class Stoppable(Protocol):

@@ -47,6 +47,7 @@ def wait_for_death(process: Process) -> None:
         "after the database commit",
         "before cache invalidation",
         "after cache invalidation",
+        "before PostgreSQL keeps the offset",
         "before the offset commit",
         "after the offset commit",
         "during assignment",

@@ -3,24 +3,19 @@
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from eventbus.models import ProcessedEvent
-from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.valkey import VALKEY
 from tests.crash import outages
 from tests.crash.die_at import POINTS
 from tests.crash.load import Load
 from tests.crash.network import Network
-from tests.e2e.system import Process, settled, wait_until
+from tests.e2e.system import Process, is_ready, settled, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
-needs_embedded_postgres = pytest.mark.skipif(
-    bool(os.environ.get(POSTGRES.variable)), reason="stops the embedded PostgreSQL, and an external one is in use"
-)
 needs_embedded_valkey = pytest.mark.skipif(
     bool(os.environ.get(VALKEY.variable)), reason="stops the embedded Valkey, and an external one is in use"
 )
@@ -29,7 +24,7 @@ AWAY, AFTER = 3.0, 2.0  # seconds of load
 MAX_POLL_INTERVAL_MS = 6_000
 
 
-@needs_embedded_postgres
+@outages.needs_embedded_postgres
 @pytest.mark.parametrize("end", [outages.postgres.stop, outages.postgres.kill], ids=["restarted", "killed"])
 def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network) -> None:
     workers = [network.system.worker(), network.system.worker()]
@@ -44,17 +39,16 @@ def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network)
     assert all(worker.running() for worker in workers)
 
 
-@needs_embedded_postgres
+@outages.needs_embedded_postgres
 def test_an_api_that_starts_without_postgresql_takes_writes_once_that_is_back(network: Network) -> None:
-    network.system.worker()
-    [first, _worker] = network.system.processes
+    system = network.system
+    system.worker()
+    [first, _worker] = system.processes
     assert first.stop() == 0
     outages.postgres.stop()
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(network.system.api)
-        wait_until(lambda: "no_snowflake_node_yet" in network.system.processes[-1].log.read_text())
-        outages.postgres.start()
-        starting.result()
+    system.api(wait_for="healthz")
+    outages.postgres.start()
+    wait_until(lambda: is_ready(system.url))
     network.post()
     network.prove()
 

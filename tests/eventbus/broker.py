@@ -6,7 +6,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from eventbus import kafka
+from eventbus import kafka, producer
 from eventbus.subscription import Record
 from tests.eventbus.events import eventually
 
@@ -24,6 +24,23 @@ def create_topic(partitions: int = 1, max_message_bytes: int = 1_048_588, name: 
     config = {"max.message.bytes": str(max_message_bytes)}
     admin.create_topics([NewTopic(topic, partitions, 1, config=config)])[topic].result(TIMEOUT)
     return topic
+
+
+def recreate_topic(topic: str, partitions: int = 1) -> None:
+    """Delete the topic and make one of its name, empty."""
+    admin = AdminClient(kafka.client_config())
+    admin.delete_topics([topic])[topic].result(TIMEOUT)
+    eventually(lambda: topic not in admin.list_topics(timeout=TIMEOUT).topics)
+    create_topic(partitions, name=topic)
+    # The client library crashes when a topic that a producer knows is another one (librdkafka 2.16).
+    producer.close()
+
+
+def delete_records(topic: str, before: int) -> None:
+    """Have the broker delete the records of partition 0 below that offset, as retention does."""
+    admin = AdminClient(kafka.client_config())
+    partition = TopicPartition(topic, 0, before)
+    admin.delete_records([partition])[partition].result(TIMEOUT)
 
 
 def partitions_of(topic: str) -> int:

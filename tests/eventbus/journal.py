@@ -1,4 +1,4 @@
-"""A small subscription to process events with: its effect is a row an event, and it fails on command.
+"""Small handlers to process events with: its effect is a row an event, and it fails on command.
 
 The payload of an event is its command: `fails` names a function below, and `times` how often it is to fail.
 """
@@ -12,7 +12,6 @@ from django.db import connection
 from eventbus.envelope import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.models import ProcessedEvent
-from eventbus.subscription import Subscription
 
 ALWAYS = 1_000_000
 
@@ -35,6 +34,16 @@ def outage() -> None:
     execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
+def statement_timeout() -> None:
+    execute("SET LOCAL statement_timeout = 1")
+    execute("SELECT pg_sleep(10)")
+
+
+def raises(sqlstate: str) -> None:
+    """Have PostgreSQL answer with this error."""
+    execute(f"DO $$ BEGIN RAISE EXCEPTION 'as told' USING ERRCODE = '{sqlstate}'; END $$")
+
+
 def crash() -> None:
     raise SystemExit
 
@@ -53,25 +62,14 @@ class Journal:
         self.parts_of_one = parts_of_one
         self.calls: list[list[int]] = []  # events of each call of `apply`
         self.careful_calls = 0
+        self.most = ALWAYS  # events that fit one transaction
+        self.too_much: Callable[[], None] = statement_timeout
         self.on_apply: Callable[[list[int]], None] = lambda _events: None
         self.followed_up: list[list[int]] = []  # events of each call of `after_commit`
         self.follow_up_failures: list[BaseException] = []
         self._failed: Counter[int] = Counter()
         execute("DROP TABLE IF EXISTS journal")
         execute("CREATE TABLE journal (n bigserial, event_id bigint, part int, xid xid8 DEFAULT pg_current_xact_id())")
-
-    def subscription(self, topic: str = "notes") -> Subscription:
-        return Subscription(
-            topic=topic,
-            group=f"{topic}-takers",
-            lanes=1,
-            batch_max_events=500,
-            batch_max_wait=0.005,
-            to_fact=self.to_fact,
-            plan=self.plan,
-            apply=self.apply,
-            after_commit=self.after_commit,
-        )
 
     def to_fact(self, event: Event) -> Event:
         if event.payload.get("fails") == "to_fact":
@@ -90,6 +88,8 @@ class Journal:
         self.calls.append([event.event_id for event in events])
         self.careful_calls += careful
         self.on_apply(self.calls[-1])
+        if len(events) > self.most:
+            self.too_much()
         part = 1 if resume_after is None else resume_after + 1
         for event in events:
             execute("INSERT INTO journal (event_id, part) VALUES (%s, %s)", event.event_id, part)

@@ -1,11 +1,12 @@
 """Storing dead letters: each once, whole, grouped by cause."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
 from eventbus import dead_letter_store, dead_letters, payloads
@@ -14,6 +15,8 @@ from eventbus.exceptions import UndecodableEvent
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.subscription import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
+from tests.eventbus.journal import raises
+from tests.eventbus.turns import FreeTurn
 
 pytestmark = pytest.mark.django_db
 
@@ -188,3 +191,21 @@ def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
     group = DeadLetterGroup.objects.get()
     assert group.failures == 2
     assert "robot" not in group.message
+
+
+@pytest.mark.django_db(transaction=True)
+def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    whole = dead_letter_store.store
+
+    def store_a_few(records: Sequence[Record]) -> None:
+        sizes.append(len(records))
+        if len(records) > 2:
+            with transaction.atomic():
+                raises("53200")
+        whole(records)
+
+    monkeypatch.setattr(dead_letter_store, "store", store_a_few)
+    dead_letter_store.DeadLetterStore().process([a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn())
+    assert DeadLetter.objects.count() == 4
+    assert sizes == [4, 4, 2, 2]

@@ -1,10 +1,9 @@
 """The lanes of a worker: a batch is processed side by side, each key in order, and it is done when all of it is."""
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Barrier, Event
 from typing import Any
 
@@ -15,14 +14,41 @@ from structlog.contextvars import bind_contextvars, clear_contextvars, get_conte
 
 from eventbus import lanes
 from eventbus.exceptions import DeadLetterFlood, WorkerStopping
-from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes, split, until_done
+from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes, split
+from eventbus.leaving import Leaving
 from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Record
-from tests.eventbus.events import a_record, an_event
+from eventbus.subscription import Record, Turn
+from tests.eventbus.events import a_record, an_event, eventually
 from tests.eventbus.journal import Journal, execute, processed
+from tests.eventbus.turns import FreeTurn
 
 TIMEOUT = 20.0
-Busy = Callable[[float], bool]
+
+
+@dataclass
+class Work:
+    """What the lanes do, as a function."""
+
+    process: Callable[[Sequence[Record], Turn], None]
+
+
+def lanes_for(
+    process: Callable[[Sequence[Record], Turn], None], count: int = 2, leaving: Leaving | None = None
+) -> Lanes:
+    return Lanes(count, Work(process), Grave(), leaving or Leaving())
+
+
+class Grave:
+    """Takes any dead letter."""
+
+    def __init__(self) -> None:
+        self.buried: list[int] = []
+
+    def write(self, _record: Record, _error: BaseException, delivery: Any) -> None:
+        self.buried.append(delivery.event.event_id)
+
+
+OURS = FreeTurn()  # to whom each record belongs
 
 
 def records_of(keys: Sequence[int]) -> list[Record]:
@@ -36,8 +62,9 @@ def batch_for(count: int) -> list[Record]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the consumer looked after often."""
-    monkeypatch.setattr(lanes, "KEEP_ALIVE_SECONDS", 0.01)
+    """Have a lane that waits look often whether it is to leave, and not wait long for one that hangs."""
+    monkeypatch.setattr(lanes, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 1.0)
 
 
 # Splitting a batch ---------------------------------------------------------------------------------------------
@@ -79,157 +106,181 @@ def test_records_without_a_key_are_in_one_lane() -> None:
 def test_the_lanes_of_a_batch_work_at_the_same_time() -> None:
     together = Barrier(3)
 
-    def process(_records: Sequence[Record]) -> None:
+    def process(_records: Sequence[Record], _turn: Turn) -> None:
         together.wait(TIMEOUT)
 
-    Lanes(3, until_done).process(batch_for(3), process)
+    lanes_for(process, count=3).process(batch_for(3), OURS)
 
 
 def test_a_small_batch_is_not_split() -> None:
     shares: list[Sequence[Record]] = []
+
+    def process(records: Sequence[Record], _turn: Turn) -> None:
+        shares.append(records)
+
     batch = batch_for(1)
-    Lanes(4, until_done).process(batch, shares.append)
+    lanes_for(process, count=4).process(batch, OURS)
     assert shares == [batch]
 
 
 def test_a_batch_is_done_when_its_slowest_lane_is() -> None:
     done: list[bytes | None] = []
 
-    def process(records: Sequence[Record]) -> None:
-        if records[0].offset == 0:
+    def process(records: Sequence[Record], _turn: Turn) -> None:
+        if is_first(records):
             time.sleep(0.2)
         done.extend(record.key for record in records)
 
-    Lanes(2, until_done).process(batch_for(2), process)
+    lanes_for(process).process(batch_for(2), OURS)
     assert sorted(done, key=str) == sorted((record.key for record in batch_for(2)), key=str)
 
 
 def test_what_the_log_names_holds_in_each_lane_and_not_after_it() -> None:
     seen: list[dict[str, object]] = []
 
-    def process(_records: Sequence[Record]) -> None:
+    def process(_records: Sequence[Record], _turn: Turn) -> None:
         seen.append(dict(get_contextvars()))
         bind_contextvars(event_id="of one lane")
 
     clear_contextvars()
     bind_contextvars(batch="all")
-    two = Lanes(2, until_done)
-    two.process(batch_for(2), process)
-    two.process(batch_for(2), process)
+    two = lanes_for(process)
+    two.process(batch_for(2), OURS)
+    two.process(batch_for(2), OURS)
     assert seen == [{"batch": "all"}] * 4
     clear_contextvars()
 
 
-# Keeping the consumer alive, and leaving -----------------------------------------------------------------------
+# Signs of life -------------------------------------------------------------------------------------------------
 
 
-def test_the_consumer_is_kept_alive_for_as_long_as_a_lane_waits() -> None:
-    polls = 0
-
-    def keep_alive(busy: Busy) -> None:
-        nonlocal polls
-        while busy(0.01):
-            polls += 1
-
-    two = Lanes(2, keep_alive)
-
-    def process(records: Sequence[Record]) -> None:
-        if records[0].offset == 0:
-            for _ in range(3):
-                two.wait(0.1)
-
-    two.process(batch_for(2), process)
-    assert polls > 5
+def is_first(records: Sequence[Record]) -> bool:
+    """Tell whether this is the share of the first lane."""
+    return records[0].offset == 0
 
 
-def test_the_consumer_of_a_lane_that_hangs_is_left_to_its_fate() -> None:
-    """Polled on, it would keep its partitions from others for ever."""
-    asked, answered, hanging = Event(), Event(), Event()
+def test_each_lane_has_its_own_sign_of_life() -> None:
+    """One lane hangs in a transaction; that another one waits, or asks, does not hide it."""
+    hanging = Event()
 
-    def keep_alive(busy: Busy) -> None:
-        asked.set()
-        busy(0.01)
-        answered.set()
-
-    two = Lanes(2, keep_alive)
-
-    def process(records: Sequence[Record]) -> None:
-        two.wait(0)
-        if records[0].offset == 0:
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        if is_first(records):
             hanging.wait(TIMEOUT)
+        else:
+            turn.wait(0.5)
 
-    with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(two.process, batch_for(2), process)
-        assert asked.wait(TIMEOUT)
-        assert not answered.wait(0.3)
-        hanging.set()
-        done.result(TIMEOUT)
-    assert answered.is_set()
+    batch = lanes_for(process).start(batch_for(2), OURS)
+    eventually(batch.some_wait)
+    started = time.monotonic()
+    assert not batch.done(0.1)
+    assert not batch.all_asked_since(started)
+    hanging.set()
+    eventually(lambda: batch.all_asked_since(started))
+    eventually(lambda: batch.done(0.1))
 
 
-def stop(_busy: Busy) -> None:
-    raise WorkerStopping
+def test_a_lane_that_is_done_owes_no_sign_of_life() -> None:
+    at_work = Event()
+
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        while not is_first(records) and not at_work.is_set():
+            turn.stopping()
+            time.sleep(0.01)
+
+    batch = lanes_for(process).start(batch_for(2), OURS)
+    assert not batch.done(0.2)
+    now = time.monotonic()
+    eventually(lambda: batch.all_asked_since(now))
+    assert not batch.some_wait()
+    at_work.set()
+    eventually(lambda: batch.done(0.1))
 
 
-def test_a_worker_told_to_stop_lets_its_lanes_finish_what_they_are_at() -> None:
-    done: list[int] = []
+# Leaving -------------------------------------------------------------------------------------------------------
 
-    def process(records: Sequence[Record]) -> None:
-        two.wait(0)
-        time.sleep(0.2)
-        done.append(len(records))
 
-    two = Lanes(2, stop)
-    two.process(batch_for(2), process)
-    assert sum(done) == len(batch_for(2))
+def test_a_worker_told_to_stop_lets_a_lane_finish_the_transaction_it_is_at_and_no_more() -> None:
+    leaving, transactions = Leaving(), [0, 0]
+
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        while not turn.stopping():
+            leaving.begin("SIGTERM")
+            time.sleep(0.2)
+            transactions[records[0].offset > 0] += 1
+        raise WorkerStopping
+
+    with pytest.raises(WorkerStopping):
+        lanes_for(process, leaving=leaving).process(batch_for(2), OURS)
+    assert max(transactions) == 1
+
+
+def test_a_lane_that_has_stopped_does_not_have_the_others_looked_at_without_a_pause() -> None:
+    """Looks are counted: many of them with no sign of life say that a lane hangs."""
+    leaving, looks = Leaving(), []
+
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        if is_first(records):
+            turn.wait(3_600)
+        time.sleep(0.5)
+
+    batch = lanes_for(process, leaving=leaving).start(batch_for(2), OURS)
+    leaving.begin("SIGTERM")
+
+    def look() -> None:
+        while not batch.done(0.1):
+            looks.append(time.monotonic())
+
+    with pytest.raises(WorkerStopping):
+        look()
+    assert len(looks) < 50
 
 
 def test_a_lane_that_waits_when_the_worker_is_told_to_stop_leaves_the_batch_undone() -> None:
-    two = Lanes(2, stop)
+    leaving = Leaving()
     finished: list[int] = []
 
-    def process(records: Sequence[Record]) -> None:
-        if records[0].offset == 0:
-            two.wait(3_600)
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        if is_first(records):
+            turn.wait(3_600)
+        time.sleep(0.1)
+        leaving.begin("SIGTERM")
+        time.sleep(0.2)
         finished.append(len(records))
 
     with pytest.raises(WorkerStopping):
-        two.process(batch_for(2), process)
+        lanes_for(process, leaving=leaving).process(batch_for(2), OURS)
     assert finished == [EVENTS_WORTH_A_LANE]
 
 
 def test_the_failure_of_one_lane_ends_the_waits_of_the_others_and_is_what_the_worker_hears_of() -> None:
-    two = Lanes(2, until_done)
     waiting = Event()
 
-    def process(records: Sequence[Record]) -> None:
-        if records[0].offset == 0:
+    def process(records: Sequence[Record], turn: Turn) -> None:
+        if is_first(records):
             waiting.set()
-            two.wait(3_600)
+            turn.wait(3_600)
         assert waiting.wait(TIMEOUT)
         raise DeadLetterFlood("too many")
 
+    leaving = Leaving()
     with pytest.raises(DeadLetterFlood):
-        two.process(batch_for(2), process)
+        lanes_for(process, leaving=leaving).process(batch_for(2), OURS)
+    assert leaving.reason == "DeadLetterFlood"
 
 
-def test_a_consumer_that_fails_is_heard_of_when_no_lane_is_at_work_any_more() -> None:
-    at_work = threading.Semaphore(0)
+def test_the_failure_of_one_lane_is_heard_of_although_another_hangs() -> None:
+    hanging = Event()
 
-    def fail(_busy: Busy) -> None:
-        raise RuntimeError("the client is done for")
+    def process(records: Sequence[Record], _turn: Turn) -> None:
+        if is_first(records):
+            hanging.wait(TIMEOUT)
+        raise DeadLetterFlood("too many")
 
-    two = Lanes(2, fail)
-
-    def process(_records: Sequence[Record]) -> None:
-        two.wait(0)
-        time.sleep(0.2)
-        at_work.release()
-
-    with pytest.raises(RuntimeError, match="the client is done for"):
-        two.process(batch_for(2), process)
-    assert at_work.acquire(blocking=False)
-    assert at_work.acquire(blocking=False)
+    try:
+        with pytest.raises(DeadLetterFlood):
+            lanes_for(process).process(batch_for(2), OURS)
+    finally:
+        hanging.set()
 
 
 # With PostgreSQL -----------------------------------------------------------------------------------------------
@@ -243,23 +294,18 @@ def journal(transactional_db: None) -> Iterator[Journal]:
 
 def test_a_batch_in_lanes_has_the_effect_of_one_after_the_other(journal: Journal) -> None:
     """Of 200 events of 20 keys one can never be applied, one breaks its lane's connection, one fails at first."""
-    two, buried = Lanes(2, until_done), []
-
-    def bury(_record: Record, _error: BaseException, delivery: Delivery | None) -> None:
-        assert delivery
-        buried.append(delivery.event.event_id)
-
     commands: dict[int, dict[str, Any]] = {
         50: {"fails": "constraint"},
         51: {"fails": "outage", "times": 1},
         120: {"fails": "bug", "times": 1},
     }
     events = [an_event(number, key=number % 20 + 1, **commands.get(number, {})) for number in range(1, 201)]
-    processor = Processor(journal.subscription(), bury, two.wait, still_ours=lambda _record: True)
+    grave = Grave()
+    two = Lanes(2, Processor(journal), grave, Leaving())
     for _ in range(2):  # the second time redelivered
-        two.process([a_record(event) for event in events], processor.process)
+        two.process([a_record(event) for event in events], OURS)
     expected = {event.event_id for event in events} - {50}
-    assert (buried, processed()) == ([50, 50], expected)
+    assert (grave.buried, processed()) == ([50, 50], expected)
     rows = journal.rows()
     assert (len(rows), set(rows)) == (len(expected), expected)
     for key in range(20):

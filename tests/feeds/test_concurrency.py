@@ -17,8 +17,8 @@ from django.db import OperationalError, connection, transaction
 from pytest_django import Settings
 
 from eventbus import locks, retry
-from eventbus.subscription import Facts
-from feeds import cache, handlers, housekeeping, partitions, verification
+from feeds import cache, housekeeping, partitions, verification
+from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Housekeeping
 from feeds.rebuild import rebuild
 from tests.feeds.model import Step, expected_feed, feed, history
@@ -93,6 +93,18 @@ class Calendar:
             cache.invalidate([user])  # its page is long gone by then
 
 
+class SlowToCommit(FeedHandlers):
+    """Handlers that leave others time between their statements and the commit."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+
+    def apply(self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None) -> int | None:
+        more = super().apply(facts, careful=careful, resume_after=resume_after)
+        time.sleep(self._chance.uniform(0, SLOWEST_COMMIT_SECONDS))
+        return more
+
+
 class Run:
     """One run of all threads against the same tables."""
 
@@ -108,12 +120,7 @@ class Run:
         self._stopped = threading.Event()
 
     def work(self, chance: random.Random) -> None:
-        def apply(facts: Facts, *, careful: bool, resume_after: int | None) -> int | None:
-            more = handlers.apply(facts, careful=careful, resume_after=resume_after)
-            time.sleep(chance.uniform(0, SLOWEST_COMMIT_SECONDS))
-            return more
-
-        worker = Worker(apply=apply)
+        worker = Worker(SlowToCommit(chance))
         self.workers.append(worker)
         while time.monotonic() < self._deadline and (batch := self.log.take(chance.choice([1, 2, 5, 20]), chance)):
             worker.process(*batch)

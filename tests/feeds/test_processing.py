@@ -227,16 +227,16 @@ def rows_of(post: PostCreated) -> int:
     return FeedEntry.objects.filter(post_id=post.post_id).count()
 
 
-def stop_at(worker: Worker, wait: int) -> None:
-    """Have the worker told to stop where it looks for the n-th time."""
-    worker.waits = 0
-    worker.stops = lambda: worker.waits == wait
+def stop_after(worker: Worker, transactions: int) -> None:
+    """Have the worker told to stop when it has made so many transactions."""
+    worker.asked = 0
+    worker.stops = lambda: worker.asked > transactions
 
 
-def test_between_two_parts_of_a_post_the_worker_stays_in_its_group(celebrity: PostCreated) -> None:
+def test_before_each_part_of_a_post_the_worker_asks_whether_to_stop(celebrity: PostCreated) -> None:
     worker = Worker()
     worker.process(celebrity)
-    assert worker.waits == 4
+    assert worker.asked == 5
     assert rows_of(celebrity) == len(FOLLOWERS) + 1
 
 
@@ -245,7 +245,7 @@ def test_a_post_that_a_stopped_worker_left_half_delivered_is_delivered_by_the_ne
     celebrity: PostCreated, parts: int
 ) -> None:
     leaving, next_one = Worker(), Worker()
-    stop_at(leaving, parts)
+    stop_after(leaving, parts)
     neighbour = PostCreatedFactory(author_id=2)
     with pytest.raises(WorkerStopping):
         leaving.process(celebrity, neighbour)
@@ -262,7 +262,7 @@ def test_a_deletion_that_was_left_half_done_is_done_by_the_next(celebrity: PostC
     Worker().process(celebrity)
     deletion = PostDeletedFactory(author_id=1, post_id=celebrity.post_id)
     leaving = Worker()
-    stop_at(leaving, 2)
+    stop_after(leaving, 2)
     with pytest.raises(WorkerStopping):
         leaving.process(deletion)
     assert rows_of(celebrity) == len(FOLLOWERS) - 2 * PART
@@ -277,7 +277,7 @@ def test_who_follows_or_leaves_between_two_parts_of_a_post_gets_it_or_not(celebr
     worker = Worker()
 
     def change_the_audience() -> bool:
-        if worker.waits == 2:
+        if worker.asked == 3:
             Worker().process(
                 UserFollowedFactory(follower_id=newcomer, followee_id=1),
                 UserUnfollowedFactory(follower_id=early, followee_id=1),
@@ -296,7 +296,7 @@ def test_a_post_deleted_between_two_of_its_parts_is_in_nobodys_feed(celebrity: P
     worker = Worker()
 
     def delete() -> bool:
-        if worker.waits == 2:
+        if worker.asked == 3:
             Worker().process(PostDeletedFactory(author_id=1, post_id=celebrity.post_id))
         return False
 
@@ -313,7 +313,7 @@ def test_an_author_who_shrank_between_two_parts_is_finished_all_the_same(
     worker = Worker()
 
     def shrink() -> bool:
-        if worker.waits == 1:
+        if worker.asked == 2:
             Worker().process(*[UserUnfollowedFactory(follower_id=user, followee_id=1) for user in FOLLOWERS[100:]])
         return False
 
@@ -337,6 +337,6 @@ def test_a_post_among_many_of_large_authors_is_never_part_of_an_oversized_transa
     small = [PostCreatedFactory(author_id=author) for author in range(4, 9)]
     worker = Worker()
     worker.process(*small[:2], celebrity, *small[2:])
-    assert worker.waits == 4  # it was worked off in parts, the others were not
+    assert worker.asked == 7  # it was worked off in parts, the others were not
     assert Post.objects.count() == 6
     assert verification.verify().equal

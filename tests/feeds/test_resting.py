@@ -298,7 +298,7 @@ def test_a_rebuild_waits_for_a_fan_out_that_did_not_see_the_feed_included(worker
     with elsewhere() as run:
         with transaction.atomic():
             locks.acquire_keys([AUTHOR])
-            handlers.apply([post], careful=False, resume_after=None)
+            handlers.FeedHandlers().apply([post], careful=False, resume_after=None)
             rebuilding = run(rebuild.rebuild, [READER])
             eventually(lambda: state()[0] is False)
             assert state() == (False, True, False)  # included, and not filled before this fan-out has ended
@@ -329,7 +329,7 @@ def test_two_rebuilds_and_a_walk_between_them_lose_nothing(worker: Worker) -> No
         housekeeping.tidy([READER])
     with elsewhere() as run, transaction.atomic():
         locks.acquire_keys([AUTHOR])
-        handlers.apply([post], careful=False, resume_after=None)  # … which has seen it at rest, if it is
+        handlers.FeedHandlers().apply([post], careful=False, resume_after=None)  # … which has seen it at rest, if it is
         run(rebuild._include, READER).result()  # by housekeeping, since the reader came back
         run(rebuild._fill, READER).result()  # the one by hand, which waited before
     assert feed(READER) == feed(AUTHOR)
@@ -345,7 +345,7 @@ def test_a_post_deleted_while_a_feed_is_filled_is_not_in_it(worker: Worker, when
         if when == "before":
             with transaction.atomic():
                 locks.acquire_keys([AUTHOR])
-                handlers.apply([deletion], careful=False, resume_after=None)
+                handlers.FeedHandlers().apply([deletion], careful=False, resume_after=None)
                 filling = run(rebuild._fill, READER)
                 eventually(somebody_waits)
         else:

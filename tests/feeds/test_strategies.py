@@ -127,13 +127,13 @@ def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_voi
 ) -> None:
     fact = PostCreatedFactory(author_id=AUTHOR)
     apply(fact)
-    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 1
+    assert tables_read(lambda: handlers.FeedHandlers().after_commit([fact]))["follows"] == 1
     settings.FEED_CACHE_TTL = 60
     Feed.objects.filter(user_id=AUTHOR).update(pulled_since=Now() - timedelta(hours=1))
     # Pages that were cached before the setting was lowered may live for hours.
-    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 1
+    assert tables_read(lambda: handlers.FeedHandlers().after_commit([fact]))["follows"] == 1
     Feed.objects.filter(user_id=AUTHOR).update(pulled_since=Now() - timedelta(hours=13))
-    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 0
+    assert tables_read(lambda: handlers.FeedHandlers().after_commit([fact]))["follows"] == 0
 
 
 def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_they_post(settings: Settings) -> None:
@@ -149,7 +149,7 @@ def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_the
     assert [open_feed(READER)[1] for _ in range(2)] == ["miss", "hit"]
     fact = PostCreatedFactory(author_id=AUTHOR)
     apply(fact)
-    assert tables_read(lambda: handlers.invalidate([fact]))["follows"] == 0
+    assert tables_read(lambda: handlers.FeedHandlers().after_commit([fact]))["follows"] == 0
     assert open_feed(READER) == ([fact.post_id, pushed], "miss")
 
 
@@ -160,7 +160,7 @@ def test_an_author_counts_as_watched_from_when_it_is_written_not_from_when_the_t
     settings.FEED_STRATEGY = "pull"
     with transaction.atomic():
         fact = PostCreatedFactory() if cause == "post" else UserFollowedFactory()
-        handlers.apply([fact], careful=False, resume_after=None)
+        handlers.FeedHandlers().apply([fact], careful=False, resume_after=None)
         with connection.cursor() as cursor:
             cursor.execute("SELECT pulled_since > now() FROM feeds WHERE user_id = 1")
             assert cursor.fetchone() == (True,)

@@ -1,37 +1,40 @@
 """`run_fanout` without Kafka: batches of facts in, committed feeds out."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from eventbus.exceptions import WorkerStopping
 from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Record
-from feeds import handlers
+from eventbus.subscription import Delivery, Handlers, Record
+from feeds.handlers import FeedHandlers
 from tests.eventbus.events import a_record
 
 
 class Worker:
-    """Processes facts as the real worker does; `changes` replace parts of its subscription.
+    """Processes facts as the real worker does, in turns of its own.
 
-    `stops` is asked wherever a worker looks whether it was told to stop: between two parts of a large post.
+    `stops` is asked wherever a worker looks whether it was told to stop: before each transaction.
     """
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, feed_handlers: Handlers[Any] | None = None) -> None:
         self.dead_letters: list[BaseException] = []
-        self.waits = 0
+        self.asked = 0
         self.stops: Callable[[], bool] = lambda: False
-        subscription = replace(handlers.subscription(), **changes)
-        self._processor = Processor(subscription, self._bury, self._wait, still_ours=lambda _record: True)
+        self._processor = Processor(feed_handlers or FeedHandlers())
 
     def process(self, *facts: Any) -> None:
         """Process one batch. Raises `WorkerStopping` when it stopped in the middle."""
-        self._processor.process([a_record(fact.to_event(), offset) for offset, fact in enumerate(facts)])
+        records = [a_record(fact.to_event(), offset) for offset, fact in enumerate(facts)]
+        self._processor.process(records, self)
 
-    def _bury(self, _record: Record, error: BaseException, _delivery: Delivery | None) -> None:
+    def stopping(self) -> bool:
+        self.asked += 1
+        return self.stops()
+
+    def wait(self, _seconds: float) -> None:
+        pass
+
+    def still_ours(self, _record: Record) -> bool:
+        return True
+
+    def bury(self, _record: Record, error: BaseException, _delivery: Delivery | None) -> None:
         self.dead_letters.append(error)
-
-    def _wait(self, _seconds: float) -> None:
-        self.waits += 1
-        if self.stops():
-            raise WorkerStopping

@@ -25,7 +25,7 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **_options: Any) -> None:
         try:
             # By it ids are told to be from the future.
-            retry.until_possible(clock.read, time.sleep)
+            retry.until_possible(time.sleep, clock.read)
             with partitions.keeper(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
                 total = topic_replay.replay(handlers.subscription(), progress.update)
         except KafkaException as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import retry, worker
+from eventbus import clock, retry, worker
 from feeds import handlers, housekeeping, partitions
 
 
@@ -17,6 +17,8 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
-        retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
+        # By it ids are told to be from the future.
+        retry.until_possible(time.sleep, clock.read)
+        retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
         with housekeeping.housekeeper(), partitions.keeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
