@@ -10,6 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -149,7 +150,7 @@ class Processor:
         ours = [delivery for delivery in deliveries if self._still_ours(delivery.record)]
         correlation.bind_deliveries(ours)
         try:
-            retry.until_possible(lambda: self._apply_and_follow_up(ours, careful), self._wait)
+            self._apply_and_follow_up(ours, careful)
         except (WorkerStopping, DeadLetterFlood):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
@@ -165,13 +166,16 @@ class Processor:
     def _apply_and_follow_up(self, deliveries: list[Delivery], careful: bool) -> None:
         if not deliveries:
             return
+        facts = [delivery.fact for delivery in deliveries]
         resume_after: Any = None
         while True:
-            resume_after = self._transaction(deliveries, careful, resume_after)
+            # Part by part, so that what passes does not send a large post back to its first follower.
+            part = partial(self._transaction, deliveries, careful, resume_after)
+            resume_after = retry.until_possible(part, self._wait)
             if resume_after is None:
                 break
             self._wait(0)
-        self._subscription.after_commit([delivery.fact for delivery in deliveries])
+        retry.until_possible(partial(self._subscription.after_commit, facts), self._wait)
 
     @transaction.atomic
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
