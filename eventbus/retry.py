@@ -1,6 +1,7 @@
 """The retry policy, in one place: what is tried again, how often and after how long.
 
-- **transient** (PostgreSQL or the network away, deadlock, serialization failure): for as long as it takes;
+- **transient** (PostgreSQL or the network away, deadlock, serialization failure, no partition yet): for as long as it
+  takes;
 - **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
 - **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead letter.
 """
@@ -18,6 +19,7 @@ from django.db import (
     OperationalError,
     close_old_connections,
 )
+from psycopg.errors import CheckViolation
 
 from eventbus import metrics
 from eventbus.exceptions import PoisonEvent, PublishFailed, RecordTooLarge
@@ -53,12 +55,20 @@ def is_transient(error: BaseException) -> bool:
     """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
     if isinstance(error, PublishFailed | InterfaceError):
         return not isinstance(error, RecordTooLarge)
+    if isinstance(error, IntegrityError):
+        return _lacks_partition(error)
     if not isinstance(error, OperationalError | InternalError):
         return False
     sqlstate = getattr(error.__cause__, "sqlstate", None)
     if sqlstate is None:
         return isinstance(error, OperationalError)
     return bool(sqlstate.startswith(TRANSIENT_SQLSTATES))
+
+
+def _lacks_partition(error: IntegrityError) -> bool:
+    """Tell whether a row found no partition, which somebody is about to make; a constraint would have a name."""
+    cause = error.__cause__
+    return isinstance(cause, CheckViolation) and cause.diag.constraint_name is None
 
 
 def is_poison(error: BaseException) -> bool:
