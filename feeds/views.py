@@ -116,7 +116,7 @@ def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:
     if lookup.page:
         return lookup.page, lookup
     reader = Reader(user_id)
-    lookup = cache.watch(lookup, reader.pulled_authors)
+    lookup = cache.watch(lookup, reader.pulled_authors())
     page = _page(reader, pagination.START, pagination.DEFAULT_LIMIT)
     cached = CachedPage(_newest(page.rows, more=page.next is not None), _render(page))
     if reader.cacheable:

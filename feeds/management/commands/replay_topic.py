@@ -23,7 +23,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         try:
-            with partitions.keeper(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
+            with partitions.kept(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
                 total = topic_replay.replay(handlers.subscription(), progress.update)
         except KafkaException as error:
             raise CommandError(

@@ -11,12 +11,12 @@ from feeds import handlers, housekeeping, partitions
 
 
 class Command(BaseCommand):
-    help = "Consume feed events, build the feeds and keep them small, until SIGTERM or SIGINT."
+    help = "Consume feed events, build the feeds and keep house, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
         retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
-        with housekeeping.housekeeper(), partitions.keeper():
+        with partitions.kept(), housekeeping.housekeeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
