@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 # `feed_entries_1` began with the first id and the newest partition had no end. From now on every partition has both,
 # see `feeds.partitions`: the newest ends an hour from now, and three empty ones follow. Only the two partitions whose
-# bounds change are looked through, nothing is copied, and everybody waits meanwhile: 0.05 s for each million rows.
+# bounds change are looked through, nothing is copied, and everybody waits meanwhile: 0.1 s for each million rows of those two.
 #
 # A post with an id beyond that can only come from a clock that is hours ahead. It would keep its partition from ever
 # ending, so it is left to be pulled by readers.
