@@ -18,13 +18,14 @@ SECTIONS = {
     "strategies": "push, hybrid and pull on the real graph",
     "reads": "latency by followees and by depth",
     "growth": "cost of a row from 10^5 to 10^7 entries",
+    "steady": "partitions turning over for minutes: writes, deletions, follows, reads and the walk, at two sizes",
     "celebrity": "posts to 1,000,000 followers, and the posts of others beside them",
     "visible": "from 202 to a follower's feed",
     "api": "POST /posts and cached GET /feeds/{id} beside their limits",
     "servers": "WSGI servers, workers and threads",
 }
 # Minutes each, hence only when named, or all of them with --full.
-SLOW = ("growth", "celebrity", "servers")
+SLOW = ("growth", "steady", "celebrity", "servers")
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks import database, tables, workload
+from django.conf import settings
+
+from benchmarks import database, layout, tables, workload
 from benchmarks.database import Cost
 from benchmarks.stand import Stand
 from benchmarks.tables import progress
@@ -49,7 +51,7 @@ class Batch(NamedTuple):
 
 
 def run(stand: Stand, quick: bool) -> None:
-    """Measure at each size of one growing table that all users share; verify it at the last."""
+    """Measure at each size of a table that all users share; verify it at the last."""
     sizes, batches = ((10**5, 10**6), 3) if quick else ((10**5, 10**6, 10**7), 5)
     network = workload.even_network(FOLLOWERS, AUTHORS, USERS)
     progress(f"growth: loading {len(network.follows):,} follows")
@@ -58,6 +60,7 @@ def run(stand: Stand, quick: bool) -> None:
     database.execute("CREATE TABLE bare (LIKE feed_entries INCLUDING ALL)")
     rows = []
     for size in sizes:
+        _lay_out(size // ROWS_A_POST)
         _fill(size // ROWS_A_POST)
         rows.append([f"{size:,}", *_figures(_measure(network, size, batches))])
     head = ["entries before", "partitions", "rows/s", "bare", "ratio", "CPU µs a row", "bare", "ratio"]
@@ -74,6 +77,13 @@ def _batch_posts() -> int:
     return handlers.subscription().batch_max_events
 
 
+def _lay_out(posts: int) -> None:
+    """Begin anew with partitions as if so many posts had filled them: the newest one by half, if there are others."""
+    database.execute("TRUNCATE posts, processed_events, bare")
+    posts_a_partition = settings.FEED_PARTITION_ROWS // ROWS_A_POST
+    layout.lay_out(range(posts_a_partition // 2, posts - posts_a_partition // 2 + 1, posts_a_partition))
+
+
 def _fill(up_to: int) -> None:
     """Add posts that are newer than all there are until there are `up_to`, with their entries in both tables."""
     while (posts := database.value("SELECT count(*) FROM posts")) < up_to:
@@ -84,7 +94,6 @@ def _fill(up_to: int) -> None:
         database.execute(_FILL_POSTS, values)
         for table in ("feed_entries", "bare"):
             database.execute(_FILL_ENTRIES.format(table=table), values)
-        partitions.keep_up()
     database.execute("VACUUM ANALYZE posts, feed_entries, bare")
 
 
@@ -95,7 +104,6 @@ def _measure(network: Network, size: int, batches: int) -> list[Batch]:
     for number in range(batches):
         progress(f"growth at {size:,} entries: batch {number + 1} of {batches}")
         measured.append(_batch(dice.choices(network.authors, k=_batch_posts())))
-        partitions.keep_up()
     return measured
 
 
@@ -118,7 +126,7 @@ def _figures(batches: Sequence[Batch]) -> list[tables.Cell]:
     rows = sum(batch.rows for batch in batches)
     cpu = [sum(cost) / rows * 1e6 for cost in ([b.real.cpu for b in batches], [b.bare.cpu for b in batches])]
     return [
-        str(len(partitions.partitions())),
+        str(len(partitions.layout().begun)),
         *(median(real), median(bare), tables.ratio(real, bare)),
         *(cpu[0], cpu[1], f"{cpu[1] / cpu[0]:.2f}"),
         *(real[0], bare[0]),

@@ -13,7 +13,6 @@ from eventbus.sql import bigints, fetch
 
 # PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this number.
 BULK_LOAD = 1
-MAINTENANCE = 2
 _KEYS = """
 SELECT pg_advisory_xact_lock(key) FROM (SELECT DISTINCT unnest(%s::bigint[]) AS key ORDER BY 1) AS keys
 """
@@ -51,12 +50,6 @@ def wait_for_workers() -> None:
 
 def _open_transactions() -> set[str]:
     return {transaction for (transaction,) in fetch(_WORKERS, [BULK_LOAD])}
-
-
-def try_maintenance() -> bool:
-    """Tell whether this transaction may change how tables are laid out; until it ends, no other one may."""
-    [(acquired,)] = fetch("SELECT pg_try_advisory_xact_lock(0, %s)", [MAINTENANCE])
-    return bool(acquired)
 
 
 def acquire_bulk_load() -> None:

@@ -72,8 +72,10 @@ feed_entries_partition_rows = Gauge(
     "Rows in a partition of feed_entries, about; with those whose room is free.",
     ["partition"],
 )
+feed_entries_partitions_ahead_seconds = Gauge(
+    "feed_entries_partitions_ahead_seconds", "For how long there will be partitions of feed_entries for new posts."
+)
 fanout_rows_total = Counter("fanout_rows_total", "Rows written to feed_entries.")
-feed_entries_trimmed_total = Counter("feed_entries_trimmed_total", "Rows of feed_entries dropped below a floor.")
 feed_cache_requests_total = Counter(
     "feed_cache_requests_total", "First-page reads, by what the cache answered.", ["result"]
 )

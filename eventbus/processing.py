@@ -136,11 +136,8 @@ class Processor:
         """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
         ours = [delivery for delivery in deliveries if turn.still_ours(delivery.record)]
         correlation.bind_deliveries(ours)
-        # What is too much together may fit in halves. One event alone cannot be made less: that waits, and is no
-        # dead letter for it.
-        repeat = retry.until_too_much if len(ours) > 1 else retry.until_possible
         try:
-            repeat(turn.wait, self._apply_and_follow_up, turn, ours, careful)
+            self._apply_and_follow_up(turn, ours, careful)
         except (WorkerStopping, DeadLetterFlood):
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
@@ -160,14 +157,19 @@ class Processor:
         """
         if not deliveries:
             return
+        facts = [delivery.fact for delivery in deliveries]
+        # What is too much together may fit in halves. One event alone cannot be made less: that waits, and is no
+        # dead letter for it.
+        repeat = retry.until_too_much if len(deliveries) > 1 else retry.until_possible
         resume_after: Any = None
         while True:
             if turn.stopping():
                 raise WorkerStopping
-            resume_after = self._transaction(deliveries, careful, resume_after)
+            # Part by part, so that what passes does not send a large post back to its first follower.
+            resume_after = repeat(turn.wait, self._transaction, deliveries, careful, resume_after)
             if resume_after is None:
                 break
-        self._handlers.after_commit([delivery.fact for delivery in deliveries])
+        retry.until_possible(turn.wait, self._handlers.after_commit, facts)
 
     @transaction.atomic
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:

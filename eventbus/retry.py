@@ -1,6 +1,7 @@
 """The retry policy, in one place: what is tried again, how often and after how long.
 
-- **transient** (PostgreSQL or the network away, deadlock, serialization failure): for as long as it takes;
+- **transient** (PostgreSQL or the network away, deadlock, serialization failure, no partition yet): for as long as it
+  takes;
 - **too much at once** (statement timeout, out of memory, lock table full): `SIZE_ATTEMPTS` times, then less at once;
 - **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
 - **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead letter.
@@ -19,6 +20,7 @@ from django.db import (
     OperationalError,
     close_old_connections,
 )
+from psycopg.errors import CheckViolation
 
 from eventbus import metrics
 from eventbus.exceptions import PoisonEvent, PublishFailed, RecordTooLarge
@@ -60,6 +62,8 @@ def is_transient(error: BaseException) -> bool:
     """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
     if isinstance(error, PublishFailed | InterfaceError):
         return not isinstance(error, RecordTooLarge)
+    if isinstance(error, IntegrityError):
+        return _lacks_partition(error)
     if not isinstance(error, OperationalError | InternalError):
         return False
     sqlstate = getattr(error.__cause__, "sqlstate", None)
@@ -71,6 +75,12 @@ def is_transient(error: BaseException) -> bool:
 def is_too_much(error: BaseException) -> bool:
     """Tell whether it may be asking for so much at once that fails. Always transient too: alone it is never poison."""
     return is_transient(error) and getattr(error.__cause__, "sqlstate", None) in SIZE_SQLSTATES
+
+
+def _lacks_partition(error: IntegrityError) -> bool:
+    """Tell whether a row found no partition, which somebody is about to make; a constraint would have a name."""
+    cause = error.__cause__
+    return isinstance(cause, CheckViolation) and cause.diag.constraint_name is None
 
 
 def is_poison(error: BaseException) -> bool:

@@ -7,6 +7,8 @@
 The choice is made once, when the post is stored, and kept with it. So an author who crosses the threshold, or a
 changed setting, loses and doubles nothing.
 
+Posts at or below the horizon get no rows: nothing is materialised there.
+
 Raw SQL because the rows of a whole batch must be written by one statement, sorted by the primary key: that is about
 1.5 times as fast as post by post, and far from anything an ORM could do row by row.
 """
@@ -14,12 +16,13 @@ Raw SQL because the rows of a whole batch must be written by one statement, sort
 from collections.abc import Iterable, Sequence
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 
-from eventbus import metrics
+from eventbus import locks, metrics
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import MAX_ID
 from eventbus.sql import bigints, fetch
+from feeds.models import HORIZON, Withdrawal
 from posts.events import PostCreated, PostDeleted
 from posts.models import Fanout, Post
 
@@ -28,21 +31,23 @@ NEVER = MAX_ID  # more followers than there can be
 # `feed_entries` of a post can only exist once its row in `posts` does, and all changes for an author happen under
 # the author's lock. So rows of a post stored in this very transaction cannot clash, and the plain form is safe;
 # ON CONFLICT costs 1.3 to 1.8 times as much.
-_DELIVER = """
+_DELIVER = f"""
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower_id, post_id, author_id
 FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS new (post_id, author_id)
 JOIN follows ON followee_id = author_id AND active AND NOT idle
+WHERE post_id > {HORIZON}
 UNION ALL
 SELECT author_id, post_id, author_id
 FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS own (post_id, author_id)
 JOIN feeds ON user_id = author_id AND NOT idle
+WHERE post_id > {HORIZON}
 ORDER BY 1, 2
-"""
+"""  # noqa: S608 - composed of constants
 _DELIVER_CAREFULLY = _DELIVER + "ON CONFLICT DO NOTHING"
 
 # One post at a time to the followers after a given one, for authors whose followers do not fit one transaction.
-_DELIVER_PART = """
+_DELIVER_PART = f"""
 WITH part AS (
     SELECT follower_id FROM follows
     WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
@@ -50,31 +55,55 @@ WITH part AS (
 ), delivered AS (
     INSERT INTO feed_entries (user_id, post_id, author_id)
     SELECT follower_id, %(post)s, %(author)s FROM part
-    WHERE EXISTS (SELECT FROM posts WHERE id = %(post)s AND deleted_event_id IS NULL AND fanout = 0)
+    WHERE %(post)s > {HORIZON}
+      AND EXISTS (SELECT FROM posts WHERE id = %(post)s AND deleted_event_id IS NULL AND fanout = 0)
     ON CONFLICT DO NOTHING
     RETURNING 1
 )
 SELECT (SELECT max(follower_id) FROM part), (SELECT count(*) FROM delivered)
-"""
+"""  # noqa: S608 - composed of constants
+_DELIVER_TO_AUTHOR = f"""
+INSERT INTO feed_entries (user_id, post_id, author_id)
+SELECT user_id, %(post)s, user_id FROM feeds WHERE user_id = %(author)s AND NOT idle AND %(post)s > {HORIZON}
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - composed of constants
 
+# Rows are deleted by their whole key. That of the post is there as a literal too, so that PostgreSQL sees which
+# partitions it need not plan for; and the pairs come out of an array that it cannot look into and takes to be short,
+# so that it looks each of them up whatever statistics say, and never reads a partition to find a few thousand rows.
+# They come in the order of partitions: nobody else deletes rows of these authors, so no order is needed for the locks.
 _WITHDRAW = """
-DELETE FROM feed_entries
-USING unnest(%s::bigint[], %s::bigint[]) AS gone (id, author)
-WHERE post_id = id AND author_id = author AND user_id IN (
-    SELECT follower_id FROM follows WHERE followee_id = author AND active AND NOT idle UNION ALL SELECT author
+WITH pairs AS MATERIALIZED (
+    SELECT follower_id AS reader, id AS post
+    FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS gone (id, author)
+    JOIN follows ON followee_id = author AND active AND NOT idle
+    UNION ALL
+    SELECT author, id FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS gone (id, author)
+    ORDER BY 2, 1
 )
+DELETE FROM feed_entries
+USING (
+    SELECT unnest(ARRAY(SELECT reader FROM pairs)) AS reader, unnest(ARRAY(SELECT post FROM pairs)) AS post
+) AS pair
+WHERE user_id = reader AND post_id = post AND post_id = ANY(%(posts)s::bigint[])
 """
-
 _WITHDRAW_PART = """
-WITH part AS (
+WITH part AS MATERIALIZED (
     SELECT follower_id FROM follows
     WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), withdrawn AS (
-    DELETE FROM feed_entries USING part
-    WHERE user_id = part.follower_id AND post_id = %(post)s AND author_id = %(author)s
+    DELETE FROM feed_entries USING (SELECT unnest(ARRAY(SELECT follower_id FROM part)) AS reader) AS readers
+    WHERE user_id = reader AND post_id = %(post)s
 )
-SELECT max(follower_id), 0 FROM part
+SELECT max(follower_id), count(*) FROM part
+"""
+_REMOVE = """
+DELETE FROM feed_entries
+USING (
+    SELECT unnest((SELECT %(readers)s::bigint[])) AS reader, unnest((SELECT %(posts)s::bigint[])) AS post
+) AS pair
+WHERE user_id = reader AND post_id = post AND post_id = ANY(%(among)s::bigint[])
 """
 
 _FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s::bigint[])"
@@ -98,9 +127,52 @@ def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
 def withdraw(deletions: Sequence[PostDeleted]) -> None:
     """Leave tombstones of the posts, and take those that were pushed out of every feed."""
     Post.objects.bury(deletions)
-    pushed = _pushed(deletions)
+    if pushed := _pushed(deletions):
+        with connection.cursor() as cursor:
+            cursor.execute(_WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())})
+
+
+def withdraw_later(deletion: PostDeleted) -> None:
+    """Leave a tombstone, and have the post taken out of every feed bit by bit, by `withdraw_part`.
+
+    It is in no feed any more: readers pass over a row without a post.
+    """
+    Post.objects.bury([deletion])
+    for post_id, author_id in _pushed([deletion]).items():
+        Withdrawal.objects.get_or_create(post_id=post_id, defaults={"author_id": author_id})
+
+
+@transaction.atomic
+def withdraw_part() -> bool:
+    """Take a post that is being withdrawn out of the next feeds; return whether there was one that nobody is at.
+
+    Deletes at most `FEED_BATCH_MAX_ROWS` rows, and keeps no author's events waiting. Raises `DatabaseError`.
+    """
+    locks.join_workers()
+    withdrawal = Withdrawal.objects.select_for_update(skip_locked=True).order_by("post_id").first()
+    if withdrawal is None:
+        return False
+    limit = settings.FEED_BATCH_MAX_ROWS
+    if withdrawal.resume_after == 0:
+        remove([(withdrawal.author_id, withdrawal.post_id)])
+    values = {"author": withdrawal.author_id, "post": withdrawal.post_id}
+    [(last, count)] = fetch(_WITHDRAW_PART, {**values, "after": withdrawal.resume_after, "limit": limit})
+    if count < limit:
+        withdrawal.delete()
+    else:
+        withdrawal.resume_after = last
+        withdrawal.save()
+    return True
+
+
+def remove(entries: Sequence[tuple[int, int]]) -> None:
+    """Take posts out of feeds: `entries` are pairs of user and post."""
+    if not entries:
+        return
+    posts = [post for _, post in entries]
+    values = {"readers": bigints(user for user, _ in entries), "posts": bigints(posts), "among": bigints(set(posts))}
     with connection.cursor() as cursor:
-        cursor.execute(_WITHDRAW, [[d.post_id for d in pushed], [d.author_id for d in pushed]])
+        cursor.execute(_REMOVE, values)
 
 
 def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
@@ -110,7 +182,16 @@ def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
     """
     if resume_after is None and not _deliver_to_author(post):
         return None
-    return _part(_DELIVER_PART, post, resume_after)
+    values = {
+        "author": post.author_id,
+        "post": post.post_id,
+        "after": resume_after or 0,
+        "limit": settings.FEED_BATCH_MAX_ROWS,
+    }
+    last: int | None
+    [(last, written)] = fetch(_DELIVER_PART, values)
+    metrics.fanout_rows_total.inc(written)
+    return last
 
 
 def _deliver_to_author(post: PostCreated) -> bool:
@@ -119,41 +200,8 @@ def _deliver_to_author(post: PostCreated) -> bool:
     if not _stored_to_push([post]):
         return False
     with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO feed_entries (user_id, post_id, author_id) "
-            "SELECT user_id, %s, user_id FROM feeds WHERE user_id = %s AND NOT idle "
-            "ON CONFLICT DO NOTHING",
-            [post.post_id, post.author_id],
-        )
+        cursor.execute(_DELIVER_TO_AUTHOR, {"post": post.post_id, "author": post.author_id})
     return True
-
-
-def withdraw_part(deletion: PostDeleted, resume_after: int | None) -> int | None:
-    """Take one post out of the next followers' feeds; return the last of them, or None when all are done."""
-    if resume_after is None:
-        Post.objects.bury([deletion])
-        if not _pushed([deletion]):
-            return None
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "DELETE FROM feed_entries WHERE user_id = %s AND post_id = %s AND author_id = %s",
-                [deletion.author_id, deletion.post_id, deletion.author_id],
-            )
-    return _part(_WITHDRAW_PART, deletion, resume_after)
-
-
-def _part(statement: str, fact: PostCreated | PostDeleted, resume_after: int | None) -> int | None:
-    values = {
-        "author": fact.author_id,
-        "post": fact.post_id,
-        "after": resume_after or 0,
-        "limit": settings.FEED_BATCH_MAX_ROWS,
-    }
-    with connection.cursor() as cursor:
-        cursor.execute(statement, values)
-        part: tuple[int | None, int] = cursor.fetchone()
-    metrics.fanout_rows_total.inc(part[1])
-    return part[0]
 
 
 def pulled_from() -> int:
@@ -203,8 +251,12 @@ def _stored_to_push(posts: Sequence[PostCreated]) -> dict[int, int]:
     }
 
 
-def _pushed(deletions: Sequence[PostDeleted]) -> list[PostDeleted]:
-    """Return the deletions of posts that may have rows in feeds."""
+def _pushed(deletions: Sequence[PostDeleted]) -> dict[int, int]:
+    """Return author by id of the posts that may have rows in feeds; of a post of somebody else nothing is deleted."""
     pushed = Post.objects.filter(id__in=[deletion.post_id for deletion in deletions], fanout=Fanout.PUSH)
-    ids = set(pushed.values_list("id", flat=True))
-    return [deletion for deletion in deletions if deletion.post_id in ids]
+    authors = dict(pushed.values_list("id", "author_id"))
+    return {
+        deletion.post_id: deletion.author_id
+        for deletion in deletions
+        if authors.get(deletion.post_id) == deletion.author_id
+    }

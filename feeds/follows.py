@@ -10,6 +10,7 @@ from eventbus import metrics
 from eventbus.sql import bigints, fetch
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
+from feeds.models import HORIZON
 
 Pair = tuple[int, int]  # follower, followee
 Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
@@ -34,7 +35,8 @@ WHERE follows.event_id <= EXCLUDED.event_id
 RETURNING follower_id, followee_id
 """
 
-# The newest posts of the followee above the follower's floor; one more than fits tells where the floor must go.
+# The newest posts of the followee above the follower's floor and the horizon; one more than fits tells where the floor
+# must go.
 _BACKFILL = f"""
 WITH found AS (
     SELECT follower, post.id, followee, row_number() OVER (PARTITION BY follower, followee ORDER BY post.id DESC) AS n
@@ -42,7 +44,7 @@ WITH found AS (
     JOIN feeds ON feeds.user_id = follower
     CROSS JOIN LATERAL (
         SELECT id FROM posts
-        WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > floor
+        WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > greatest(floor, {HORIZON})
         ORDER BY id DESC LIMIT %(cap)s + 1
     ) AS post
 ), raised AS (
@@ -55,10 +57,18 @@ SELECT follower, id, followee FROM found WHERE n <= %(cap)s ORDER BY 1, 2
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - composed of constants
 
-_REMOVE = f"""
-DELETE FROM feed_entries
-USING {_PAIRS} AS pair (follower, followee)
-WHERE user_id = follower AND author_id = followee
+# Found by the followee's posts, not by looking through all that the follower has; those that are deleted may have rows
+# for as long as they are being withdrawn.
+_TO_REMOVE = f"""
+SELECT follower, post.id FROM {_PAIRS} AS pair (follower, followee)
+JOIN feeds ON feeds.user_id = follower
+CROSS JOIN LATERAL (
+    SELECT id FROM posts
+    WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > greatest(floor, {HORIZON})
+    UNION ALL
+    SELECT post_id FROM withdrawals WHERE author_id = followee
+) AS post
+ORDER BY 1, 2
 """  # noqa: S608 - composed of constants
 
 # An author who comes to be pulled is watched by readers from now on, so that the first such post finds them ready.
@@ -103,8 +113,7 @@ def unfollow(facts: Sequence[UserUnfollowed]) -> None:
     active_before = _active(facts)
     written = _write(facts, active=False)
     _count([pair for pair in written if pair in active_before], step=-1)
-    with connection.cursor() as cursor:
-        cursor.execute(_REMOVE, _columns(written))
+    fanout.remove(fetch(_TO_REMOVE, _columns(written)))
 
 
 def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:

@@ -103,7 +103,8 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
         _ensure_feeds([fact])
     if isinstance(fact, PostCreated):
         return fanout.deliver_part(fact, resume_after)
-    return fanout.withdraw_part(fact, resume_after)
+    fanout.withdraw_later(fact)
+    return None
 
 
 def _is_oversized(fact: PostFact) -> bool:

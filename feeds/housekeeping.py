@@ -1,12 +1,14 @@
-"""What is done for feeds off the hot path: rebuild those whose readers came back, trim, put to rest.
+"""What is done for feeds off the hot path: rebuild those whose readers came back, put to rest, withdraw large posts.
 
 Every `run_fanout` does it in a thread of its own, sharing the work: a walk over all feeds whose place is kept in
-`housekeeping`, and a queue, `feeds.rebuild_wanted`. Feeds are right without any of it; it makes them cheap.
+`housekeeping`, and two queues, `feeds.rebuild_wanted` and `withdrawals`. Feeds are right without any of it; it makes
+them cheap.
 """
 
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from django.conf import settings
@@ -14,10 +16,10 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from eventbus import locks, metrics
+from eventbus import locks
 from eventbus.background import Repeating
 from eventbus.sql import fetch
-from feeds import cache, fanout, partitions
+from feeds import cache, fanout
 from feeds.models import RESTING, Housekeeping
 from feeds.rebuild import rebuild
 
@@ -29,33 +31,6 @@ REST_FACTOR = 9
 ROUND_SECONDS = 10.0
 
 _NEXT = "SELECT user_id FROM feeds WHERE user_id > %s ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED"
-
-# The floor goes to the first row past the cap, and above rows that are too old; then what is at or below it is garbage.
-_RAISE_FLOORS = """
-UPDATE feeds SET floor = cut.post_id
-FROM (
-    SELECT user_id, greatest((
-        SELECT post_id FROM feed_entries AS entry WHERE entry.user_id = feeds.user_id AND post_id > floor
-        ORDER BY post_id DESC OFFSET %(cap)s LIMIT 1
-    ), (
-        SELECT %(too_old)s FROM feed_entries AS entry
-        WHERE entry.user_id = feeds.user_id AND post_id > floor AND post_id <= %(too_old)s LIMIT 1
-    )) AS post_id
-    FROM feeds WHERE user_id = ANY(%(users)s)
-) AS cut
-WHERE feeds.user_id = cut.user_id AND cut.post_id IS NOT NULL
-"""
-
-_DROP_GARBAGE = """
-DELETE FROM feed_entries USING (
-    SELECT garbage.user_id, garbage.post_id FROM feeds CROSS JOIN LATERAL (
-        SELECT user_id, post_id FROM feed_entries AS entry WHERE entry.user_id = feeds.user_id AND post_id <= floor
-        ORDER BY post_id LIMIT %(limit)s
-    ) AS garbage
-    WHERE feeds.user_id = ANY(%(users)s)
-) AS garbage
-WHERE feed_entries.user_id = garbage.user_id AND feed_entries.post_id = garbage.post_id
-"""
 
 _REST = """
 WITH resting AS (
@@ -85,7 +60,12 @@ def housekeeper() -> Repeating:
 
 def _keep_house() -> float:
     rebuild_wanted()
-    return min(walk(), POLL_SECONDS)
+    pause = min(walk(), POLL_SECONDS)
+    started = time.monotonic()
+    if fanout.withdraw_part():
+        # Half of the time is for others.
+        pause = min(pause, time.monotonic() - started)
+    return pause
 
 
 def watch_pulled_authors() -> int:
@@ -133,7 +113,7 @@ def walk() -> float:
             return POLL_SECONDS
         started = time.monotonic()
         users = _lock_next(place.last_user_id)
-        tidy(users)
+        put_to_rest(users)
         pause = REST_FACTOR * (time.monotonic() - started) if users else ROUND_SECONDS
         place.last_user_id = users[-1] if users else 0
         place.due_at = Now() + timedelta(seconds=pause)
@@ -141,25 +121,18 @@ def walk() -> float:
     return pause
 
 
-def tidy(user_ids: Sequence[int]) -> None:
-    """Put those of the feeds to rest that nobody reads, trim the others, and drop rows that nobody reads.
+def put_to_rest(user_ids: Sequence[int]) -> None:
+    """Put those of the feeds to rest that nobody reads, within a transaction that holds their rows in `feeds`.
 
-    Within a transaction that holds their rows in `feeds`. Deletes at most `FEED_BATCH_MAX_ROWS` rows; the rest is for
-    the next time.
+    Their entries are read by nobody from then on, and go with their partitions.
     """
-    values = {
+    values: dict[str, Any] = {
         "users": list(user_ids),
         "resting": RESTING,
         "read_before": timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS),
-        "cap": settings.FEED_MAX_ENTRIES,
-        "too_old": partitions.oldest_kept(),
-        "limit": max(1, settings.FEED_BATCH_MAX_ROWS // USERS_A_STEP),
     }
     with connection.cursor() as cursor:
         cursor.execute(_REST, values)
-        cursor.execute(_RAISE_FLOORS, values)
-        cursor.execute(_DROP_GARBAGE, values)
-        metrics.feed_entries_trimmed_total.inc(cursor.rowcount)
 
 
 def _lock_next(after: int) -> list[int]:

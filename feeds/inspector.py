@@ -8,7 +8,7 @@ from typing import NamedTuple
 from eventbus.sql import fetch
 from feeds import cache
 from feeds.cache import Kept
-from feeds.models import RESTING, Feed
+from feeds.models import HORIZON, RESTING, Feed
 from feeds.timeline import EVERYTHING, NEWEST_BY_DEFINITION
 from posts.models import Fanout
 
@@ -22,7 +22,8 @@ WITH defined AS ({definition}), stored AS (
 SELECT
     coalesce(defined.id, stored.post_id) AS post_id, defined.id IS NOT NULL, stored.post_id IS NOT NULL,
     post.author_id, stored.author_id, post.content, post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
-    (SELECT floor FROM feeds WHERE user_id = %(user)s)
+    EXISTS (SELECT FROM withdrawals WHERE withdrawals.post_id = post.id),
+    greatest((SELECT floor FROM feeds WHERE user_id = %(user)s), {horizon})
 FROM defined FULL JOIN stored ON stored.post_id = defined.id
 LEFT JOIN posts AS post ON post.id = coalesce(defined.id, stored.post_id)
 ORDER BY 1 DESC
@@ -39,7 +40,8 @@ class Row(NamedTuple):
     created_at: datetime | None
     fanout: int | None
     deleted: bool
-    floor: int | None  # of the feed, if it has a row
+    leaving: bool  # deleted, and being withdrawn from many feeds
+    floor: int  # of the feed, or the horizon
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Entry:
 
     @property
     def above_floor(self) -> bool:
-        return self.row.post_id > (self.row.floor or 0)
+        return self.row.post_id > self.row.floor
 
     @property
     def source(self) -> str:
@@ -64,7 +66,7 @@ class Entry:
     @property
     def difference(self) -> str:
         """Tell what contradicts the invariant, or nothing."""
-        if not self.above_floor:
+        if not self.above_floor or self.row.leaving:
             return ""
         if self.source == "pushed" and not self.row.stored:
             return "missing: no row"
@@ -78,8 +80,8 @@ class Entry:
 
     @property
     def unread(self) -> bool:
-        """Tell whether this is a row at or below the floor of a post that is not in the feed: nobody reads it."""
-        return not self.row.defined and not self.above_floor
+        """Tell whether this is a row that nobody reads: at or below the floor, or of a post that is being withdrawn."""
+        return not self.row.defined and (not self.above_floor or self.row.leaving)
 
     @property
     def _why_not_defined(self) -> str:
@@ -126,7 +128,7 @@ def inspect(user_id: int) -> Inspection:
 
 def _compare(user_id: int) -> tuple[list[Entry], bool]:
     values = {"user": user_id, "limit": SHOWN, **EVERYTHING}
-    rows = [Row(*row) for row in fetch(_COMPARE.format(definition=NEWEST_BY_DEFINITION), values)]
+    rows = [Row(*row) for row in fetch(_COMPARE.format(definition=NEWEST_BY_DEFINITION, horizon=HORIZON), values)]
     # Below the end of either list it is not known whether the other goes on.
     ends = [_end([row for row in rows if row.defined]), _end([row for row in rows if row.stored])]
     return [Entry(row) for row in rows if row.post_id >= max(ends)], max(ends) == 0

@@ -1,8 +1,9 @@
 """The tables of feeds and follows.
 
 `feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now. `feed_entries` only makes it
-fast: the rows above `feeds.floor` of u are exactly the pushed part of that join above the floor, and nobody reads
-rows at or below it. A feed whose reader stays away rests: its floor is `RESTING`, and the fan-out leaves it out.
+fast: the rows above the floor of u are exactly the pushed part of that join above the floor, and nobody reads rows at
+or below it. The floor is `feeds.floor` or the `Horizon`, whichever is higher. A feed whose reader stays away rests: its
+floor is `RESTING`, and the fan-out leaves it out.
 """
 
 import secrets
@@ -10,6 +11,7 @@ from collections.abc import Collection
 from datetime import timedelta
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import connection, models
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -168,6 +170,45 @@ class FeedEntry(models.Model):
 
     def __str__(self) -> str:
         return f"post {self.post_id} in the feed of {self.user_id}"
+
+
+# The horizon within a statement, and so of the same snapshot as the floor and the rows it is compared with.
+HORIZON = "(SELECT coalesce(max(post_id), 0) FROM feed_horizon)"
+
+
+class Horizon(models.Model):
+    """The single row that says up to which post id nothing is materialised, in whoever's feed; see `feeds.partitions`.
+
+    `starts` are where the partitions that have begun start, lowest first: a hint for readers, right or not.
+    """
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    post_id = models.BigIntegerField(default=0, db_default=0)
+    starts = ArrayField(models.BigIntegerField(), default=list, db_default=[])
+    keeper_due_at = models.DateTimeField(db_default=Now(), help_text="nobody changes the partitions before")
+    dropping = models.CharField(max_length=63, blank=True, default="", db_default="", help_text="a partition")
+
+    class Meta:
+        db_table = "feed_horizon"
+        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="feed_horizon_single_row")]
+
+    def __str__(self) -> str:
+        return f"nothing is materialised up to post {self.post_id}"
+
+
+class Withdrawal(models.Model):
+    """A deleted post whose rows are still to be taken out of more feeds than fit one transaction."""
+
+    post_id = models.BigIntegerField(primary_key=True)
+    author_id = models.BigIntegerField()
+    resume_after = models.BigIntegerField(default=0, db_default=0, help_text="the last follower who is done")
+
+    class Meta:
+        db_table = "withdrawals"
+        indexes = [models.Index(fields=["author_id"], name="withdrawals_by_author")]
+
+    def __str__(self) -> str:
+        return f"withdrawal of post {self.post_id}"
 
 
 class Housekeeping(models.Model):

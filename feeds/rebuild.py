@@ -16,8 +16,7 @@ from django.utils import timezone
 
 from eventbus import locks
 from feeds import cache
-from feeds.models import Feed
-from feeds.partitions import oldest_kept
+from feeds.models import HORIZON, Feed
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
@@ -29,16 +28,18 @@ UPDATE feeds SET idle = false, last_read_at = now() WHERE user_id = %s AND (idle
 _INCLUDE_FOLLOWS = "UPDATE follows SET idle = false WHERE follower_id = %s AND idle"
 
 # One statement, hence one snapshot: rows that the fan-out adds meanwhile are neither seen nor touched. Of posts that
-# are being deleted this waits for the outcome, and the deletion of one found here waits for its row.
+# are being deleted this waits for the outcome, and the deletion of one found here waits for its row. What is left from
+# before the feed rested goes: its posts may be deleted by now, their authors no longer followed.
 _FILL = f"""
 {NEWEST_PUSHED_IDS}, floor AS (
-    SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), %(too_old)s) AS id
+    SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), {HORIZON}) AS id
 ), wanted AS (
     SELECT id, author_id FROM posts
     WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND deleted_event_id IS NULL
     ORDER BY id FOR SHARE
 ), gone AS (
-    DELETE FROM feed_entries WHERE user_id = %(user)s AND post_id NOT IN (SELECT id FROM wanted)
+    DELETE FROM feed_entries
+    WHERE user_id = %(user)s AND post_id > {HORIZON} AND post_id NOT IN (SELECT id FROM wanted)
 ), lowered AS (
     UPDATE feeds SET floor = (SELECT id FROM floor), rebuild_wanted = false WHERE user_id = %(user)s
 )
@@ -48,7 +49,7 @@ ON CONFLICT DO NOTHING
 
 
 def rebuild(user_ids: Sequence[int]) -> None:
-    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed, but none that is too old. May be repeated.
+    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed above the horizon. May be repeated.
 
     A transaction a feed. Raises `DatabaseError`.
     """
@@ -74,12 +75,14 @@ def _fill(user_id: int) -> None:
     # It may have been put to rest again meanwhile.
     if feed is not None and not feed.idle:
         # One more than fits tells where the floor must be.
-        values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, "too_old": oldest_kept(), **EVERYTHING}
+        values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING}
         with connection.cursor() as cursor:
+            # A user's rows are in an index, also where statistics of a young partition know only a few users.
+            cursor.execute("SET LOCAL enable_seqscan = off")
             cursor.execute(_FILL, values)
 
 
 def _lock(user_id: int) -> Feed | None:
-    """Hold the row of the feed until the transaction ends: follows, trims and other rebuilds of it wait."""
+    """Hold the row of the feed until the transaction ends: follows, the walk and other rebuilds of it wait."""
     locks.join_workers()
     return Feed.objects.select_for_update().filter(user_id=user_id).first()

@@ -5,7 +5,7 @@ A page is cut by post id, which never changes and is unique, so posts that arriv
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import structlog
 from django import db
@@ -13,7 +13,8 @@ from django.utils import timezone
 
 from eventbus.snowflake import MAX_ID
 from eventbus.sql import fetch
-from feeds.models import RESTING, Feed, Follow
+from feeds.models import HORIZON, RESTING, Feed, Follow
+from feeds.partitions import FEW, FURTHER, low_of
 from posts.models import PostRow
 from posts.pagination import Position
 
@@ -22,23 +23,23 @@ NOTED_EVERY = timedelta(hours=1)
 log = structlog.get_logger(__name__)
 
 # One statement, hence one snapshot, for the floor and the rows above it: a floor that rises meanwhile, and rows
-# deleted below it, cannot open a gap between this and the join. OFFSET 0 keeps the entries sorted before their posts
-# are looked up: PostgreSQL expects few above a floor that it does not know, and would look up all of them.
-_PUSHED = """
-SELECT floor, last_read_at, id, author_id, content, created_at
-FROM (SELECT 1) AS one
-LEFT JOIN feeds ON user_id = %(user)s
+# deleted below it, cannot open a gap between this and the join. The bounds of the range are literals, from which
+# PostgreSQL sees which partitions it need not plan for. The limit is within the subquery, so that the index is read in
+# its order whatever statistics say; what is no post any more comes as an entry without one.
+_PUSHED = f"""
+SELECT floor, last_read_at, starts, post_id, post.id, post.author_id, post.content, post.created_at
+FROM (
+    SELECT greatest(floor, {HORIZON}) AS floor, last_read_at, (SELECT starts FROM feed_horizon) AS starts
+    FROM (SELECT 1) AS one LEFT JOIN feeds ON user_id = %(user)s
+) AS state
 LEFT JOIN LATERAL (
-    SELECT post.id, post.author_id, post.content, post.created_at
-    FROM (
-        SELECT post_id FROM feed_entries
-        WHERE user_id = %(user)s AND post_id > greatest(floor, %(low)s) AND post_id <= %(high)s
-        ORDER BY post_id {direction} OFFSET 0
-    ) AS entry JOIN posts AS post ON post.id = post_id AND post.deleted_event_id IS NULL AND post.fanout = 0
-    ORDER BY post_id {direction} LIMIT %(limit)s
-) AS page ON true
-ORDER BY id {direction}
-"""
+    SELECT post_id FROM feed_entries
+    WHERE user_id = %(user)s AND post_id >= %(first)s AND post_id <= %(high)s AND post_id > floor
+    ORDER BY post_id {{direction}} LIMIT %(limit)s
+) AS entry ON true
+LEFT JOIN posts AS post ON post.id = post_id AND post.deleted_event_id IS NULL AND post.fanout = 0
+ORDER BY post_id {{direction}}
+"""  # noqa: S608 - composed of constants
 
 # The posts of many authors that are nearest to one end of a range of ids. Only the authors of the `limit` nearest
 # latest posts can matter, and of theirs only posts as near as the farthest of these. So a reader of 5,000 accounts
@@ -111,12 +112,24 @@ class Range(NamedTuple):
     high: int
 
 
+class _Entry(NamedTuple):
+    post_id: int
+    post: PostRow | None  # None: it is deleted, and its rows are still being withdrawn
+
+    @classmethod
+    def of(cls, post_id: int, *post: Any) -> "_Entry":
+        return cls(post_id, PostRow(*post) if post[0] is not None else None)
+
+
 class Reader:
     """Reads the feed of one user, and learns its state on the way."""
 
+    # Where partitions start, as the last read was told. Out of date it costs time and nothing else.
+    _starts: ClassVar[Sequence[int]] = ()
+
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
-        self.floor: int | None = None
+        self.floor: int | None = None  # or the horizon, if that is higher
         self.last_read_at: datetime | None = None
         self._may_rest = False
         self._pulled_authors: Sequence[int] | None = None
@@ -175,18 +188,54 @@ class Reader:
         return posts[:limit]
 
     def _above_floor(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
-        floor, posts = self._pushed(towards, wanted, limit)
+        floor, posts = self._pushed_older(wanted, limit) if towards is _OLDER else self._pushed_newer(wanted, limit)
         above = Range(max(wanted.low, floor), wanted.high)
-        if self.pulled_authors() and above.low < above.high:
+        if above.low < above.high and self.pulled_authors():
             posts += self._nearest(towards, _GIVEN, _PULLED_ONES, above, limit)
             posts.sort(key=lambda post: post.id, reverse=towards is _OLDER)
         return floor, posts[:limit]
 
-    def _pushed(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
-        values = {"user": self.user_id, "limit": limit, **wanted._asdict()}
+    def _pushed_older(self, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
+        """Return the newest pushed posts, and the id above which none of them is missing if there are fewer than asked.
+
+        The newest few partitions fill most pages. Further ones are asked only if they do not: each costs time to plan.
+        """
+        posts: list[PostRow] = []
+        left, few = wanted, FEW
+        while True:
+            part = Range(max(left.low, low_of(Reader._starts, left.high, few)), left.high)
+            asked = limit - len(posts)
+            floor, entries = self._entries(_OLDER, part, asked)
+            posts += [entry.post for entry in entries if entry.post]
+            # All down to here is known, at a floor that may be another one by the next statement.
+            reached = entries[-1].post_id - 1 if len(entries) == asked else part.low
+            if len(posts) == limit or reached <= max(floor, left.low):
+                return min(floor, part.high), posts
+            left, few = Range(left.low, reached), few * FURTHER
+
+    def _pushed_newer(self, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
+        """Return the oldest pushed posts above the floor, and the floor."""
+        posts: list[PostRow] = []
+        highest_floor = 0
+        left = wanted
+        while True:
+            asked = limit - len(posts)
+            floor, entries = self._entries(_NEWER, left, asked)
+            posts += [entry.post for entry in entries if entry.post]
+            highest_floor = max(highest_floor, floor)
+            if len(posts) == limit or len(entries) < asked:
+                # Between two statements a floor may have gone up, or down: the join has what is below either.
+                return highest_floor, [post for post in posts if post.id > highest_floor]
+            left = Range(entries[-1].post_id, left.high)
+
+    def _entries(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[_Entry]]:
+        """Return the floor, and up to `limit` entries above it."""
+        # Not "above low": PostgreSQL would plan for the partition that `low` is in.
+        values = {"user": self.user_id, "limit": limit, "first": min(wanted.low + 1, MAX_ID), "high": wanted.high}
         rows = fetch(_PUSHED.format(direction=towards.direction), values)
-        self.floor, self.last_read_at = rows[0][:2]
-        return self.floor or 0, [PostRow(*row[2:]) for row in rows if row[2] is not None]
+        self.floor, self.last_read_at, starts = rows[0][:3]
+        Reader._starts = starts or ()
+        return self.floor or 0, [_Entry.of(*row[3:]) for row in rows if row[3] is not None]
 
     def _nearest(self, towards: _Direction, authors: str, kind: str, wanted: Range, limit: int) -> list[PostRow]:
         statement = _NEAREST.format(authors=authors, kind=kind, **towards._asdict())

@@ -43,9 +43,16 @@ def filled(blocker: DjangoDbBlocker, statements: str) -> Iterator[None]:
 
 
 def table_of(node: dict[str, Any]) -> str | None:
-    """Return the table a node of a plan is about, also when that is one of its partitions; none of the catalog's."""
+    """Return the table a node of a plan is about, also when that is one of its partitions.
+
+    None of the catalog's, nor one of a single row, nor an empty partition.
+    """
     name: str | None = node.get("Relation Name")
-    return None if name is None or name.startswith("pg_") else re.sub(r"^feed_entries_\d+$", "feed_entries", name)
+    if name is None or name.startswith("pg_") or name == "feed_horizon":
+        return None
+    if name.startswith("feed_entries_") and not (node["Actual Rows"] or node.get("Rows Removed by Filter")):
+        return None
+    return re.sub(r"^feed_entries_\d+$", "feed_entries", name)
 
 
 def scans(plan: dict[str, Any]) -> list[tuple[str, str]]:
@@ -63,8 +70,10 @@ def plans_of(act: Any) -> list[dict[str, Any]]:
         act()
         transaction.set_rollback(True)
     plans = []
-    with connection.cursor() as cursor:
+    with transaction.atomic(), connection.cursor() as cursor:
         for query in captured.captured_queries:
+            if query["sql"].startswith("SET LOCAL"):
+                cursor.execute(query["sql"])
             if query["sql"].lstrip().split()[0] in ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE"):
                 cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query["sql"].replace("%", "%%"))
                 answer = cursor.fetchone()[0]

@@ -182,7 +182,7 @@ class Storm:
             "posts among them": self._load.posts,
             "requests refused or cut off": self._load.refused,
             "dead letters": len(self._poison),
-            "partitions of feeds started": int(partitions()[-1].name.rpartition("_")[2]) - 1,
+            "partitions of feeds made": int(partitions()[-1].name.rpartition("_")[2]),
             "lost": lost,
             "doubled": doubled,
         }

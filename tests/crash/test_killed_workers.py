@@ -5,15 +5,17 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from django.db.models.functions import Now
 
 from eventbus import kafka, producer
 from eventbus.models import DeadLetter
-from feeds.partitions import partitions
+from feeds.models import Horizon
+from feeds.partitions import first_id_of, layout
 from posts.models import Post
 from tests.crash.die_at import POINTS
 from tests.crash.network import Network
 from tests.e2e.system import Process, System, wait_until
-from tests.feeds.partitioning import partitions_undone
+from tests.feeds.partitioning import lay_out, partitions_undone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
@@ -71,17 +73,27 @@ def test_a_worker_killed_while_another_joins(network: Network) -> None:
     network.prove()
 
 
-def test_a_worker_killed_while_it_keeps_everybody_off_the_feeds_to_start_a_partition(network: Network) -> None:
-    full_at_once = {"FEED_PARTITION_ROWS": "1"}
+def test_a_worker_killed_while_it_makes_the_partitions_that_posts_wait_for(network: Network) -> None:
     with partitions_undone():
+        lay_out(0, first_id_of(layout().now_ms))
         network.post()
-        wait_for_death(dying(network.system, "while a partition is started", "run_fanout", **full_at_once))
-        worker = network.system.worker(**full_at_once)
-        network.post()
-        wait_until(lambda: len(partitions()) > 1)
-        network.post()
+        wait_for_death(dying(network.system, "while partitions are made", "run_fanout"))
+        worker = network.system.worker()
         network.prove()
+        assert layout().settled
         assert worker.stop() == 0
+
+
+def test_a_worker_killed_while_it_drops_a_partition(network: Network) -> None:
+    with partitions_undone():
+        lay_out(0, *(first_id_of(layout().now_ms + minutes * 60_000) for minutes in (-2, -1, 60)))
+        network.post()
+        wait_for_death(dying(network.system, "while a partition is dropped", "run_fanout", FEED_PARTITIONS="2"))
+        Horizon.objects.update(keeper_due_at=Now())  # as if a minute had passed
+        network.system.worker(FEED_PARTITIONS="2")
+        network.post()
+        wait_until(lambda: layout().horizon > 0 and not layout().unread)
+        network.prove()
 
 
 @pytest.mark.parametrize("point", ["before the dead letter is sent", "after the dead letter is acknowledged"])

@@ -2,28 +2,34 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from django.db import connection
 
-from feeds.partitions import partitions
+from feeds import partitions
+from feeds.models import Horizon
 
-_ONE_PARTITION = """
-TRUNCATE feed_entries;
-ALTER TABLE feed_entries DETACH PARTITION feed_entries_1;
-ALTER TABLE feed_entries ATTACH PARTITION feed_entries_1 FOR VALUES FROM (MINVALUE) TO (MAXVALUE);
-"""
+HOUR_MS = 3_600_000
+
+
+def lay_out(*bounds: int) -> None:
+    """Replace all partitions, and what is in them, by empty ones between the bounds."""
+    with connection.cursor() as cursor:
+        for partition in partitions.partitions():
+            cursor.execute(f"DROP TABLE {partition.name}")
+    for number, (start, end) in enumerate(pairwise(bounds), 1):
+        partitions.make(f"feed_entries_{number}", start, end)
 
 
 @contextmanager
 def partitions_undone() -> Iterator[None]:
-    """Leave one empty partition of all ids at the end."""
+    """Leave the empty partitions of a new database at the end."""
     try:
         yield
     finally:
-        with connection.cursor() as cursor:
-            for partition in partitions()[1:]:
-                cursor.execute(f"DROP TABLE {partition.name}")
-            cursor.execute(_ONE_PARTITION)
+        now_ms = partitions.layout().now_ms
+        lay_out(0, *(partitions.first_id_of(now_ms + hours * HOUR_MS) for hours in range(1, 5)))
+        Horizon.objects.all().delete()
 
 
 def rows_by_partition() -> dict[str, int]:
@@ -31,9 +37,3 @@ def rows_by_partition() -> dict[str, int]:
     with connection.cursor() as cursor:
         cursor.execute("SELECT tableoid::regclass::text, count(*) FROM feed_entries GROUP BY 1 ORDER BY 1")
         return dict(cursor.fetchall())
-
-
-def vacuum() -> None:
-    """Give back the room of deleted entries, as autovacuum does in time."""
-    with connection.cursor() as cursor:
-        cursor.execute("VACUUM feed_entries")

@@ -1,4 +1,4 @@
-"""Everything at once: workers, readers, rebuilds, trimming and rest on the same few users, and every feed is right.
+"""Everything at once: workers, readers, rebuilds and rest on the same few users, and every feed is right.
 
 Which thread does what is drawn from a seed that is printed; what happens between them is up to the machine.
 """
@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,12 +17,13 @@ from django.db import OperationalError, connection, transaction
 from pytest_django import Settings
 
 from eventbus import locks, retry
+from eventbus.snowflake import milliseconds_of
 from feeds import cache, housekeeping, partitions, verification
 from feeds.handlers import FeedFact, FeedHandlers
-from feeds.models import Feed, Housekeeping
+from feeds.models import Feed, Horizon, Housekeeping
 from feeds.rebuild import rebuild
 from tests.feeds.model import Step, expected_feed, feed, history
-from tests.feeds.partitioning import partitions_undone, vacuum
+from tests.feeds.partitioning import lay_out, partitions_undone
 from tests.feeds.test_processing import read_through_the_cache
 from tests.feeds.worker import Worker
 
@@ -89,7 +90,7 @@ class Calendar:
                 locks.join_workers()
                 list(Feed.objects.select_for_update().filter(user_id=user))
                 Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
-                housekeeping.tidy([user])
+                housekeeping.put_to_rest([user])
             cache.invalidate([user])  # its page is long gone by then
 
 
@@ -176,12 +177,13 @@ class Run:
             self.settings.FEED_STRATEGY = chance.choice(["push", "hybrid", "hybrid", "pull"])
             self.settings.FEED_PUSH_MAX_FOLLOWERS = chance.choice([3, 6])
 
-    def start_partitions(self, chance: random.Random) -> None:
-        while not self._stopped.wait(chance.uniform(0, 0.2)):
-            with suppress(OperationalError):  # as the keeper does, until its next turn
-                self.done["partition started"] += partitions.start_next() is not None
-                vacuum()
-                self.done["partition dropped"] += partitions.drop_emptied() is not None
+    def keep_partitions(self, chance: random.Random) -> None:
+        while not self._stopped.wait(chance.uniform(0, 0.05)):
+            newest = max((fact.event_id for fact in self.log.facts), default=0)
+            partitions.keep_up(milliseconds_of(newest))
+            self.done["partition kept"] = len(partitions.partitions())
+            self.done["horizon raised"] += Horizon.objects.exclude(post_id__lte=self.done["horizon"]).count()
+            self.done["horizon"] = Horizon.objects.get().post_id
 
     def together(self, *acts: Callable[[random.Random], None]) -> None:
         """Do all `acts` at once, each in a thread with its own connection, until the time is up or one fails."""
@@ -230,12 +232,18 @@ def test_whatever_happens_at_once_every_feed_is_right_at_any_moment_and_in_the_e
     assert run.done["proof"] > 0
 
 
-def test_while_partitions_are_started_and_dropped_every_feed_is_right(run: Run, settings: Settings) -> None:
+def test_while_partitions_are_made_and_dropped_every_feed_is_right(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fast as posts come: workers wait for partitions now and then."""
     settings.FEED_PARTITIONS = 2
+    for name in ("FIRST_MS", "SHORTEST_MS", "LONGEST_MS"):
+        monkeypatch.setattr(partitions, name, 20_000)
     with partitions_undone():
-        run.together(run.work, run.work, run.keep_house, run.read, run.verify, run.start_partitions)
+        lay_out(0, run.log._facts[0].event_id)
+        run.together(run.work, run.work, run.keep_house, run.read, run.verify, run.keep_partitions)
         assert_all_right(run)
-    assert run.done["partition started"] > 3
+    assert run.done["horizon raised"] > 3
 
 
 def test_with_posts_in_parts_and_strategies_switched_every_feed_is_right_in_the_end(

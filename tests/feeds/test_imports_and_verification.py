@@ -102,7 +102,7 @@ def _lower_a_floor() -> None:
 def _wake_a_feed_without_its_rows() -> None:
     with transaction.atomic():
         Feed.objects.filter(user_id=2).update(last_read_at="2025-01-01T00:00:00Z")
-        housekeeping.tidy([2])
+        housekeeping.put_to_rest([2])
     Feed.objects.filter(user_id=2).update(idle=False, floor=0)
 
 
@@ -145,7 +145,7 @@ def test_each_kind_of_damage_is_found_and_repaired(network: None, damage: Any) -
 def test_a_feed_that_rests_is_right_as_it_is(network: None, user: int) -> None:
     with transaction.atomic():
         Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
-        housekeeping.tidy([user])
+        housekeeping.put_to_rest([user])
     assert verify() == (0, "8 entries checked: 0 missing, 0 extra, 0 duplicate; 0 wrong follower counts or states\n")
     FeedEntry.objects.create(user_id=user, post_id=2**57, author_id=1)  # garbage
     assert verify("--repair")[0] == 0

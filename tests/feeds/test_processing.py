@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test.utils import CaptureQueriesContext, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,15 +15,16 @@ from pytest_django import Settings
 
 from eventbus.exceptions import InvalidEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
-from feeds import cache, housekeeping, verification
+from feeds import cache, fanout, housekeeping, verification
 from feeds.cache import CachedPage
-from feeds.models import Feed, FeedEntry
+from feeds.handlers import FeedFact, FeedHandlers
+from feeds.models import Feed, FeedEntry, Withdrawal
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts.events import PostCreated
 from posts.models import Post
 from posts.pagination import START
-from tests.eventbus.events import counted
+from tests.eventbus.events import counted, eventually
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
@@ -31,6 +32,7 @@ from tests.factories import (
     UserUnfollowedFactory,
     follow_all,
 )
+from tests.feeds.elsewhere import elsewhere
 from tests.feeds.model import Step, expected_feed, feed, history
 from tests.feeds.worker import Worker
 
@@ -70,9 +72,9 @@ class ForgetfulWorker(Worker):
     def _keep_house(self) -> None:
         """Do at random what happens beside the events, none of which may change a feed."""
         user = self.chance.choice(self.users)
-        match self.chance.choice(["trim", "rest", "rebuild", "return", "strategy"]):
-            case "trim":
-                step_over(self.users)
+        match self.chance.choice(["withdraw", "rest", "rebuild", "return", "strategy"]):
+            case "withdraw":
+                fanout.withdraw_part()
             case "rest":
                 put_to_rest(user)
             case "rebuild":
@@ -115,8 +117,8 @@ def read_through_the_cache(user: int) -> list[int]:
 
 @transaction.atomic
 def step_over(users: Sequence[int]) -> None:
-    """Trim these users' feeds, and put those to rest that nobody reads."""
-    housekeeping.tidy(users)
+    """Put those of the feeds to rest that nobody reads."""
+    housekeeping.put_to_rest(users)
 
 
 def put_to_rest(user: int) -> None:
@@ -258,18 +260,67 @@ def test_a_post_that_a_stopped_worker_left_half_delivered_is_delivered_by_the_ne
     assert verification.verify().equal
 
 
-def test_a_deletion_that_was_left_half_done_is_done_by_the_next(celebrity: PostCreated) -> None:
-    Worker().process(celebrity)
+def test_a_deletion_is_seen_at_once_and_its_rows_go_bit_by_bit_while_others_go_on(celebrity: PostCreated) -> None:
+    worker = Worker()
+    worker.process(celebrity)
     deletion = PostDeletedFactory(author_id=1, post_id=celebrity.post_id)
-    leaving = Worker()
-    stop_after(leaving, 2)
-    with pytest.raises(WorkerStopping):
-        leaving.process(deletion)
-    assert rows_of(celebrity) == len(FOLLOWERS) - 2 * PART
-    assert feed(FOLLOWERS[-1]) == []  # a tombstone is seen at once, in whatever feed its row is left
-    Worker().process(deletion)
+    worker.waits = 0
+    worker.process(deletion, other := PostCreatedFactory(author_id=2))
+    assert worker.waits == 0
+    assert ProcessedEvent.objects.filter(event_id=deletion.event_id).exists()
+    assert (feed(1), feed(FOLLOWERS[-1]), feed(2)) == ([], [], [other.post_id])
+    left = [rows_of(celebrity)]
+    while fanout.withdraw_part():
+        left.append(rows_of(celebrity))
+        report = verification.verify()
+        assert (report.equal, report.leaving) == (True, left[-1])
+    assert left == [3_501, 2_500, 1_500, 500, 0]
+    assert not Withdrawal.objects.exists()
+
+
+def test_whoever_dies_between_two_parts_of_a_withdrawal_leaves_it_to_the_next(celebrity: PostCreated) -> None:
+    Worker().process(celebrity, PostDeletedFactory(author_id=1, post_id=celebrity.post_id))
+    assert fanout.withdraw_part()
+    with transaction.atomic():
+        fanout.withdraw_part()
+        transaction.set_rollback(True)  # as a kill does
+    assert rows_of(celebrity) == 2_500
+    with elsewhere() as do, transaction.atomic():
+        Withdrawal.objects.select_for_update().get()
+        assert not do(fanout.withdraw_part).result(10)  # somebody is at it
+    with housekeeping.housekeeper():
+        eventually(lambda: not Withdrawal.objects.exists())
     assert rows_of(celebrity) == 0
-    assert verification.verify().equal
+
+
+def test_who_leaves_while_a_post_is_withdrawn_keeps_no_row_of_it(celebrity: PostCreated) -> None:
+    worker = Worker()
+    worker.process(celebrity, PostDeletedFactory(author_id=1, post_id=celebrity.post_id))
+    worker.process(UserUnfollowedFactory(follower_id=FOLLOWERS[-1], followee_id=1))
+    while fanout.withdraw_part():
+        pass
+    assert rows_of(celebrity) == 0
+
+
+class OutageAtTheThirdPart(FeedHandlers):
+    """What is told about where to go on, and PostgreSQL away at the third time."""
+
+    def __init__(self) -> None:
+        self.resumed: list[int | None] = []
+
+    def apply(self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None) -> int | None:
+        self.resumed.append(resume_after)
+        if len(self.resumed) == 3:
+            raise OperationalError("PostgreSQL is away")
+        return super().apply(facts, careful=careful, resume_after=resume_after)
+
+
+def test_a_large_post_goes_on_after_an_outage_where_it_was(celebrity: PostCreated) -> None:
+    outage = OutageAtTheThirdPart()
+    Worker(outage).process(celebrity)
+    ends = [FOLLOWERS[PART - 1], FOLLOWERS[2 * PART - 1], FOLLOWERS[3 * PART - 1], FOLLOWERS[-1]]
+    assert outage.resumed == [None, ends[0], ends[1], ends[1], ends[2], ends[3]]
+    assert rows_of(celebrity) == len(FOLLOWERS) + 1
 
 
 def test_who_follows_or_leaves_between_two_parts_of_a_post_gets_it_or_not(celebrity: PostCreated) -> None:
@@ -302,6 +353,8 @@ def test_a_post_deleted_between_two_of_its_parts_is_in_nobodys_feed(celebrity: P
 
     worker.stops = delete
     worker.process(celebrity)
+    while fanout.withdraw_part():
+        pass
     assert (rows_of(celebrity), feed(1)) == (0, [])
     assert verification.verify().equal
 

@@ -18,6 +18,7 @@ class Worker:
     def __init__(self, feed_handlers: Handlers[Any] | None = None) -> None:
         self.dead_letters: list[BaseException] = []
         self.asked = 0
+        self.waits = 0
         self.stops: Callable[[], bool] = lambda: False
         self._processor = Processor(feed_handlers or FeedHandlers())
 
@@ -31,7 +32,7 @@ class Worker:
         return self.stops()
 
     def wait(self, _seconds: float) -> None:
-        pass
+        self.waits += 1
 
     def still_ours(self, _record: Record) -> bool:
         return True

@@ -26,7 +26,7 @@ class Command(BaseCommand):
         try:
             # By it ids are told to be from the future.
             retry.until_possible(time.sleep, clock.read)
-            with partitions.keeper(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
+            with partitions.kept(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
                 total = topic_replay.replay(handlers.subscription(), progress.update)
         except KafkaException as error:
             raise CommandError(

@@ -11,7 +11,7 @@ from feeds import handlers, housekeeping, partitions
 
 
 class Command(BaseCommand):
-    help = "Consume feed events, build the feeds and keep them small, until SIGTERM or SIGINT."
+    help = "Consume feed events, build the feeds and keep house, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
@@ -20,5 +20,5 @@ class Command(BaseCommand):
         # By it ids are told to be from the future.
         retry.until_possible(time.sleep, clock.read)
         retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
-        with housekeeping.housekeeper(), partitions.keeper():
+        with partitions.kept(), housekeeping.housekeeper():
             worker.run_subscription(handlers.subscription(), metrics_port)

@@ -40,6 +40,8 @@ class Command(BaseCommand):
             f"{report.entries} entries checked: {report.missing} missing, {report.extra} extra, "
             f"{report.duplicate} duplicate; {report.wrong_states} wrong follower counts or states"
         )
+        if report.leaving:
+            self.stdout.write(f"{report.leaving} more of deleted posts are being taken out, and shown to nobody")
 
 
 def _progress(scopes: Sequence[Scope]) -> Iterable[Scope]:
