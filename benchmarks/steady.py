@@ -25,7 +25,7 @@ from eventbus.subscription import Record
 from feeds import handlers, housekeeping, partitions, verification
 from feeds.events import UserFollowed, UserUnfollowed
 from feeds.timeline import Reader
-from posts.events import PostDeleted
+from posts.events import PostCreated, PostDeleted
 from posts.pagination import DEFAULT_LIMIT, START
 
 PARTITIONS = 8
@@ -137,7 +137,8 @@ class Steady:
             facts.append(UserFollowed(node_lease.next_id(), follower, followee))
         for record in records:
             fact = handlers.FeedHandlers().to_fact(envelope.decode(record.value, record.key))
-            self._posts.append((fact.post_id, fact.author_id))
+            if isinstance(fact, PostCreated):
+                self._posts.append((fact.post_id, fact.author_id))
         return records + [_record(fact, posts + n) for n, fact in enumerate(facts)]
 
     def _in_a_thread(self, act: Any) -> None:
