@@ -160,16 +160,6 @@ def test_room_in_the_queue_is_waited_for(settings: Settings) -> None:
     assert published(topic) == [b"%d" % number for number in range(5)]
 
 
-def test_a_producer_that_failed_for_good_is_replaced_and_loses_nothing() -> None:
-    topic = broker.create_topic()
-    failed = producer.get()
-    failed.send(topic, b"1", b"before", [], lambda _error: None)
-    failed.failed = True
-    producer.publish_record(topic, b"1", b"after")
-    assert producer.get() is not failed
-    assert sorted(map(str, published(topic))) == ["b'after'", "b'before'"]
-
-
 @pytest.mark.usefixtures("own_producer")
 def test_closing_delivers_what_is_queued() -> None:
     topic = broker.create_topic()

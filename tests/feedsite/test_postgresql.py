@@ -1,0 +1,87 @@
+"""Connections of threads that cannot wait: bounded, refused while PostgreSQL is away, given up on a standby."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from django.db import InternalError, OperationalError, connection
+
+from eventbus.breaker import FAILURES, POSTGRESQL
+from feedsite.postgresql.connection import answer_within
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    POSTGRESQL.succeeded()
+    yield
+    POSTGRESQL.succeeded()
+    connection.close()
+
+
+def ask(sql: str) -> object:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        row: tuple[object] | None = cursor.fetchone()
+    return row and row[0]
+
+
+def backend() -> object:
+    return ask("SELECT pg_backend_pid()")
+
+
+def test_a_query_ends_with_the_time_its_thread_has() -> None:
+    with pytest.raises(OperationalError, match="did not answer in time"), answer_within(0.3):
+        ask("SELECT pg_sleep(30)")
+    assert POSTGRESQL._failures == 1
+
+
+def test_the_answer_to_a_question_given_up_is_not_taken_for_the_next() -> None:
+    before = backend()
+    with pytest.raises(OperationalError), answer_within(0.3):
+        ask("SELECT 'late' FROM pg_sleep(1)")
+    connection.close()
+    assert ask("SELECT 'mine'") == "mine"
+    assert backend() != before
+
+
+def test_without_a_deadline_a_query_takes_as_long_as_it_takes() -> None:
+    with answer_within(0.2):
+        assert ask("SELECT 1") == 1
+    time.sleep(0.3)
+    assert ask("SELECT 'slow' FROM pg_sleep(0.4)") == "slow"
+
+
+def test_while_postgresql_is_away_one_thread_at_a_time_asks_it() -> None:
+    connection.close()
+    for _ in range(FAILURES):
+        POSTGRESQL.failed("away")
+    POSTGRESQL.enter()  # somebody tries
+    with pytest.raises(OperationalError, match="has not answered"), answer_within(5):
+        ask("SELECT 1")
+    assert ask("SELECT 1") == 1, "who has no deadline, such as a worker, waits and asks"
+    connection.close()
+    POSTGRESQL.gave_up()
+    with answer_within(5):
+        assert ask("SELECT 1") == 1, "the next tries"
+    assert not POSTGRESQL.is_open
+
+
+def test_a_session_that_can_only_read_is_given_up() -> None:
+    """As after a failover: the server is a standby now, and this session would be one of it for as long as it lasts."""
+    before = backend()
+    ask("SELECT set_config('default_transaction_read_only', 'on', false)")
+    with pytest.raises(InternalError, match="read-only"):
+        ask("CREATE TABLE never ()")
+    connection.close()
+    assert backend() != before
+
+
+def test_sessions_are_as_the_promise_needs_them() -> None:
+    shown = {name: ask(f"SHOW {name}") for name in ("synchronous_commit", "default_transaction_isolation")}
+    assert shown == {"synchronous_commit": "on", "default_transaction_isolation": "read committed"}
+    parameters = connection.get_connection_params()
+    assert parameters["target_session_attrs"] == "read-write"
+    assert parameters["keepalives_idle"] + parameters["keepalives_interval"] * parameters["keepalives_count"] < 20
+    assert parameters["tcp_user_timeout"] < 20_000
