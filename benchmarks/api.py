@@ -1,6 +1,7 @@
 """`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django."""
 
 import json
+import random
 import subprocess
 import sys
 import urllib.request
@@ -24,6 +25,10 @@ CONNECTIONS = (32, 64, 128)
 WARM_UP_SECONDS = 2.0
 USERS = range(1, 51)
 PROCESSES = 2  # as many as the API has workers
+READERS = 20_000
+MANY_CONNECTIONS = 64
+AUTHORS_OF_MANY, FOLLOWERS_OF_MANY, POSTS_OF_MANY = 200, 1_500, 3
+FILL_SECONDS = 15.0
 
 Measure = Callable[[int, float], Load]
 
@@ -44,7 +49,31 @@ def run(stand: Stand, quick: bool) -> None:
             "limit: bare RSGI": lambda c, s: http_load.closed(bare, feeds, c, s),
         }
         results = _measure(measures, runs, seconds)
+        many = _many_readers(port, bare, runs, seconds)
     _report(results, runs)
+    head = ["request", "connections", "req/s", "p50 ms", "p99 ms", "of limit", "errors"]
+    tables.table(f"First pages of {READERS:,} readers at random, most of them in Redis alone", head, many)
+
+
+def _many_readers(port: int, bare: int, runs: int, seconds: float) -> list[list[tables.Cell]]:
+    """Measure first pages that are in Redis, but for the most part not in the process that is asked."""
+    tables.progress(f"API: pages for {READERS:,} readers")
+    workload.load(workload.even_network(followers=FOLLOWERS_OF_MANY, authors=AUTHORS_OF_MANY, users=READERS))
+    authors = list(range(1, AUTHORS_OF_MANY + 1))
+    workload.process(handlers.subscription(), [workload.records(authors) for _ in range(POSTS_OF_MANY)])
+    readers = [workload.FIRST_READER + number for number in range(READERS)]
+    random.Random(1).shuffle(readers)
+    requests_of_all = requests.feeds(readers)
+    for _ in range(2):  # each process reads its tokens, and every page is put into Redis
+        http_load.closed(port, requests_of_all, MANY_CONNECTIONS, FILL_SECONDS)
+    ours, limit = [], []
+    for _ in range(runs):
+        ours.append(http_load.closed(port, requests_of_all, MANY_CONNECTIONS, seconds))
+        limit.append(http_load.closed(bare, requests_of_all, MANY_CONNECTIONS, seconds))
+    return [
+        _row("GET /feeds/{id}, in Redis", MANY_CONNECTIONS, ours, limit),
+        _row("limit: bare RSGI", MANY_CONNECTIONS, limit, []),
+    ]
 
 
 def _measure(measures: dict[str, Measure], runs: int, seconds: float) -> dict[tuple[str, int], list[Load]]:
@@ -62,25 +91,26 @@ def _measure(measures: dict[str, Measure], runs: int, seconds: float) -> dict[tu
 
 def _report(results: dict[tuple[str, int], list[Load]], runs: int) -> None:
     limits = {"POST /posts": "limit: bare RSGI + Kafka", "GET /feeds/{id}, cached": "limit: bare RSGI"}
-    rows: list[list[tables.Cell]] = []
+    rows = []
     for (name, connections), loads in results.items():
-        rates = [load.rate for load in loads]
-        bare = [load.rate for load in results.get((limits.get(name, ""), connections), [])]
-        rows.append(
-            [
-                name,
-                str(connections),
-                median(rates),
-                median(load.p50_ms for load in loads),
-                median(load.p99_ms for load in loads),
-                tables.ratio(rates, bare) if bare else "",
-                str(sum(load.errors for load in loads)),
-            ]
-        )
+        rows.append(_row(name, connections, loads, results.get((limits.get(name, ""), connections), [])))
     order = list(dict.fromkeys(name for name, _connections in results))
     rows.sort(key=lambda row: order.index(str(row[0])))
     head = ["request", "connections", "req/s", "p50 ms", "p99 ms", "of limit", "errors"]
     tables.table(f"API, {settings_line()}, medians of {runs} runs", head, rows)
+
+
+def _row(name: str, connections: int, loads: list[Load], limit: list[Load]) -> list[tables.Cell]:
+    rates = [load.rate for load in loads]
+    return [
+        name,
+        str(connections),
+        median(rates),
+        median(load.p50_ms for load in loads),
+        median(load.p99_ms for load in loads),
+        tables.ratio(rates, [load.rate for load in limit]) if limit else "",
+        str(sum(load.errors for load in loads)),
+    ]
 
 
 def settings_line() -> str:

@@ -1,11 +1,13 @@
 """The least that could answer: an RSGI application without Django, for the same server and command line.
 
-GET returns a ready page of `PAGE_BYTES` bytes. POST publishes its body with the production producer's settings and
-answers once Kafka has acknowledged it, many at a time, without a thread for any.
+GET returns a ready page of `PAGE_BYTES` bytes. POST publishes a record as large as an event, with the production
+producer's settings and spread over the partitions like the posts of many authors, and answers once Kafka has
+acknowledged it: many at a time, without a thread for any.
 """
 
 import asyncio
 import os
+import random
 import threading
 from functools import partial
 
@@ -16,6 +18,8 @@ from feedsite.front.http import Connection, Scope
 
 TOPIC = "benchmark-limit"
 PAGE = b"x" * int(os.environ.get("PAGE_BYTES", "4700"))
+AUTHORS = 50
+ENVELOPE = b" " * 200
 HEADERS = [("content-type", "application/json")]
 
 Future = asyncio.Future[None]
@@ -36,7 +40,9 @@ class Application:
             connection.response_bytes(200, HEADERS, PAGE)
             return
         delivered = self._loop.create_future()
-        self._producer.produce(TOPIC, await connection(), on_delivery=partial(self._report, delivered))
+        body = await connection()
+        author = b"%d" % random.randrange(AUTHORS)
+        self._producer.produce(TOPIC, body + ENVELOPE, author, on_delivery=partial(self._report, delivered))
         await delivered
         connection.response_bytes(202, HEADERS, b"{}")
 

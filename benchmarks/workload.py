@@ -21,6 +21,7 @@ from posts import services
 DATA = ROOT.parent / "shared" / "data"
 GRAPH = "graph_github_musae.csv.gz"
 TEXT = "A post of ordinary length, as people write them: has anyone been up to the old lighthouse this week?"
+FIRST_READER = 1_001
 Batches = Sequence[list[Record]]
 TABLES = "posts, feeds, feed_entries, follows, processed_events"
 
@@ -37,7 +38,7 @@ class Network:
 def even_network(followers: int, authors: int = 200, users: int = 10_000) -> Network:
     """Return a network in which every author has the same number of followers."""
     dice = random.Random(1)
-    readers = range(1_001, 1_001 + users)
+    readers = range(FIRST_READER, FIRST_READER + users)
     follows = [(reader, author) for author in range(1, authors + 1) for reader in dice.sample(readers, followers)]
     return Network(f"{followers:,} followers each", follows, list(range(1, authors + 1)))
 

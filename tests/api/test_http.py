@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -288,3 +289,21 @@ def test_half_requests_hold_nobody_up(api: ApiServer, settings: Settings) -> Non
     finally:
         for connection in waiting:
             connection.close()
+
+
+def test_logins_at_once_hold_nobody_up(api: ApiServer) -> None:
+    """Each costs a processor a good part of a second; there are threads for a few, and the rest wait for these."""
+    page = api.anonymous().get("/admin/login/")
+    token = page.cookies["csrftoken"]
+    form = f"csrfmiddlewaretoken={token}&username=nobody&password=guess".encode()
+
+    def guess(_number: int) -> int:
+        form_type = "application/x-www-form-urlencoded"
+        return api.anonymous(Cookie=f"csrftoken={token}").post("/admin/login/", form, form_type).status_code
+
+    with ThreadPoolExecutor(24) as threads:
+        guesses = [threads.submit(guess, number) for number in range(24)]
+        while not all(each.done() for each in guesses):
+            assert api.client().get("/healthz").status_code == 200
+            assert api.client().get("/users/1/posts").status_code == 200
+    assert {each.result() for each in guesses} <= {200, 429}
