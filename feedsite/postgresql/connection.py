@@ -40,7 +40,9 @@ def deadline() -> float | None:
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that waits no longer than its thread may, and is closed when it is of no more use."""
+    """A connection that waits no longer than its thread may, and is given up when it is of no more use."""
+
+    _expire_at: float  # monotonic seconds; the pool's
 
     def wait(self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None) -> T:
         """Do as psycopg's method does, which all queries go through."""
@@ -51,8 +53,9 @@ class Connection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, interval, timeout)
         except ReadOnlySqlTransaction:
-            # The server became a standby; the next connection is made to the new primary.
-            self.close()
+            # The server became a standby. The pool takes no connection back that is past its time, so the next one is
+            # made to the new primary.
+            self._expire_at = 0.0
             raise
         except psycopg.OperationalError as error:
             if until is not None and time.monotonic() >= until:
