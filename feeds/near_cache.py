@@ -59,6 +59,7 @@ class NearCache:
         self._tokens_changed = 0  # how often; a seal that was whole is so until then
         self._readings: dict[bytes, Reading] = {}
         self._batch: list[tuple[bytes, Reading]] = []
+        self._is_asking = False
         self._run_id = self._next_run_id = ""
 
     def start(self) -> None:
@@ -144,17 +145,22 @@ class NearCache:
         reading = self._readings.get(key)
         if reading is None or reading.void:
             reading = self._readings[key] = Reading(self._loop.create_future())
-            if not self._batch:
+            # One question is under way at a time; who comes meanwhile goes into the next, together.
+            if not self._batch and not self._is_asking:
                 self._loop.call_soon(self._ask_for_batch)
             self._batch.append((key, reading))
         return reading
 
     def _ask_for_batch(self) -> None:
         readings, self._batch = self._batch, []
+        self._is_asking = True
         answer = self.redis.ask("MGET", *[key for key, _reading in readings])
         answer.add_done_callback(partial(self._hand_out, readings))
 
     def _hand_out(self, readings: list[tuple[bytes, Reading]], answered: "asyncio.Future[list[bytes | None]]") -> None:
+        self._is_asking = False
+        if self._batch:
+            self._ask_for_batch()
         error = answered.exception()
         values: Sequence[bytes | None] = [None] * len(readings) if error else answered.result()
         for (key, reading), value in zip(readings, values, strict=True):

@@ -22,7 +22,7 @@ from feedsite import keys
 from feedsite.keys import Key, KeysUnavailable
 from posts.principal import Principal
 
-KEPT_TOKENS = 20_000
+KEPT_TOKENS = 50_000  # of about half a kilobyte each
 MAX_TOKEN_CHARS = 4_096
 LEEWAY_SECONDS = 5
 END_OF_9999 = 253_402_300_799
