@@ -1,6 +1,8 @@
 """Making what the first requests need before they come."""
 
 import gc
+import os
+from pathlib import Path
 
 import structlog
 from django.conf import settings
@@ -18,6 +20,31 @@ def warm_up() -> None:
         keys.key_set(settings.JWT_JWKS_URL)
     if not checks.tokens_have_an_audience():
         log.warning("no_audience", detail="JWT_AUDIENCE is not set: tokens issued for others are taken.")
+    drop_gauges_of_the_dead()
     # What is loaded stays. Without this, each full collection would walk all of Django while every request waits.
     gc.collect()
     gc.freeze()
+
+
+def drop_gauges_of_the_dead() -> None:
+    """Have `/metrics` forget what processes that run no more have said of themselves, such as an open breaker.
+
+    Prometheus's client takes a file for that of a running process until somebody removes it.
+    """
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if not directory:
+        return
+    for file in Path(directory).glob("gauge_live*_*.db"):
+        process = int(file.stem.rpartition("_")[2])
+        if not _runs(process):
+            file.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it runs, and is somebody else's
+        return True
+    return True

@@ -170,6 +170,14 @@ def test_who_sends_no_request_is_cut_off(api: ApiServer, sent: bytes) -> None:
         assert connection.recv(100) == b""
 
 
+def test_a_kept_connection_on_which_nothing_comes_is_closed(api: ApiServer) -> None:
+    with connected(api) as connection:
+        connection.sendall(head("GET", "/healthz"))
+        assert read_answer(connection).status == 200
+        connection.settimeout(HEADER_SECONDS * 5)
+        assert connection.recv(100) == b""
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "x-unheard-of"])
 def test_an_encoded_body_is_not_read(api: ApiServer, encoding: str) -> None:
     told = ask(api, post_head(f"Content-Encoding: {encoding}", f"Content-Length: {len(BODY)}") + BODY)

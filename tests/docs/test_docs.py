@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 APPS = ("eventbus", "posts", "feeds", "feedsite")
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 OWN_SERVERS = {
     "DATABASE_URL": "postgresql://feed:secret@db.example:5432/feed",
     "REDIS_URL": "redis://redis.example:6379/0",
@@ -196,13 +197,13 @@ def test_the_readme_names_each_path_of_the_api() -> None:
 def names_in(file: Path) -> set[str]:
     """Return what a file of ours defines: functions, classes, methods as `Class.method`, constants, attributes."""
     tree = ast.parse(file.read_text())
-    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS | ast.ClassDef)}
     names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     names |= {
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
     for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
-        names |= {f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, ast.FunctionDef)}
+        names |= {f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, FUNCTIONS)}
     return names
 
 

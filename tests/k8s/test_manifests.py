@@ -13,6 +13,7 @@ import yaml
 from django.core.management import get_commands
 
 from eventbus import kafka
+from feedsite import wait_for_migrations
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, EXAMPLE = ROOT / "k8s/base", ROOT / "k8s/overlays/example"
@@ -121,6 +122,15 @@ def test_every_command_that_containers_run_exists() -> None:
     assert {"migrate", "create_topics", "prune", "run_dlq"} <= commands <= get_commands().keys()
     for script in {found for line in run for found in re.findall(r"bin/[\w-]+", line)}:
         assert (ROOT / script).exists()
+
+
+def test_no_outage_of_a_server_kills_or_holds_back_an_api_process() -> None:
+    spec = pod(named("Deployment", "api"))["spec"]
+    (api,) = spec["containers"]
+    probes = [api[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert probes == ["/healthz"] * 3
+    (wait,) = spec["initContainers"]
+    assert wait["command"] == ["python", "-m", wait_for_migrations.__name__]
 
 
 def test_every_variable_of_the_configuration_is_documented() -> None:
