@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -30,7 +30,10 @@ class DeadLetterStore:
     def process(self, records: Sequence[Record]) -> None:
         """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
         correlation.bind_records(records)
-        retry.until_possible(lambda: store(records), self._wait)
+        try:
+            retry.until_possible(lambda: store(records), self._wait)
+        finally:
+            connection.close()
 
 
 @transaction.atomic

@@ -1,18 +1,26 @@
 """The application served by granian, in each of its worker processes."""
 
 import os
+import sys
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
+
+from eventbus import pool
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
 
-handler = get_wsgi_application()
+try:
+    handler = get_wsgi_application()
+    pool.require("api")
+except ImproperlyConfigured as error:
+    sys.exit(f"error: {error}")
 
-from django.conf import settings  # noqa: E402 - needs the variable above
+from django.conf import settings
 
-from eventbus import tracing  # noqa: E402 - needs the apps
-from feedsite.front.application import Application  # noqa: E402 - needs the apps
-from feedsite.warm_up import warm_up  # noqa: E402 - needs the apps
+from eventbus import tracing
+from feedsite.front.application import Application
+from feedsite.warm_up import warm_up
 
 tracing.start("feed-api")
 warm_up()

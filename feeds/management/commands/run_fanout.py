@@ -5,8 +5,9 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
+from django.db import connection
 
-from eventbus import retry, worker
+from eventbus import pool, retry, worker
 from feeds import handlers, housekeeping, partitions
 
 
@@ -17,6 +18,8 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
+        pool.require("run_fanout")
         retry.until_possible(housekeeping.watch_pulled_authors, time.sleep)
+        connection.close()
         with housekeeping.housekeeper(), partitions.keeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
