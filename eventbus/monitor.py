@@ -18,6 +18,8 @@ from eventbus.health import Health, Watch
 
 INTERVAL_SECONDS = 2.0
 JOIN_SECONDS = 2.0
+# They have nothing to bring to an end, and all of them may hang.
+WATCH_JOIN_SECONDS = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,8 @@ class Monitor:
             "kafka": Watch(health.kafka_brokers),
             "redis": Watch(health.redis),
         }
+        for name in self._watches:
+            metrics.dependency_up.labels(name).set_function(partial(self._is_up, name))
         metrics.worker_stuck_seconds.labels(consumer.group).set_function(self.stuck_seconds)
         metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(self._heartbeat)
 
@@ -59,10 +63,9 @@ class Monitor:
             threads.enter_context(
                 Repeating("lag", look, pause=INTERVAL_SECONDS, at_end=close, join_seconds=JOIN_SECONDS)
             )
-            for name in self._watches:
-                ask = partial(self._look_at_dependency, name)
+            for name, watch in self._watches.items():
                 threads.enter_context(
-                    Repeating(f"watch-{name}", ask, pause=INTERVAL_SECONDS, join_seconds=JOIN_SECONDS)
+                    Repeating(f"watch-{name}", watch.look, pause=INTERVAL_SECONDS, join_seconds=WATCH_JOIN_SECONDS)
                 )
             yield
 
@@ -93,10 +96,8 @@ class Monitor:
         for backlog in backlogs:
             self._look(backlog)
 
-    def _look_at_dependency(self, name: str) -> None:
-        watch = self._watches[name]
-        watch.look()
-        metrics.dependency_up.labels(name).set(watch.state() == health.OK)
+    def _is_up(self, name: str) -> float:
+        return float(self._watches[name].state() == health.OK)
 
     def _look(self, backlog: Backlog) -> None:
         try:
