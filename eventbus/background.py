@@ -6,7 +6,7 @@ from typing import Self
 
 import structlog
 from django import db
-from django.db import close_old_connections, connection
+from django.db import connection
 
 log = structlog.get_logger(__name__)
 
@@ -15,7 +15,8 @@ class Repeating:
     """Calls `act` until the context ends, and then `at_end`, all in a thread of its own.
 
     `act` gets its turns `pause` seconds apart, or after so many seconds as it returns; the first after `first_pause`.
-    What either raises is logged as `<name>_failed`, and `act` gets its next turn.
+    What either raises is logged as `<name>_failed`, and `act` gets its next turn. Between turns the thread holds no
+    connection to PostgreSQL.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class Repeating:
             pause = self._try(self._act) or self._pause
         if self._at_end is not None:
             self._try(self._at_end)
-        connection.close()
 
     def _try(self, act: Callable[[], object]) -> float | None:
         try:
-            close_old_connections()
             asked = act()
             return asked if isinstance(asked, float) else None
         except db.Error as error:
             log.warning(f"{self._name}_failed", error=str(error))
         except Exception:
             log.exception(f"{self._name}_failed")
+        finally:
+            connection.close()
         return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -27,6 +27,12 @@ class DeadLetterStore:
     def process(self, records: Sequence[Record], turn: Turn) -> None:
         """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
         correlation.bind_records(records)
+        try:
+            self._process(records, turn)
+        finally:
+            connection.close()
+
+    def _process(self, records: Sequence[Record], turn: Turn) -> None:
         if len(records) <= 1:
             retry.until_possible(turn.wait, store, records)
             return
@@ -36,8 +42,8 @@ class DeadLetterStore:
             if not retry.is_too_much(error):
                 raise
             middle = len(records) // 2
-            self.process(records[:middle], turn)
-            self.process(records[middle:], turn)
+            self._process(records[:middle], turn)
+            self._process(records[middle:], turn)
 
 
 @transaction.atomic

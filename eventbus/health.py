@@ -1,10 +1,13 @@
 """Whether this process can do its work: what `/healthz` and `/readyz` say, on the API and on each worker."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+from django.conf import settings
 from django.db import DatabaseError, connection
 from django_redis import get_redis_connection
 from redis import RedisError
@@ -12,6 +15,8 @@ from redis import RedisError
 from eventbus import kafka
 
 KAFKA_SECONDS = 2.0
+# An answer older than this says nothing about now.
+FRESH_SECONDS = 8.0
 OK = "ok"
 
 
@@ -30,13 +35,39 @@ class Health:
 ALIVE = Health(True, "ok\n")
 
 
+class Watch:
+    """What one server last said when it was asked whether this process can use it."""
+
+    def __init__(self, ask: Callable[[], str]) -> None:
+        self._ask = ask
+        self._state = "not asked yet"
+        self._told_at = time.monotonic()
+
+    def look(self) -> None:
+        """Ask, for as long as that takes."""
+        self._state = self._ask()
+        self._told_at = time.monotonic()
+
+    def state(self) -> str:
+        """Return at once `OK`, or what is wrong."""
+        age = time.monotonic() - self._told_at
+        if age > FRESH_SECONDS:
+            return f"no answer for {age:.0f} s"
+        return self._state
+
+
 def dependencies() -> Health:
+    """Ask all servers, and return whether PostgreSQL and Kafka can be used."""
+    return summary({"postgresql": postgresql(), "kafka": kafka_brokers(), "redis": redis()})
+
+
+def summary(states: Mapping[str, str]) -> Health:
     """Return whether PostgreSQL and Kafka can be used. Redis may be away: reads then come from PostgreSQL."""
-    found = {"postgresql": postgresql(), "kafka": kafka_brokers(), "redis": redis()}
-    good = found["postgresql"] == found["kafka"] == OK
-    if found["redis"] != OK:
-        found["redis"] = f"degraded, {found['redis']}"
-    return Health(good, "".join(f"{name}: {state}\n" for name, state in found.items()))
+    good = states["postgresql"] == states["kafka"] == OK
+    lines = dict(states)
+    if lines["redis"] != OK:
+        lines["redis"] = f"degraded, {lines['redis']}"
+    return Health(good, "".join(f"{name}: {state}\n" for name, state in lines.items()))
 
 
 def postgresql() -> str:
@@ -68,6 +99,12 @@ def _ask_postgresql() -> None:
 
 
 def _ask_kafka() -> None:
-    topics = AdminClient(kafka.client_config()).list_topics(timeout=KAFKA_SECONDS).topics
+    topics = _admin_client(settings.KAFKA_BOOTSTRAP_SERVERS).list_topics(timeout=KAFKA_SECONDS).topics
     if kafka.FEED_EVENTS not in topics:
         raise KafkaException(f"no topic {kafka.FEED_EVENTS}: run manage.py create_topics")
+
+
+@cache
+def _admin_client(_servers: str) -> AdminClient:
+    # Kept, because a client is threads and connections of its own.
+    return AdminClient(kafka.client_config())

@@ -111,6 +111,6 @@ def _of_type(event_type: str) -> tuple[Histogram, Histogram]:
 
 
 def export_dlq_size(count: Callable[[], float]) -> None:
-    """Export `dlq_size`, counted at each scrape; by `run_dlq` alone, for elsewhere it would say 0."""
+    """Export `dlq_size`, as `count` tells it at each scrape; by `run_dlq` alone, for elsewhere it would say 0."""
     gauge = Gauge("dlq_size", "Dead letters that are not resolved or discarded.")
     gauge.set_function(count)

@@ -2,23 +2,24 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 from confluent_kafka import KafkaException
 from django.conf import settings
-from django.db import connection
 
 from eventbus import health, kafka, metrics
 from eventbus.background import Repeating
 from eventbus.backlog import Backlog, Standing
 from eventbus.consumer import EventConsumer
-from eventbus.health import Health
+from eventbus.health import Health, Watch
 
 INTERVAL_SECONDS = 2.0
 JOIN_SECONDS = 2.0
+# They have nothing to bring to an end, and all of them may hang.
+WATCH_JOIN_SECONDS = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -43,18 +44,29 @@ class Monitor:
         self._consumer = consumer
         self._waiting: dict[int, Waiting] = {}  # by partition of ours
         self._told_at = 0.0
+        self._watches = {
+            "postgresql": Watch(health.postgresql),
+            "kafka": Watch(health.kafka_brokers),
+            "redis": Watch(health.redis),
+        }
+        for name in self._watches:
+            metrics.dependency_up.labels(name).set_function(partial(self._is_up, name))
         metrics.worker_stuck_seconds.labels(consumer.group).set_function(self.stuck_seconds)
         metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(self._heartbeat)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch from two threads: asking a server that is away takes seconds, and must not make the lag old."""
+        """Watch from a thread each: asking a server that is away takes seconds, and must not make the rest old."""
         backlogs = [Backlog(topic, group) for group, topic in kafka.groups().items()]
         look, close = partial(self._look_at_all, backlogs), partial(_close, backlogs)
-        with (
-            Repeating("lag", look, pause=INTERVAL_SECONDS, at_end=close, join_seconds=JOIN_SECONDS),
-            Repeating("dependencies", self._look_at_dependencies, pause=INTERVAL_SECONDS, join_seconds=JOIN_SECONDS),
-        ):
+        with ExitStack() as threads:
+            threads.enter_context(
+                Repeating("lag", look, pause=INTERVAL_SECONDS, at_end=close, join_seconds=JOIN_SECONDS)
+            )
+            for name, watch in self._watches.items():
+                threads.enter_context(
+                    Repeating(f"watch-{name}", watch.look, pause=INTERVAL_SECONDS, join_seconds=WATCH_JOIN_SECONDS)
+                )
             yield
 
     def healthz(self) -> Health:
@@ -65,11 +77,8 @@ class Monitor:
         return health.ALIVE
 
     def readyz(self) -> Health:
-        """Answer for the dependencies, as the API does, and whether the worker gets on with its partitions."""
-        try:
-            found = health.dependencies()
-        finally:
-            connection.close()
+        """Answer at once for the dependencies, as the API does, and whether the worker gets on with its partitions."""
+        found = health.summary({name: watch.state() for name, watch in self._watches.items()})
         stuck, lag = self.stuck_seconds(), sum(waiting.lag for waiting in self._waiting.values())
         getting_on = stuck <= settings.WORKER_STUCK_SECONDS
         progress = health.OK if getting_on else f"stuck, {lag} records wait and none was done for {stuck:.0f} s"
@@ -87,21 +96,15 @@ class Monitor:
         for backlog in backlogs:
             self._look(backlog)
 
-    def _look_at_dependencies(self) -> None:
-        try:
-            metrics.dependency_up.labels("postgresql").set(health.postgresql() == health.OK)
-        finally:
-            connection.close()
-        metrics.dependency_up.labels("redis").set(health.redis() == health.OK)
+    def _is_up(self, name: str) -> float:
+        return float(self._watches[name].state() == health.OK)
 
     def _look(self, backlog: Backlog) -> None:
         try:
             standings = backlog.read()
         except KafkaException as error:
             log.warning("lag_unknown", group=backlog.group, error=str(error))
-            metrics.dependency_up.labels("kafka").set(False)
             return
-        metrics.dependency_up.labels("kafka").set(True)
         for number, standing in standings.items():
             metrics.kafka_consumer_lag.labels(backlog.topic, str(number), backlog.group).set(standing.lag)
         if backlog.group == self._consumer.group:

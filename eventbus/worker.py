@@ -1,6 +1,5 @@
 """The long-running worker processes: signals, the metrics port and the loop."""
 
-import math
 import os
 import signal
 import sys
@@ -9,17 +8,16 @@ from contextlib import contextmanager
 from types import FrameType
 
 import structlog
-from django.db import DatabaseError, connection
 
 from eventbus import kafka, metrics, metrics_server, node_lease, producer, tracing
 from eventbus.consumer import EventConsumer
+from eventbus.dead_letter_count import DeadLetterCount
 from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, WorkerHangs
 from eventbus.heartbeat import Heart
 from eventbus.lanes import Lanes
 from eventbus.leaving import EXIT_STUCK, Leaving
-from eventbus.models import DeadLetter
 from eventbus.monitor import Monitor
 from eventbus.processing import Processor
 from eventbus.subscription import Subscription
@@ -49,14 +47,15 @@ def run_subscription(subscription: Subscription, metrics_port: int | None) -> No
 
 def run_dead_letter_store(metrics_port: int | None) -> None:
     """Store dead letters in PostgreSQL until SIGTERM or SIGINT, then leave cleanly."""
-    metrics.export_dlq_size(_unresolved_dead_letters)
+    unresolved = DeadLetterCount()
+    metrics.export_dlq_size(unresolved.latest)
     leaving = Leaving()
     consumer = EventConsumer(
         kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005, leaving=leaving
     )
     # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is never asked for.
     lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(kafka.DLQ_GROUP), leaving)
-    with Heart(consumer).beating():
+    with Heart(consumer).beating(), unresolved.counting():
         _run(consumer, lanes, leaving, metrics_port)
 
 
@@ -85,16 +84,6 @@ def _serve(port: int, monitor: Monitor) -> None:
         metrics_server.serve(port, {"/healthz": monitor.healthz, "/readyz": monitor.readyz})
     except OSError as error:
         sys.exit(f"error: the metrics port {port} cannot be had: {error}. Choose another with --metrics-port.")
-
-
-def _unresolved_dead_letters() -> float:
-    """Count the dead letters that wait for someone; read at each scrape, so it is true also after an outage."""
-    try:
-        return DeadLetter.objects.unresolved().count()
-    except DatabaseError:
-        return math.nan
-    finally:
-        connection.close()
 
 
 @contextmanager

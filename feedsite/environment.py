@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvError, validate
 from psycopg import conninfo
 
-from feedsite import keys
+from feedsite import connections, keys
 from feedsite.embedded import addresses
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -73,7 +73,10 @@ def _read(env: Env) -> dict[str, Any]:
     embedded = addresses(data_dir)
     all_external = not _is_embedded("DATABASE_URL", embedded)
     kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
-    pool_max = env.int("DATABASE_POOL_MAX", 8, validate=POSITIVE)
+    threads = {
+        "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
+        "FEED_FANOUT_LANES": env.int("FEED_FANOUT_LANES", 2, validate=LANES),
+    }
     return {
         "FEED_DATA_DIR": data_dir,
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
@@ -87,7 +90,8 @@ def _read(env: Env) -> dict[str, Any]:
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
         "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
-        "DATABASE_POOL_MAX": pool_max,
+        **threads,
+        "DATABASE_POOL_MAX": env.int("DATABASE_POOL_MAX", connections.most(threads), validate=POSITIVE),
         # Tokens
         **_token_settings(env, data_dir, all_external),
         # Kafka
@@ -96,7 +100,6 @@ def _read(env: Env) -> dict[str, Any]:
         "FEED_STRATEGY": env.str("FEED_STRATEGY", "hybrid", validate=validate.OneOf(["push", "pull", "hybrid"])),
         "FEED_PUSH_MAX_FOLLOWERS": env.int("FEED_PUSH_MAX_FOLLOWERS", 10_000, validate=POSITIVE),
         "FEED_MAX_ENTRIES": env.int("FEED_MAX_ENTRIES", 800, validate=validate.Range(min=100)),
-        "FEED_FANOUT_LANES": env.int("FEED_FANOUT_LANES", min(2, _most_lanes(pool_max)), validate=LANES),
         "FEED_BATCH_MAX_EVENTS": env.int("FEED_BATCH_MAX_EVENTS", 500, validate=validate.Range(1, 5_000)),
         "FEED_BATCH_MAX_WAIT_MS": env.int("FEED_BATCH_MAX_WAIT_MS", 5, validate=validate.Range(0, 10_000)),
         "FEED_BATCH_MAX_ROWS": env.int("FEED_BATCH_MAX_ROWS", 50_000, validate=validate.Range(min=1_000)),
@@ -111,7 +114,6 @@ def _read(env: Env) -> dict[str, Any]:
         # Pruning
         **_pruning_settings(env, kafka["KAFKA_RETENTION_HOURS"]),
         "API_FRONT": env.bool("API_FRONT", True),
-        "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
         "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
@@ -209,14 +211,7 @@ def _check_pruning(values: dict[str, Any]) -> None:
         _refuse("DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS, or Kafka brings them back.")
 
 
-def _most_lanes(pool_max: int) -> int:
-    # The housekeeper and the heartbeat of a worker need a connection each beside its lanes.
-    return max(1, pool_max - 2)
-
-
 def _check_lanes(values: dict[str, Any]) -> None:
-    if values["FEED_FANOUT_LANES"] > _most_lanes(values["DATABASE_POOL_MAX"]):
-        _refuse("FEED_FANOUT_LANES must be below DATABASE_POOL_MAX by 2, or its lanes wait for each other.")
     # Each event of a batch may lock a key. PostgreSQL has room for 64 locks times 100 connections, unless told other.
     if values["FEED_FANOUT_LANES"] * values["FEED_BATCH_MAX_EVENTS"] > MAX_EVENTS_IN_HAND:
         _refuse(

@@ -8,7 +8,7 @@ from psycopg import IsolationLevel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from feedsite import environment, logs
+from feedsite import connections, environment, logs
 from feedsite.postgresql import connection as postgresql
 
 BASE_DIR = environment.BASE_DIR
@@ -196,6 +196,8 @@ DATABASES["default"]["OPTIONS"] = {
         "reconnect_timeout": 2,  # seconds
     },
 }
+DATABASE_POOL_MAX = ENV["DATABASE_POOL_MAX"]
+CONNECTIONS_NEEDED = connections.needs(ENV)
 # For how long a request may wait for PostgreSQL, in seconds.
 DATABASE_ANSWER_SECONDS = 5.0
 

@@ -1,7 +1,6 @@
 """Threads of an API process that ask the servers, so that neither its event loop nor its requests have to."""
 
 import threading
-import time
 from collections.abc import Callable
 
 import structlog
@@ -12,7 +11,7 @@ from django.db import connection
 
 from eventbus import kafka, node_lease, producer, topics
 from eventbus.breaker import KAFKA, REDIS
-from eventbus.health import OK, Health
+from eventbus.health import OK, Health, Watch
 from eventbus.sql import fetch
 from feeds import cache
 from feedsite.postgresql.connection import answer_within
@@ -25,8 +24,6 @@ WATCH_EVERY_SECONDS = 1.0
 WATCH_ANSWER_SECONDS = 1.0
 KAFKA_ANSWER_SECONDS = 2.0
 CHECK_EVERY_SECONDS = 30.0
-# An answer older than this says nothing about now.
-FRESH_SECONDS = 8.0
 
 log = structlog.get_logger(__name__)
 
@@ -53,27 +50,6 @@ class Keeper(threading.Thread):
     def stop(self) -> None:
         """Have the thread end after what it is about."""
         self._stopped.set()
-
-
-class Watch:
-    """What one server last said when it was asked whether this process can use it."""
-
-    def __init__(self, ask: Callable[[], str]) -> None:
-        self._ask = ask
-        self._state = "not asked yet"
-        self._told_at = time.monotonic()
-
-    def look(self) -> None:
-        """Ask, for as long as that takes."""
-        self._state = self._ask()
-        self._told_at = time.monotonic()
-
-    def state(self) -> str:
-        """Return at once `OK`, or what is wrong."""
-        age = time.monotonic() - self._told_at
-        if age > FRESH_SECONDS:
-            return f"no answer for {age:.0f} s"
-        return self._state
 
 
 class Keepers:

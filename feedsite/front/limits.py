@@ -1,12 +1,9 @@
-"""How many threads a process of the API has, and so how many connections to PostgreSQL it may use at once.
+"""How many threads a process of the API has for Django's answers, and what they wait for.
 
-`docs/scaling.md` has the same formula.
+How many connections to PostgreSQL that means is in `feedsite.connections`.
 """
 
 READS, WRITES, ADMIN, LOCAL = "reads", "writes", "admin", "local"
-
-# Beside the threads that answer: the keeper of the cache's era, the watch over PostgreSQL, the snowflake lease.
-KEEPERS = 3
 
 
 def thread_counts(blocking_threads: int) -> dict[str, int]:
@@ -16,9 +13,3 @@ def thread_counts(blocking_threads: int) -> dict[str, int]:
     admin for PostgreSQL; what is local, such as the documentation, waits for nobody.
     """
     return {READS: blocking_threads, WRITES: max(1, blocking_threads // 2), ADMIN: 2, LOCAL: 2}
-
-
-def connections(blocking_threads: int) -> int:
-    """Return how many connections to PostgreSQL a process of the API may use at once."""
-    counts = thread_counts(blocking_threads)
-    return counts[READS] + counts[WRITES] + counts[ADMIN] + KEEPERS

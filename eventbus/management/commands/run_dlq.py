@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import worker
+from eventbus import pool, worker
 
 
 class Command(BaseCommand):
@@ -15,4 +15,5 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
+        pool.require("run_dlq")
         worker.run_dead_letter_store(metrics_port)

@@ -5,8 +5,9 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
+from django.db import connection
 
-from eventbus import clock, retry, worker
+from eventbus import clock, pool, retry, worker
 from feeds import handlers, housekeeping, partitions
 
 
@@ -17,8 +18,10 @@ class Command(BaseCommand):
         parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
+        pool.require("run_fanout")
         # By it ids are told to be from the future.
         retry.until_possible(time.sleep, clock.read)
         retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
+        connection.close()
         with partitions.kept(), housekeeping.housekeeper():
             worker.run_subscription(handlers.subscription(), metrics_port)
