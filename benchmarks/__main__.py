@@ -22,10 +22,9 @@ SECTIONS = {
     "celebrity": "posts to 1,000,000 followers, and the posts of others beside them",
     "visible": "from 202 to a follower's feed",
     "api": "POST /posts and cached GET /feeds/{id} beside their limits",
-    "servers": "WSGI servers, workers and threads",
 }
 # Minutes each, hence only when named, or all of them with --full.
-SLOW = ("growth", "steady", "celebrity", "servers")
+SLOW = ("growth", "steady", "celebrity")
 
 
 def main() -> None:

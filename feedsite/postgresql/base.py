@@ -4,11 +4,13 @@ Of threads with a deadline (`feedsite.postgresql.connection`) one at a time trie
 others are refused at once.
 """
 
+import time
 from typing import Any
 
 import psycopg
 from django.db import OperationalError
 from django.db.backends.postgresql import base
+from psycopg import IsolationLevel
 from psycopg_pool import PoolTimeout
 
 from eventbus.breaker import POSTGRESQL
@@ -21,14 +23,15 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Take a connection that was just seen to answer. Raises `OperationalError`."""
-        if deadline() is None:
+        until = deadline()
+        if until is None or not self.pool:
             return super().get_new_connection(conn_params)
         try:
             POSTGRESQL.enter()
         except ServerAway as error:
             raise OperationalError(str(error)) from error
         try:
-            connection = super().get_new_connection(conn_params)
+            connection = self._take(until)
         except (psycopg.OperationalError, PoolTimeout) as error:
             POSTGRESQL.failed(error)
             raise
@@ -36,4 +39,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
             POSTGRESQL.gave_up()
             raise
         POSTGRESQL.succeeded()
+        return connection
+
+    def _take(self, until: float) -> Any:
+        """Do as Django's method does, but wait for the pool no longer than the thread has time."""
+        self.isolation_level = IsolationLevel(self.settings_dict["OPTIONS"]["isolation_level"])
+        self.pool.open()
+        connection = self.pool.getconn(timeout=max(0.0, until - time.monotonic()))
+        connection.isolation_level = self.isolation_level
         return connection

@@ -88,5 +88,5 @@ def main() -> None:
 if __name__ == "__main__":
     main()
 elif "DIE_AT" in os.environ:
-    application = import_module("feedsite.wsgi").application
+    application = import_module("feedsite.rsgi").application
     arm(os.environ["DIE_AT"], Path(os.environ["DIE_MARKER"]))

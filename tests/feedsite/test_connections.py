@@ -115,7 +115,7 @@ def test_unless_it_is_set_the_pool_is_large_enough_for_a_process_of_any_kind(
 ) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "from feedsite import settings; print(settings.DATABASE_POOL_MAX)"],
-        env={**environment(), "BLOCKING_THREADS": threads, "FEED_FANOUT_LANES": lanes},
+        env={**environment(), "BLOCKING_THREADS": threads, "FEED_FANOUT_LANES": lanes, "FEED_BATCH_MAX_EVENTS": "100"},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.db import InternalError, OperationalError, connection
@@ -35,6 +36,24 @@ def test_a_query_ends_with_the_time_its_thread_has() -> None:
     with pytest.raises(OperationalError, match="did not answer in time"), answer_within(0.3):
         ask("SELECT pg_sleep(30)")
     assert POSTGRESQL._failures == 1
+
+
+def test_a_connection_is_waited_for_no_longer_than_its_thread_has_time() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        taken = [connection.pool.getconn() for _ in range(connection.pool.max_size)]
+        try:
+            started = time.monotonic()
+            with pytest.raises(OperationalError, match="couldn't get a connection after 0"):
+                threads.submit(ask_within, 0.3).result()
+            assert time.monotonic() - started < connection.pool.timeout
+        finally:
+            for each in taken:
+                connection.pool.putconn(each)
+
+
+def ask_within(seconds: float) -> object:
+    with answer_within(seconds):
+        return ask("SELECT 1")
 
 
 def test_the_answer_to_a_question_given_up_is_not_taken_for_the_next() -> None:

@@ -57,14 +57,15 @@ def test_a_worker_in_which_the_loop_hangs_longer_than_kafka_waits_is_not_alive(s
 def test_a_worker_without_postgresql_is_alive_and_not_ready_and_without_redis_ready(system: System) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     worker = Worker(system, "run_dlq", DATABASE_URL=f"postgresql://{nowhere}/none", REDIS_URL=f"redis://{nowhere}/0")
+    wait_until(lambda: "postgresql: unreachable" in worker.get("/readyz").text)
     ready = worker.get("/readyz")
     assert ready.status_code == 503
-    assert "postgresql: unreachable" in ready.text
     assert "redis: degraded" in ready.text
     assert worker.get("/healthz").status_code == 200
     worker.process.stop()
 
     worker = Worker(system, "run_dlq", REDIS_URL=f"redis://{nowhere}/0")
+    wait_until(lambda: worker.answers("/readyz"))
     ready = worker.get("/readyz")
     assert ready.status_code == 200
     assert "redis: degraded, unreachable" in ready.text
