@@ -8,6 +8,7 @@ The pattern is from M. Nygard, "Release It!" (2007). It is written out here beca
 fixed time, which would keep a server that has come back away from its clients.
 """
 
+import math
 import threading
 import time
 
@@ -30,6 +31,7 @@ class Breaker:
         self.server = server
         self._most_failures = failures
         self._failures = 0
+        self._failed_at = -math.inf
         self._trying_since: float | None = None
         self._lock = threading.Lock()
 
@@ -37,6 +39,10 @@ class Breaker:
     def is_open(self) -> bool:
         """Whether the server is taken to be away."""
         return self._failures >= self._most_failures
+
+    def failed_within(self, seconds: float) -> bool:
+        """Whether the last failure is not longer ago than that."""
+        return time.monotonic() - self._failed_at < seconds
 
     def enter(self) -> None:
         """Let the caller try, who then tells `succeeded`, `failed` or `gave_up`. Raises `ServerAway` instead."""
@@ -65,6 +71,7 @@ class Breaker:
         with self._lock:
             was_open = self.is_open
             self._failures += 1
+            self._failed_at = time.monotonic()
             self._trying_since = None
             opened = self.is_open and not was_open
         if opened:

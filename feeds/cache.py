@@ -178,7 +178,7 @@ def invalidate(user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
         wait_until_noticed(state.closed_at)
         return
     try:
-        _void(user_ids, authors, _era(state))
+        _void(user_ids, authors, _era(state.generation))
     except RedisError as error:
         log.warning("cache_unreachable", error=str(error))
         close()
@@ -319,10 +319,10 @@ def _try_to_open() -> None:
         log.info("cache_opened")
 
 
-def _era(state: CacheState) -> str:
+def _era(generation: int) -> str:
     """Return the part of each key that changes whenever earlier pages must not be read any more."""
     server = cast(dict[str, str], _redis().info("server"))
-    return f"{state.generation}.{server['run_id']}"
+    return f"{generation}.{server['run_id']}"
 
 
 class _Trusted:
@@ -333,6 +333,7 @@ class _Trusted:
 
     def __init__(self) -> None:
         self._era: str | None = None
+        self._generation: int | None = None  # as last read; None while the cache was closed
         self._until = 0.0
         self._unreadable = False
         self._lock = threading.Lock()
@@ -370,18 +371,29 @@ class _Trusted:
         log.warning("cache_unreachable", error=str(error))
         self._era, self._until = None, time.monotonic() + TRUST_SECONDS
 
+    def _recover(self) -> None:
+        """Trust Redis again that was away for a moment, by the generation that PostgreSQL named last."""
+        if self._era is not None or self._generation is None:
+            return
+        try:
+            self._era = _era(self._generation)
+        except RedisError as error:
+            log.warning("cache_unreachable", error=str(error))
+
     def _refresh(self) -> None:
         until = time.monotonic() + TRUST_SECONDS
         try:
             state = _read_state()
-            self._era = None if state.closed_at is not None else _era(state)
+            self._generation = None if state.closed_at is not None else state.generation
             self._unreadable = False
+            self._era = None if self._generation is None else _era(self._generation)
         except RedisError as error:
             log.warning("cache_unreachable", error=str(error))
             self._era = None
         except db.Error as error:
             log.warning("cache_state_unreadable", error=str(error))
             self._unreadable = True
+            self._recover()
             until = time.monotonic() + TRUST_SECONDS
         self._until = until
 

@@ -24,6 +24,7 @@ WATCH_EVERY_SECONDS = 1.0
 WATCH_ANSWER_SECONDS = 1.0
 KAFKA_ANSWER_SECONDS = 2.0
 CHECK_EVERY_SECONDS = 30.0
+TRIED_WITHIN_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +99,8 @@ def _ask_kafka() -> str:
     """Ask on the connections that posts go by, so that a producer that cannot be used any more is no `OK`."""
     if producer.forbidden():
         return producer.forbidden()
-    if KAFKA.is_open:
+    # Where nobody has tried for a while, somebody must be sent here to try: a try is what closes the breaker.
+    if KAFKA.is_open and KAFKA.failed_within(TRIED_WITHIN_SECONDS):
         return "does not acknowledge what is written"
     try:
         known = producer.get().topics(KAFKA_ANSWER_SECONDS)
