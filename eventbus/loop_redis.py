@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from eventbus.breaker import REDIS
 
-ANSWER_SECONDS = 0.15
+ANSWER_SECONDS = 0.25
 TICK_SECONDS = 0.05
 HEARTBEAT_SECONDS = 0.25
 RECONNECT_SECONDS = 0.25

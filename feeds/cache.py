@@ -138,11 +138,6 @@ def refresh_era() -> None:
     _trusted.refresh()
 
 
-def distrust(error: RedisError) -> None:
-    """Do without Redis for a moment, in all threads of this process."""
-    _trusted.distrust(error)
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What the cache holds for a user's first page, told without taking a lease."""

@@ -212,10 +212,9 @@ class NearCache:
         self._forget_all()
 
     def lost(self) -> None:
-        """Trust nothing that was kept."""
+        """Trust nothing that was kept. The views ask Redis themselves meanwhile: it may only have stumbled."""
         self._run_id = ""
         self._forget_all()
-        cache.distrust(RedisConnectionError("The event loop has lost its connection."))
 
     def announced(self, message: list[Any]) -> None:
         """Forget what has changed."""
