@@ -357,9 +357,19 @@ class _Trusted:
             self._refresh()
 
     def still(self, era: str) -> bool:
-        """Ask again at once, and tell whether the era is the same."""
-        self._until = 0.0
-        return self.era() == era
+        """Tell whether the Redis that answers is that of this era; of another one, the era is asked for anew.
+
+        PostgreSQL is not asked: while it stands still, everybody would wait for that.
+        """
+        generation = era.partition(".")[0]
+        try:
+            same = _era(int(generation)) == era
+        except RedisError as error:
+            self.distrust(error)
+            return False
+        if not same:
+            self._until = 0.0
+        return same
 
     def distrust(self, error: RedisError) -> None:
         """Do without Redis for a moment: each read that waits for a dead one costs its time-out."""
