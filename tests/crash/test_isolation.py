@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from eventbus import kafka
+from feeds.cache import TRUST_SECONDS
+from feeds.models import CacheState
 from feedsite.embedded import state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
@@ -130,7 +132,10 @@ def assert_undisturbed(*undisturbed: Askers) -> None:
 
 
 def warm(network: Network) -> None:
-    """Have the feeds in the cache."""
+    """Have the feeds in the cache, which the import of the follows has closed for a moment."""
+    network.look()
+    wait_until(lambda: CacheState.objects.filter(closed_at=None).exists())
+    time.sleep(2 * TRUST_SECONDS)  # until no process takes it to be closed any more
     network.look()
     with network.system.client(network.followers[0]) as client:
         wait_until(lambda: client.get(f"/feeds/{network.followers[0]}").headers["X-Cache"] == "hit")
@@ -171,16 +176,11 @@ def test_postgresql_stands_still_under_reads(network: Network) -> None:
             assert httpx.get(f"{network.system.url}/readyz").status_code == 503
         wait_until(lambda: listed.asked.last == "200")
     assert_undisturbed(alive)
-    # Cached pages are not always found in this outage (README, status and limits); they are again after it.
-    wait_until(lambda: cached.asked.last == "200" or cached_is_back(network))
+    # On a busy machine a Redis that stumbles sends one to a view, which may wait for a thread; it is answered all the same.
+    assert set(cached.asked.answers) == {"200"}, cached.asked
     # The first lease of a process, by which ids are minted, is for 10 s.
     assert 2 * posted.asked.answers["202"] > posted.asked.answers.total(), posted.asked
     wait_until(lambda: httpx.get(f"{network.system.url}/readyz").status_code == 200)
-
-
-def cached_is_back(network: Network) -> bool:
-    with network.system.client(network.followers[0]) as client:
-        return client.get(f"/feeds/{network.followers[0]}").status_code == 200
 
 
 def test_redis_stands_still_under_reads(network: Network) -> None:
