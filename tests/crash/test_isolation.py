@@ -176,7 +176,7 @@ def test_postgresql_stands_still_under_reads(network: Network) -> None:
             assert httpx.get(f"{network.system.url}/readyz").status_code == 503
         wait_until(lambda: listed.asked.last == "200")
     assert_undisturbed(alive)
-    # On a busy machine a Redis that stumbles sends one to a view, which may wait for a thread; it is answered all the same.
+    # Where Redis stumbles on a busy machine a view is asked, which may wait for a thread; it answers all the same.
     assert set(cached.asked.answers) == {"200"}, cached.asked
     # The first lease of a process, by which ids are minted, is for 10 s.
     assert 2 * posted.asked.answers["202"] > posted.asked.answers.total(), posted.asked
