@@ -52,7 +52,10 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help="what to measure; default: all but the slow ones"
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        help="what to measure; default: all but the slow ones",
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
     parser.add_argument("--full", action="store_true", help="the slow sections too")

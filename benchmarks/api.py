@@ -39,7 +39,10 @@ def run(stand: Stand, quick: bool) -> None:
     workload.load(workload.even_network(followers=20, authors=len(USERS), users=500))
     fill_feeds()
     _create_limit_topic()
-    with stand.api() as port, stand.api(APPLICATION="benchmarks.limits:application", PAGE_BYTES=_page(port)) as bare:
+    with (
+        stand.api() as port,
+        stand.api(APPLICATION="benchmarks.limits:application", PAGE_BYTES=_page(port)) as bare,
+    ):
         posts, feeds = requests.posts(USERS), requests.feeds(USERS)
         measures: dict[str, Measure] = {
             "POST /posts": lambda c, s: http_load.closed(port, posts, c, s),
@@ -52,15 +55,21 @@ def run(stand: Stand, quick: bool) -> None:
         many = _many_readers(port, bare, runs, seconds)
     _report(results, runs)
     head = ["request", "connections", "req/s", "p50 ms", "p99 ms", "of limit", "errors"]
-    tables.table(f"First pages of {READERS:,} readers at random, most of them in Redis alone", head, many)
+    tables.table(
+        f"First pages of {READERS:,} readers at random, most of them in Redis alone", head, many
+    )
 
 
 def _many_readers(port: int, bare: int, runs: int, seconds: float) -> list[list[tables.Cell]]:
     """Measure first pages that are in Redis, but for the most part not in the process that is asked."""
     tables.progress(f"API: pages for {READERS:,} readers")
-    workload.load(workload.even_network(followers=FOLLOWERS_OF_MANY, authors=AUTHORS_OF_MANY, users=READERS))
+    workload.load(
+        workload.even_network(followers=FOLLOWERS_OF_MANY, authors=AUTHORS_OF_MANY, users=READERS)
+    )
     authors = list(range(1, AUTHORS_OF_MANY + 1))
-    workload.process(handlers.subscription(), [workload.records(authors) for _ in range(POSTS_OF_MANY)])
+    workload.process(
+        handlers.subscription(), [workload.records(authors) for _ in range(POSTS_OF_MANY)]
+    )
     readers = [workload.FIRST_READER + number for number in range(READERS)]
     random.Random(1).shuffle(readers)
     requests_of_all = requests.feeds(readers)
@@ -76,7 +85,9 @@ def _many_readers(port: int, bare: int, runs: int, seconds: float) -> list[list[
     ]
 
 
-def _measure(measures: dict[str, Measure], runs: int, seconds: float) -> dict[tuple[str, int], list[Load]]:
+def _measure(
+    measures: dict[str, Measure], runs: int, seconds: float
+) -> dict[tuple[str, int], list[Load]]:
     results: dict[tuple[str, int], list[Load]] = defaultdict(list)
     for name, measure in measures.items():
         tables.progress(f"warming up: {name}")
@@ -90,10 +101,15 @@ def _measure(measures: dict[str, Measure], runs: int, seconds: float) -> dict[tu
 
 
 def _report(results: dict[tuple[str, int], list[Load]], runs: int) -> None:
-    limits = {"POST /posts": "limit: bare RSGI + Kafka", "GET /feeds/{id}, cached": "limit: bare RSGI"}
+    limits = {
+        "POST /posts": "limit: bare RSGI + Kafka",
+        "GET /feeds/{id}, cached": "limit: bare RSGI",
+    }
     rows = []
     for (name, connections), loads in results.items():
-        rows.append(_row(name, connections, loads, results.get((limits.get(name, ""), connections), [])))
+        rows.append(
+            _row(name, connections, loads, results.get((limits.get(name, ""), connections), []))
+        )
     order = list(dict.fromkeys(name for name, _connections in results))
     rows.sort(key=lambda row: order.index(str(row[0])))
     head = ["request", "connections", "req/s", "p50 ms", "p99 ms", "of limit", "errors"]
@@ -121,7 +137,9 @@ def settings_line() -> str:
 def _kafka(waits: int, seconds: float) -> Load:
     """Keep `waits` records under way, spread over as many processes as the API has."""
     with ThreadPoolExecutor(PROCESSES) as threads:
-        parts = list(threads.map(lambda _n: _kafka_process(waits // PROCESSES, seconds), range(PROCESSES)))
+        parts = list(
+            threads.map(lambda _n: _kafka_process(waits // PROCESSES, seconds), range(PROCESSES))
+        )
     return Load(
         rate=sum(part["rate"] for part in parts),
         p50_ms=median(part["p50"] for part in parts) * 1000,
@@ -152,5 +170,7 @@ def _page(port: int) -> str:
     first = requests.feeds([USERS[0]])[0]
     token = first.partition("Authorization: ")[2].partition("\r\n")[0]
     url = f"http://127.0.0.1:{port}/feeds/{USERS[0]}"
-    with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": token}), timeout=10) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers={"Authorization": token}), timeout=10
+    ) as answer:
         return str(len(answer.read()))

@@ -12,7 +12,9 @@ from eventbus import kafka, producer
 
 SCRAPE_SECONDS = 0.1
 PATIENCE_SECONDS = 120.0
-EVENTS = re.compile(r'^event_processing_duration_seconds_count\{type="post.created"\} (\S+)', re.MULTILINE)
+EVENTS = re.compile(
+    r'^event_processing_duration_seconds_count\{type="post.created"\} (\S+)', re.MULTILINE
+)
 ROWS = re.compile(r"^fanout_rows_total (\S+)", re.MULTILINE)
 
 Sample = tuple[float, float, float]  # seconds, events, rows
@@ -31,7 +33,10 @@ def run(stand: Stand, network: Network, events: int) -> None:
     tables.table(
         f"Backlog of {events:,} events drained by one `run_fanout` ({network.name})",
         ["from Kafka to committed offsets", "a second"],
-        [["events", (events_after - events_before) / seconds], ["rows", (rows_after - rows_before) / seconds]],
+        [
+            ["events", (events_after - events_before) / seconds],
+            ["rows", (rows_after - rows_before) / seconds],
+        ],
     )
 
 

@@ -21,7 +21,9 @@ WHILE_MEASURED = 3600.0
 _FOLLOW = "INSERT INTO follows (follower_id, followee_id, event_id) SELECT n, %s, 1 FROM generate_series(%s, %s) AS n"
 _FEEDS = "INSERT INTO feeds (user_id) SELECT n FROM generate_series(%s, %s) AS n"
 _CELEBRITY = "INSERT INTO feeds (user_id, follower_count, pulled_since) VALUES (%s, %s, 'epoch')"
-_MOST_FOLLOWED = "SELECT user_id FROM feeds WHERE follower_count < %s ORDER BY follower_count DESC LIMIT 1"
+_MOST_FOLLOWED = (
+    "SELECT user_id FROM feeds WHERE follower_count < %s ORDER BY follower_count DESC LIMIT 1"
+)
 
 
 def run(stand: Stand, quick: bool) -> None:
@@ -36,15 +38,29 @@ def run(stand: Stand, quick: bool) -> None:
             others = Others(port)
             others.measure(2 * PAIRS)
             rows.append(["nobody else", *others.figures(posts), "", ""])
-            rows.append(_beside(f"{FOLLOWERS:,} followers, pulled", others, Author(port, CELEBRITY), posts))
-            rows.append(_beside(f"{count:,} followers, pushed", others, Author(port, most_followed), posts))
+            rows.append(
+                _beside(f"{FOLLOWERS:,} followers, pulled", others, Author(port, CELEBRITY), posts)
+            )
+            rows.append(
+                _beside(f"{count:,} followers, pushed", others, Author(port, most_followed), posts)
+            )
             seen = _next_reads(port, followers)
         if not quick:
             with stand.worker("run_fanout", FEED_STRATEGY="push"):
                 others.measure(PAIRS)
                 name = f"{FOLLOWERS:,} followers, pushed, one post"
-                rows.append(_beside(name, others, Author(port, CELEBRITY), PAIRS, pause=WHILE_MEASURED))
-    head = ["beside posts to", "posts of others", "p50 ms", "p99 ms", "max ms", "posts", "feed rows a post"]
+                rows.append(
+                    _beside(name, others, Author(port, CELEBRITY), PAIRS, pause=WHILE_MEASURED)
+                )
+    head = [
+        "beside posts to",
+        "posts of others",
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "posts",
+        "feed rows a post",
+    ]
     tables.table("Celebrity: from 202 to visible for posts of others, one worker", head, rows)
     tables.note(
         f"{seen} of {followers} random followers, their page cached before, saw the next post when they next read."
@@ -88,7 +104,9 @@ class Others:
         return visible.figures(self.measure(posts))
 
 
-def _beside(name: str, others: Others, author: Author, posts: int, pause: float = PAUSE_SECONDS) -> list[tables.Cell]:
+def _beside(
+    name: str, others: Others, author: Author, posts: int, pause: float = PAUSE_SECONDS
+) -> list[tables.Cell]:
     with _posting(author, pause) as published:
         figures = others.figures(posts)
     rows = database.value("SELECT count(*) FROM feed_entries WHERE post_id = ANY(%s)", [published])
@@ -116,9 +134,13 @@ def _posting(author: Author, pause: float) -> Iterator[list[int]]:
 def _next_reads(port: int, count: int) -> int:
     """Return how many of `count` random followers see the celebrity's post on their next read, once one has."""
     client, celebrity = reading.Client(port), Author(port, CELEBRITY)
-    first, *users = random.Random(4).sample(range(FIRST_FOLLOWER, FIRST_FOLLOWER + FOLLOWERS), count + 1)
+    first, *users = random.Random(4).sample(
+        range(FIRST_FOLLOWER, FIRST_FOLLOWER + FOLLOWERS), count + 1
+    )
     for user in users:
         client.get(user)
     post_id = celebrity.post()
     Follower(port, first).wait_for(post_id)
-    return sum(str(post_id) in {post["id"] for post in client.get(user)["results"]} for user in users)
+    return sum(
+        str(post_id) in {post["id"] for post in client.get(user)["results"]} for user in users
+    )

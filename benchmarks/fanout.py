@@ -28,7 +28,9 @@ def run(stand: Stand, quick: bool) -> None:
     """Measure even networks and, where its file is, a real one; then a backlog in Kafka."""
     runs, batches = (2, 1) if quick else (5, 2)
     real = workload.real_network()
-    networks = [workload.even_network(followers, _authors(followers), USERS) for followers in FOLLOWERS]
+    networks = [
+        workload.even_network(followers, _authors(followers), USERS) for followers in FOLLOWERS
+    ]
     rows, profiles = [], []
     # Above `FEED_PUSH_MAX_FOLLOWERS` nothing would be written, and there would be nothing to measure.
     with override_settings(FEED_STRATEGY="push"):
@@ -37,14 +39,27 @@ def run(stand: Stand, quick: bool) -> None:
             rows.append(_compare(network, runs, batches))
             if not quick:
                 profiles.append((network, _profile(network, batches)))
-    head = ["network", "posts × rows", "rows/s", "bare by batch", "bare at once", "ratio", "at once", "CPU ratio"]
+    head = [
+        "network",
+        "posts × rows",
+        "rows/s",
+        "bare by batch",
+        "bare at once",
+        "ratio",
+        "at once",
+        "CPU ratio",
+    ]
     lanes = settings.FEED_FANOUT_LANES
-    tables.table(f"Fan-out: {batches} batches a run in {lanes} lanes, medians of {runs} runs", head, rows)
+    tables.table(
+        f"Fan-out: {batches} batches a run in {lanes} lanes, medians of {runs} runs", head, rows
+    )
     if not real:
         tables.note(f"The real graph was left out: {workload.GRAPH} is not in ../shared/data.")
     for network, parts in profiles:
         head = ["part", "ms a transaction", "share"]
-        tables.table(f"Where the time of one lane alone goes ({network.name}, one run)", head, parts)
+        tables.table(
+            f"Where the time of one lane alone goes ({network.name}, one run)", head, parts
+        )
     backlog.run(stand, networks[1], events=4_000 if quick else 20_000)
 
 
@@ -57,7 +72,9 @@ def _compare(network: Network, runs: int, batches: int) -> list[tables.Cell]:
     real, by_batch, at_once = [], [], []
     rows = 0
     for number in range(runs + 1):
-        progress(f"fan-out, {network.name}: run {number} of {runs}" + ("" if number else " (warm-up)"))
+        progress(
+            f"fan-out, {network.name}: run {number} of {runs}" + ("" if number else " (warm-up)")
+        )
         work = _batches(network, batches)
         _reset("posts, feed_entries, processed_events")
         with database.measured() as cost:
@@ -114,7 +131,9 @@ def _stage(network: Network, batches: workload.Batches) -> tuple[int, list[str]]
         # Whoever reads fresh rows first notes on their pages that they are committed, which is no part of an insert.
         database.execute(f"VACUUM staged_{number}")
     database.execute("VACUUM staged")
-    return int(database.value("SELECT count(*) FROM staged")), [f"staged_{n}" for n in range(len(ends) - 1)]
+    return int(database.value("SELECT count(*) FROM staged")), [
+        f"staged_{n}" for n in range(len(ends) - 1)
+    ]
 
 
 def _post_id(record: Record) -> int:
@@ -139,7 +158,11 @@ def _profile(network: Network, batches: int) -> list[list[str]]:
     timers.seconds["Python: decode, bookkeeping"] = total - sum(timers.seconds.values())
     parts = sorted(timers.seconds.items(), key=lambda part: -part[1])
     transactions = sum(map(len, work)) / _posts_a_transaction(network)
-    return [[part, f"{s / transactions * 1000:.1f}", f"{s / total:.0%}"] for part, s in parts if s / total >= 0.005]
+    return [
+        [part, f"{s / transactions * 1000:.1f}", f"{s / total:.0%}"]
+        for part, s in parts
+        if s / total >= 0.005
+    ]
 
 
 def _reset(names: str) -> None:

@@ -35,7 +35,9 @@ FROM posts JOIN (
 WHERE id > %(after)s AND id <= %(up_to)s
 ORDER BY 1, 2
 """
-_STAGE = "CREATE TABLE staged AS SELECT * FROM feed_entries WHERE post_id > %s ORDER BY user_id, post_id"
+_STAGE = (
+    "CREATE TABLE staged AS SELECT * FROM feed_entries WHERE post_id > %s ORDER BY user_id, post_id"
+)
 _BYTES = """
 SELECT round(sum(pg_total_relation_size(inhrelid)) / (SELECT count(*) FROM feed_entries))
 FROM pg_inherits WHERE inhparent = 'feed_entries'::regclass
@@ -63,9 +65,20 @@ def run(stand: Stand, quick: bool) -> None:
         _lay_out(size // ROWS_A_POST)
         _fill(size // ROWS_A_POST)
         rows.append([f"{size:,}", *_figures(_measure(network, size, batches))])
-    head = ["entries before", "partitions", "rows/s", "bare", "ratio", "CPU µs a row", "bare", "ratio"]
+    head = [
+        "entries before",
+        "partitions",
+        "rows/s",
+        "bare",
+        "ratio",
+        "CPU µs a row",
+        "bare",
+        "ratio",
+    ]
     head += ["first: rows/s", "bare", "B"]
-    tables.table(f"Growth: medians of {batches} batches of {_batch_posts() * ROWS_A_POST:,} rows", head, rows)
+    tables.table(
+        f"Growth: medians of {batches} batches of {_batch_posts() * ROWS_A_POST:,} rows", head, rows
+    )
     tables.note("bare: into one table filled alike. first: the batch right after a checkpoint.")
     tables.note("B: bytes an entry, with its index.")
     _verify()
@@ -81,13 +94,17 @@ def _lay_out(posts: int) -> None:
     """Begin anew with partitions as if so many posts had filled them: the newest one by half, if there are others."""
     database.execute("TRUNCATE posts, processed_events, bare")
     posts_a_partition = settings.FEED_PARTITION_ROWS // ROWS_A_POST
-    layout.lay_out(range(posts_a_partition // 2, posts - posts_a_partition // 2 + 1, posts_a_partition))
+    layout.lay_out(
+        range(posts_a_partition // 2, posts - posts_a_partition // 2 + 1, posts_a_partition)
+    )
 
 
 def _fill(up_to: int) -> None:
     """Add posts that are newer than all there are until there are `up_to`, with their entries in both tables."""
     while (posts := database.value("SELECT count(*) FROM posts")) < up_to:
-        progress(f"growth: filling up to {up_to * ROWS_A_POST:,} entries, {posts * ROWS_A_POST:,} so far")
+        progress(
+            f"growth: filling up to {up_to * ROWS_A_POST:,} entries, {posts * ROWS_A_POST:,} so far"
+        )
         after = database.value("SELECT coalesce(max(id), 0) FROM posts")
         up_to_id = after + min(up_to - posts, POSTS_FILLED_AT_ONCE)
         values = {"authors": AUTHORS, "text": workload.TEXT, "after": after, "up_to": up_to_id}
@@ -124,7 +141,10 @@ def _figures(batches: Sequence[Batch]) -> list[tables.Cell]:
     real = [batch.rows / batch.real.seconds for batch in batches]
     bare = [batch.rows / batch.bare.seconds for batch in batches]
     rows = sum(batch.rows for batch in batches)
-    cpu = [sum(cost) / rows * 1e6 for cost in ([b.real.cpu for b in batches], [b.bare.cpu for b in batches])]
+    cpu = [
+        sum(cost) / rows * 1e6
+        for cost in ([b.real.cpu for b in batches], [b.bare.cpu for b in batches])
+    ]
     return [
         str(len(partitions.layout().begun)),
         *(median(real), median(bare), tables.ratio(real, bare)),

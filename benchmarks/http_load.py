@@ -14,7 +14,11 @@ from benchmarks.load import Load, Plan
 from benchmarks.stand import ROOT
 
 WRK = shutil.which("wrk")
-NAME = "wrk, one thread" if WRK else "our own client, as wrk is not installed; it needs more CPU, so rates are lower"
+NAME = (
+    "wrk, one thread"
+    if WRK
+    else "our own client, as wrk is not installed; it needs more CPU, so rates are lower"
+)
 
 _SCRIPT = """
 local requests = {{ {requests} }}
@@ -65,7 +69,11 @@ def result(process: "subprocess.Popen[str]") -> Load:
 def _wrk(port: int, script: str, connections: int, seconds: float) -> Load:
     command = [str(WRK), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", "-s", script]
     output = subprocess.run(
-        [*command, f"http://127.0.0.1:{port}/"], capture_output=True, text=True, check=True, cwd=Path(script).parent
+        [*command, f"http://127.0.0.1:{port}/"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(script).parent,
     ).stdout
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     broken = re.findall(r"(?:connect|read|write|timeout) (\d+)", output)

@@ -37,7 +37,9 @@ def measure(waits: int, seconds: float) -> dict[str, Any]:
                 raise RuntimeError(str(error))
             latencies.append(time.perf_counter() - sent)
 
-        producer.produce(TOPIC, key=str(len(latencies) % 1000), value=VALUE, on_delivery=acknowledged)
+        producer.produce(
+            TOPIC, key=str(len(latencies) % 1000), value=VALUE, on_delivery=acknowledged
+        )
         under_way += 1
 
     while time.perf_counter() < started + seconds:
@@ -45,7 +47,11 @@ def measure(waits: int, seconds: float) -> dict[str, Any]:
             send()
         producer.poll(0.1)
     producer.flush(10)
-    return {"rate": len(latencies) / seconds, "p50": percentile(latencies, 50), "p99": percentile(latencies, 99)}
+    return {
+        "rate": len(latencies) / seconds,
+        "p50": percentile(latencies, 50),
+        "p99": percentile(latencies, 99),
+    }
 
 
 if __name__ == "__main__":

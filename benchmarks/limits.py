@@ -42,7 +42,9 @@ class Application:
         delivered = self._loop.create_future()
         body = await connection()
         author = b"%d" % random.randrange(AUTHORS)
-        self._producer.produce(TOPIC, body + ENVELOPE, author, on_delivery=partial(self._report, delivered))
+        self._producer.produce(
+            TOPIC, body + ENVELOPE, author, on_delivery=partial(self._report, delivered)
+        )
         await delivered
         connection.response_bytes(202, HEADERS, b"{}")
 

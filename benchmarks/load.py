@@ -43,7 +43,9 @@ async def carry_out(plan: Plan) -> Load:
     """Send the requests of `plan` and return what was measured."""
     counts = _Counts()
     started = time.perf_counter()
-    await asyncio.gather(*(_connection(plan, number, started, counts) for number in range(plan.connections)))
+    await asyncio.gather(
+        *(_connection(plan, number, started, counts) for number in range(plan.connections))
+    )
     seconds = time.perf_counter() - started
     return Load(
         rate=len(counts.seconds) / seconds,

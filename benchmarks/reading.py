@@ -23,7 +23,9 @@ class Connection:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         self._used_at = time.monotonic()
 
-    def request(self, method: str, path: str, headers: dict[str, str], body: str | None = None) -> tuple[int, bytes]:
+    def request(
+        self, method: str, path: str, headers: dict[str, str], body: str | None = None
+    ) -> tuple[int, bytes]:
         """Return the status and the body of the answer."""
         if time.monotonic() - self._used_at > IDLE_SECONDS:
             self._http.close()

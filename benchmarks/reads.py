@@ -60,7 +60,9 @@ UPDATE feeds SET floor = lowest.id
 FROM (SELECT user_id, min(post_id) AS id FROM feed_entries WHERE user_id = ANY(%s) GROUP BY 1) AS lowest
 WHERE feeds.user_id = lowest.user_id
 """
-_ENTRY = "SELECT post_id FROM feed_entries WHERE user_id = %s ORDER BY post_id DESC OFFSET %s LIMIT 1"
+_ENTRY = (
+    "SELECT post_id FROM feed_entries WHERE user_id = %s ORDER BY post_id DESC OFFSET %s LIMIT 1"
+)
 
 
 class Depth(NamedTuple):
@@ -107,7 +109,10 @@ def run(stand: Stand, quick: bool) -> None:
     """Measure over HTTP, then the queries alone; show the plans for the longest list of followees."""
     posts, times = (200_000, 2) if quick else (1_000_000, 20)
     _fill(posts)
-    kinds = [_add(f"{count:,}", 1_000_000 + 100 * count, count, range(1, AUTHORS + 1)) for count in FOLLOWEES]
+    kinds = [
+        _add(f"{count:,}", 1_000_000 + 100 * count, count, range(1, AUTHORS + 1))
+        for count in FOLLOWEES
+    ]
     pulled = range(AUTHORS + 1, AUTHORS + PULLED_AUTHORS + 1)
     kinds.append(_add(f"{PULLED_AUTHORS:,}, all pulled", 9_000_000, PULLED_AUTHORS, pulled))
     database.execute("VACUUM ANALYZE posts, feeds, feed_entries, follows")
@@ -137,10 +142,14 @@ def _fill(posts: int) -> None:
 
 def _add(name: str, first: int, count: int, authors: range) -> Readers:
     progress(f"reads: readers of {name}")
-    readers = Readers(name, list(range(first, first + READERS)), list(range(first + 50, first + 50 + READERS)))
+    readers = Readers(
+        name, list(range(first, first + READERS)), list(range(first + 50, first + 50 + READERS))
+    )
     of = {"first": authors[0], "last": authors[-1], "count": count}
     database.execute(_FOLLOW, {"readers": readers.users + readers.resting, **of})
-    database.execute("UPDATE follows SET idle = true WHERE follower_id = ANY(%s)", [readers.resting])
+    database.execute(
+        "UPDATE follows SET idle = true WHERE follower_id = ANY(%s)", [readers.resting]
+    )
     database.execute(_READERS, [readers.users, 0, False])
     database.execute(_READERS, [readers.resting, RESTING, True])
     database.execute(_ENTRIES, {"readers": readers.users, "cap": CAP})
@@ -148,14 +157,23 @@ def _add(name: str, first: int, count: int, authors: range) -> Readers:
     return readers
 
 
-def _over_http(client: reading.Client, kinds: list[Readers], positions: Positions, times: int) -> list[list[str]]:
+def _over_http(
+    client: reading.Client, kinds: list[Readers], positions: Positions, times: int
+) -> list[list[str]]:
     client.wait_for_cache(kinds[0].users[0])
-    rows = [["first page, cached", *(_cell(client.cached, kind.users, times * 5) for kind in kinds)]]
+    rows = [
+        ["first page, cached", *(_cell(client.cached, kind.users, times * 5) for kind in kinds)]
+    ]
     for depth, of in positions.items():
         progress(f"reads over HTTP: {depth.name}")
         read = partial(_uncached, client, of)
         rows.append([depth.name, *(_cell(read, kind.users, times) for kind in kinds)])
-    rows.append(["first page of a feed at rest", *(_cell(client.uncached, kind.resting, times) for kind in kinds)])
+    rows.append(
+        [
+            "first page of a feed at rest",
+            *(_cell(client.uncached, kind.resting, times) for kind in kinds),
+        ]
+    )
     return rows
 
 
@@ -169,7 +187,12 @@ def _alone(kinds: list[Readers], positions: Positions, times: int) -> list[list[
         progress(f"reads, the queries alone: {depth.name}")
         rows.append([depth.name, *(_query_cell(of, kind.users, times) for kind in kinds)])
     resting = {user: START for kind in kinds for user in kind.resting}
-    rows.append(["first page of a feed at rest", *(_query_cell(resting, kind.resting, times) for kind in kinds)])
+    rows.append(
+        [
+            "first page of a feed at rest",
+            *(_query_cell(resting, kind.resting, times) for kind in kinds),
+        ]
+    )
     return rows
 
 
@@ -194,5 +217,7 @@ def _plans(user: int, position: Position) -> None:
     with connection.execute_wrapper(keep):
         Reader(user).read(position, DEFAULT_LIMIT + 1)
     for sql, params in statements:
-        plan = database.column(f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, BUFFERS OFF) {sql}", params)
+        plan = database.column(
+            f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, BUFFERS OFF) {sql}", params
+        )
         tables.note("\n".join(["```", *plan, "```"]))

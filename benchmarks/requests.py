@@ -13,7 +13,12 @@ def posts(authors: Iterable[int]) -> list[str]:
     """Return a new post of each author."""
     body = json.dumps({"content": TEXT})
     return [
-        _request("POST /posts", author, f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n") + body
+        _request(
+            "POST /posts",
+            author,
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n",
+        )
+        + body
         for author in authors
     ]
 

@@ -77,15 +77,24 @@ class Stand:
     def worker(self, command: str, **environment: str) -> Iterator[int]:
         """Run `manage.py COMMAND`; yield its metrics port."""
         port = free_port()
-        with self.process([sys.executable, "manage.py", command, "--metrics-port", str(port)], environment):
+        with self.process(
+            [sys.executable, "manage.py", command, "--metrics-port", str(port)], environment
+        ):
             yield port
 
     @contextmanager
-    def process(self, command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    def process(
+        self, command: Sequence[str], environment: Mapping[str, str]
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """Run a process in the background, its output in a file; stop it at the end."""
         with (self.directory / "processes.log").open("ab") as log:
             process = subprocess.Popen(
-                command, env={**os.environ, **environment}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                command,
+                env={**os.environ, **environment},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         try:
             yield process

@@ -63,7 +63,9 @@ def run(stand: Stand, quick: bool) -> None:
         with _small_partitions(entries // PARTITIONS):
             rows = Steady(network, entries // PARTITIONS).run(turns)
         tables.table(
-            f"Steady state with about {entries:,} entries, {turns} turns of {PARTITIONS} partitions", head, rows
+            f"Steady state with about {entries:,} entries, {turns} turns of {PARTITIONS} partitions",
+            head,
+            rows,
         )
         _verify()
     layout.lay_out()
@@ -72,11 +74,16 @@ def run(stand: Stand, quick: bool) -> None:
 @contextmanager
 def _small_partitions(rows: int) -> Iterator[None]:
     """Have partitions of seconds instead of hours, so that many turns fit into minutes."""
-    kept = {name: getattr(partitions, name) for name in ("FIRST_MS", "SHORTEST_MS", "CHECK_SECONDS")}
+    kept = {
+        name: getattr(partitions, name) for name in ("FIRST_MS", "SHORTEST_MS", "CHECK_SECONDS")
+    }
     partitions.FIRST_MS = partitions.SHORTEST_MS = int(TURN_SECONDS * 1_000)
     partitions.CHECK_SECONDS = 0.5
     try:
-        with override_settings(FEED_PARTITION_ROWS=rows, FEED_PARTITIONS=PARTITIONS), partitions.kept():
+        with (
+            override_settings(FEED_PARTITION_ROWS=rows, FEED_PARTITIONS=PARTITIONS),
+            partitions.kept(),
+        ):
             yield
     finally:
         for name, value in kept.items():
@@ -96,7 +103,10 @@ class Steady:
 
     def run(self, turns: int) -> list[list[tables.Cell]]:
         """Return a line of figures for each eighth of the time."""
-        threads = [threading.Thread(target=self._in_a_thread, args=[act]) for act in (self._read, self._walk)]
+        threads = [
+            threading.Thread(target=self._in_a_thread, args=[act])
+            for act in (self._read, self._walk)
+        ]
         for thread in threads:
             thread.start()
         lines = []
@@ -130,7 +140,9 @@ class Steady:
         for _ in range(CHANGES_A_BATCH):
             if self._posts:
                 gone, author = self._dice.choice(self._posts)
-                facts.append(PostDeleted(event_id=node_lease.next_id(), post_id=gone, author_id=author))
+                facts.append(
+                    PostDeleted(event_id=node_lease.next_id(), post_id=gone, author_id=author)
+                )
             follower, followee = self._dice.choice(self._network.follows)
             facts.append(UserUnfollowed(node_lease.next_id(), follower, followee))
             follower, followee = self._dice.choice(self._network.follows)
@@ -180,11 +192,15 @@ class Steady:
 
 def _record(fact: Any, offset: int) -> Record:
     event = fact.to_event()
-    return Record(kafka.FEED_EVENTS, 0, offset, envelope.encode_key(event.key), envelope.encode(event), (), 0)
+    return Record(
+        kafka.FEED_EVENTS, 0, offset, envelope.encode_key(event.key), envelope.encode(event), (), 0
+    )
 
 
 def _verify() -> None:
     progress("steady: verifying")
     report = verification.verify()
     found = "no difference" if report.equal else f"{report}"
-    tables.note(f"verify_feeds: {report.entries:,} entries, of {database.value(_ROWS):,} rows; {found}.")
+    tables.note(
+        f"verify_feeds: {report.entries:,} entries, of {database.value(_ROWS):,} rows; {found}."
+    )

@@ -45,15 +45,23 @@ def run(stand: Stand, quick: bool) -> None:
 def _readers(network: Network) -> dict[str, list[int]]:
     followees = Counter(follower for follower, _followee in network.follows)
     anyone = random.Random(3).sample(sorted(followees), READERS)
-    return {"anyone": anyone, "who follow most": [user for user, _count in followees.most_common(READERS // 5)]}
+    return {
+        "anyone": anyone,
+        "who follow most": [user for user, _count in followees.most_common(READERS // 5)],
+    }
 
 
 def _write(network: Network, batches: int) -> list[tables.Cell]:
     authors = network.authors[: BATCH * batches]
-    work = [workload.records(authors[start : start + BATCH]) for start in range(0, len(authors), BATCH)]
+    work = [
+        workload.records(authors[start : start + BATCH]) for start in range(0, len(authors), BATCH)
+    ]
     seconds = workload.process(handlers.subscription(), work)
     database.execute("VACUUM ANALYZE posts, feed_entries")
-    return [len(authors) / seconds, database.value("SELECT count(*) FROM feed_entries") / len(authors)]
+    return [
+        len(authors) / seconds,
+        database.value("SELECT count(*) FROM feed_entries") / len(authors),
+    ]
 
 
 def _read(client: reading.Client, readers: dict[str, list[int]], times: int) -> list[tables.Cell]:

@@ -13,9 +13,20 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> No
     widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
     print(f"\n### {title}\n")
     print(_line([name.ljust(width) for name, width in zip(head, widths, strict=True)]))
-    print(_line(["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]))
+    print(
+        _line(
+            ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+        )
+    )
     for row in cells:
-        print(_line([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]))
+        print(
+            _line(
+                [
+                    row[0].ljust(widths[0]),
+                    *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+                ]
+            )
+        )
     sys.stdout.flush()
 
 

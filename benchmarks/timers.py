@@ -73,6 +73,10 @@ class Timers:
         finally:
             connection.commit = commit  # type: ignore[method-assign]
 
-    def _statement(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
-        part = next((name for pattern, name in STATEMENTS.items() if pattern in sql), "other statements")
+    def _statement(
+        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
+        part = next(
+            (name for pattern, name in STATEMENTS.items() if pattern in sql), "other statements"
+        )
         return self.timed(part, execute)(sql, params, many, context)

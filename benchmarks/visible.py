@@ -33,7 +33,9 @@ def run(stand: Stand, quick: bool) -> None:
         rows.append(["idle", *figures(probe.measure(posts)), ""])
         tables.progress(f"time to visible, with {LOAD_RATE:.0f} posts/s beside")
         seconds = SETTLE_SECONDS + posts * (PAUSE_SECONDS + 0.1)
-        plan = Plan(port, requests.posts(network.authors), connections=32, seconds=seconds, rate=LOAD_RATE)
+        plan = Plan(
+            port, requests.posts(network.authors), connections=32, seconds=seconds, rate=LOAD_RATE
+        )
         with http_load.start(plan) as load:
             time.sleep(SETTLE_SECONDS)
             times = probe.measure(posts, alongside=load)
@@ -49,7 +51,10 @@ class Author:
 
     def __init__(self, port: int, user: int) -> None:
         self._connection = reading.Connection(port)
-        self._headers = {"Authorization": f"Bearer {issue_token(user, '', 3600)}", "Content-Type": "application/json"}
+        self._headers = {
+            "Authorization": f"Bearer {issue_token(user, '', 3600)}",
+            "Content-Type": "application/json",
+        }
 
     def post(self) -> int:
         """Return the id of a new post, once it is accepted."""
@@ -99,4 +104,7 @@ class Probe:
 def figures(times: list[float]) -> list[tables.Cell]:
     """Return the number of posts, and the median, 99th percentile and maximum in milliseconds."""
     milliseconds = [seconds * 1000 for seconds in times]
-    return [str(len(times)), *(tables.percentile(milliseconds, percent) for percent in (50, 99, 100))]
+    return [
+        str(len(times)),
+        *(tables.percentile(milliseconds, percent) for percent in (50, 99, 100)),
+    ]

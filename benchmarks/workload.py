@@ -39,7 +39,11 @@ def even_network(followers: int, authors: int = 200, users: int = 10_000) -> Net
     """Return a network in which every author has the same number of followers."""
     dice = random.Random(1)
     readers = range(FIRST_READER, FIRST_READER + users)
-    follows = [(reader, author) for author in range(1, authors + 1) for reader in dice.sample(readers, followers)]
+    follows = [
+        (reader, author)
+        for author in range(1, authors + 1)
+        for reader in dice.sample(readers, followers)
+    ]
     return Network(f"{followers:,} followers each", follows, list(range(1, authors + 1)))
 
 

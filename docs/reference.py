@@ -23,7 +23,11 @@ from prometheus_client.metrics import MetricWrapperBase
 DOCS = Path(__file__).resolve().parent
 APPS = ("feedsite", "eventbus", "posts", "feeds")
 FOREIGN_METRICS = ("django_", "process_", "python_")
-OF_DJANGO = {option for action in BaseCommand().create_parser("", "")._actions for option in action.option_strings}
+OF_DJANGO = {
+    option
+    for action in BaseCommand().create_parser("", "")._actions
+    for option in action.option_strings
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -31,7 +35,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for section in config.nav or []:
         for page in section.get("Explanation", []) if isinstance(section, dict) else []:
             if isinstance(page, dict) and "Decisions" in page:
-                page["Decisions"] = [f"adr/{file.name}" for file in sorted((DOCS / "adr").glob("*.md"))]
+                page["Decisions"] = [
+                    f"adr/{file.name}" for file in sorted((DOCS / "adr").glob("*.md"))
+                ]
     return config
 
 
@@ -39,13 +45,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     _set_up()
     for name, lines in (("commands", commands()), ("metrics", metrics()), ("http", http())):
-        files.append(File.generated(config, f"reference/{name}.md", content="\n".join(lines) + "\n"))
+        files.append(
+            File.generated(config, f"reference/{name}.md", content="\n".join(lines) + "\n")
+        )
     return files
 
 
 def on_page_markdown(markdown: str, **_context: Any) -> str:
     """Take the backslash from `\\|` in the code of a table: GitHub needs it there, Python-Markdown would show it."""
-    return re.sub(r"^\|.*", lambda row: re.sub(r"`[^`]*`", _unescaped, row[0]), markdown, flags=re.MULTILINE)
+    return re.sub(
+        r"^\|.*", lambda row: re.sub(r"`[^`]*`", _unescaped, row[0]), markdown, flags=re.MULTILINE
+    )
 
 
 def commands() -> Iterator[str]:
@@ -63,12 +73,18 @@ def metrics() -> Iterator[str]:
     yield "# All metrics\n"
     yield "As `eventbus/metrics.py` defines them. [Metrics](../metrics.md) tells who has which and what to do.\n"
     yield from _table_head("metric", "type", "labels", "meaning")
-    own = {each for each in REGISTRY._names_to_collectors.values() if isinstance(each, MetricWrapperBase)}
+    own = {
+        each
+        for each in REGISTRY._names_to_collectors.values()
+        if isinstance(each, MetricWrapperBase)
+    }
     for collector in sorted(own, key=lambda each: each._name):
         for metric in collector.describe():
             if not metric.name.startswith(FOREIGN_METRICS):
                 name = metric.name + ("_total" if metric.type == "counter" else "")
-                yield _row(f"`{name}`", metric.type, _code(collector._labelnames), metric.documentation)
+                yield _row(
+                    f"`{name}`", metric.type, _code(collector._labelnames), metric.documentation
+                )
 
 
 def http() -> Iterator[str]:
@@ -90,7 +106,9 @@ def http() -> Iterator[str]:
 @cache
 def _set_up() -> None:
     """Make Django's part of the code usable. No server is asked, and the secrets made for it are thrown away."""
-    os.environ.pop("DATABASE_URL", None)  # with a database of one's own, secrets would have to be given
+    os.environ.pop(
+        "DATABASE_URL", None
+    )  # with a database of one's own, secrets would have to be given
     with tempfile.TemporaryDirectory() as data_dir:
         os.environ |= {"FEED_DATA_DIR": data_dir, "DJANGO_SETTINGS_MODULE": "feedsite.settings"}
         django.setup()
@@ -105,8 +123,14 @@ def _unescaped(code: re.Match[str]) -> str:
 
 def _command(name: str, parser: argparse.ArgumentParser, about: str = "") -> Iterator[str]:
     yield f"\n## {name}\n\n{_sentence(parser.description or about)}\n"
-    subcommands = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    own = [a for a in parser._actions if a not in subcommands and not OF_DJANGO.intersection(a.option_strings)]
+    subcommands = [
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    ]
+    own = [
+        a
+        for a in parser._actions
+        if a not in subcommands and not OF_DJANGO.intersection(a.option_strings)
+    ]
     if own:
         yield from _table_head("argument", "meaning")
         yield from (_row(f"`{_argument(action)}`", _meaning(action)) for action in own)
@@ -124,7 +148,11 @@ def _argument(action: argparse.Action) -> str:
 
 def _meaning(action: argparse.Action) -> str:
     choices = f"One of {_code(map(str, action.choices))}. " if action.choices else ""
-    return choices + _sentence(action.help or "") + (" Required." if action.required and action.option_strings else "")
+    return (
+        choices
+        + _sentence(action.help or "")
+        + (" Required." if action.required and action.option_strings else "")
+    )
 
 
 def _operation(title: str, operation: dict[str, Any]) -> Iterator[str]:
@@ -153,7 +181,9 @@ def _object(name: str, component: dict[str, Any]) -> Iterator[str]:
 
 
 def _json_of(message: dict[str, Any]) -> dict[str, Any]:
-    schema: dict[str, Any] = message.get("content", {}).get("application/json", {}).get("schema", {})
+    schema: dict[str, Any] = (
+        message.get("content", {}).get("application/json", {}).get("schema", {})
+    )
     return schema
 
 

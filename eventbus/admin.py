@@ -59,7 +59,9 @@ class NewestFirst(ChangeList):
         if len(rows) > self.list_per_page:
             self.older_than = self.result_list[-1].pk
         self.result_count, self.full_result_count = len(self.result_list), None
-        self.show_full_result_count = self.show_admin_actions = self.can_show_all = self.multi_page = False
+        self.show_full_result_count = self.show_admin_actions = self.can_show_all = (
+            self.multi_page
+        ) = False
         self.paginator = Paginator(self.result_list, self.list_per_page)
 
     @property
@@ -94,7 +96,9 @@ class LargeTableAdmin(ReadOnlyAdmin):
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         # Django's own search compares numbers as text, which no index serves.
-        return (self.search(queryset, search_term.strip()) if search_term.strip() else queryset), False
+        return (
+            self.search(queryset, search_term.strip()) if search_term.strip() else queryset
+        ), False
 
     def search(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         """Return the rows that `term`, not empty, stands for."""
@@ -124,13 +128,19 @@ class DeadLetterActions(ReadOnlyAdmin):
         return request.user.has_perm("eventbus.discard_deadletter")
 
     @admin.action(description="Replay", permissions=["replay"])
-    def replay_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> TemplateResponse | None:
+    def replay_selected(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> TemplateResponse | None:
         entries = self.entries(queryset) & DeadLetter.objects.replayable(parked=True, overdue=True)
         if "confirmed" not in request.POST:
-            return self._confirm(request, queryset, entries, action="replay_selected", verb="Replay")
+            return self._confirm(
+                request, queryset, entries, action="replay_selected", verb="Replay"
+            )
         ids = list(entries.values_list("id", flat=True))
         totals = Replayed()
-        for running_totals in replays.replay(ids, parked="parked" in request.POST, overdue="overdue" in request.POST):
+        for running_totals in replays.replay(
+            ids, parked="parked" in request.POST, overdue="overdue" in request.POST
+        ):
             totals = running_totals
         self._log(request, queryset, f"Replayed {totals.acknowledged} dead letters.")
         level = messages.WARNING if totals.failed or totals.skipped else messages.SUCCESS
@@ -139,18 +149,28 @@ class DeadLetterActions(ReadOnlyAdmin):
         return None
 
     @admin.action(description="Discard with a reason", permissions=["discard"])
-    def discard_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> TemplateResponse | None:
+    def discard_selected(
+        self, request: HttpRequest, queryset: QuerySet[Any]
+    ) -> TemplateResponse | None:
         entries = self.entries(queryset).filter(state__in=DeadLetter.UNRESOLVED)
         reason = request.POST.get("reason", "").strip()
         if "confirmed" not in request.POST or not reason:
-            return self._confirm(request, queryset, entries, action="discard_selected", verb="Discard")
+            return self._confirm(
+                request, queryset, entries, action="discard_selected", verb="Discard"
+            )
         discarded = replays.discard(list(entries.values_list("id", flat=True)), reason=reason)
         self._log(request, queryset, f"Discarded {discarded} dead letters: {reason}")
         self.message_user(request, f"{discarded} discarded.", messages.SUCCESS)
         return None
 
     def _confirm(
-        self, request: HttpRequest, queryset: QuerySet[Any], entries: QuerySet[DeadLetter], *, action: str, verb: str
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[Any],
+        entries: QuerySet[DeadLetter],
+        *,
+        action: str,
+        verb: str,
     ) -> TemplateResponse:
         context = {
             **self.admin_site.each_context(request),
@@ -174,7 +194,16 @@ class DeadLetterActions(ReadOnlyAdmin):
 
 @admin.register(DeadLetterGroup)
 class DeadLetterGroupAdmin(DeadLetterActions):
-    list_display = ["cause", "dead_letters", "unresolved", "failures", "last_day", "last_seen", "first_seen", "message"]
+    list_display = [
+        "cause",
+        "dead_letters",
+        "unresolved",
+        "failures",
+        "last_day",
+        "last_seen",
+        "first_seen",
+        "message",
+    ]
     list_filter = ["event_type"]
     ordering = ["-last_seen"]
     search_fields = ["exception", "message"]
@@ -184,7 +213,8 @@ class DeadLetterGroupAdmin(DeadLetterActions):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DeadLetterGroup]:
         recent = DeadLetterFailure.objects.filter(
-            entry__group=OuterRef("pk"), failed_at__gte=timezone.now() - timedelta(hours=HISTORY_HOURS)
+            entry__group=OuterRef("pk"),
+            failed_at__gte=timezone.now() - timedelta(hours=HISTORY_HOURS),
         ).order_by("-failed_at")
         groups: QuerySet[DeadLetterGroup] = super().get_queryset(request)
         return groups.annotate(
@@ -227,12 +257,23 @@ class FailureInline(admin.TabularInline):  # type: ignore[type-arg]
 
     @admin.display(description="stack trace")
     def stack(self, failure: DeadLetterFailure) -> SafeString:
-        return format_html("<details><summary>show</summary><pre>{}</pre></details>", failure.stack_trace)
+        return format_html(
+            "<details><summary>show</summary><pre>{}</pre></details>", failure.stack_trace
+        )
 
 
 @admin.register(DeadLetter)
 class DeadLetterAdmin(DeadLetterActions):
-    list_display = ["id", "state", "group", "event_type", "event_id", "attempts", "replays", "last_failed_at"]
+    list_display = [
+        "id",
+        "state",
+        "group",
+        "event_type",
+        "event_id",
+        "attempts",
+        "replays",
+        "last_failed_at",
+    ]
     list_filter = ["state", "event_type", "group"]
     list_select_related = ["group"]
     ordering = ["-last_failed_at"]
@@ -290,4 +331,6 @@ def sparkline(failures: Iterable[datetime], now: datetime) -> SafeString:
     """Return a bar chart of failures an hour, oldest first."""
     hours = Tally(int((now - failed_at) / timedelta(hours=1)) for failed_at in failures)
     counts = [hours.get(hour, 0) for hour in range(HISTORY_HOURS - 1, -1, -1)]
-    return charts.bars(counts, title=f"{sum(counts)} failures in 24 hours, at most {max(counts)} an hour")
+    return charts.bars(
+        counts, title=f"{sum(counts)} failures in 24 hours, at most {max(counts)} an hour"
+    )

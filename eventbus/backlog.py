@@ -55,7 +55,9 @@ class Backlog:
         """Return the standing in each partition; nothing for a topic that does not exist. Raises `KafkaException`."""
         committed = self._committed()
         # Assigned by hand, so this consumer does not join the group.
-        self._consumer.assign([TopicPartition(self.topic, number, offset) for number, offset in committed.items()])
+        self._consumer.assign(
+            [TopicPartition(self.topic, number, offset) for number, offset in committed.items()]
+        )
         try:
             lags = self._lags(set(committed))
         finally:
@@ -79,7 +81,9 @@ class Backlog:
             message = self._consumer.poll(POLL_SECONDS)
             if message is not None and _answers(message) and message.partition() in waiting:
                 number, first = int(message.partition() or 0), int(message.offset() or 0)
-                _low, end = self._consumer.get_watermark_offsets(TopicPartition(self.topic, number), cached=True)
+                _low, end = self._consumer.get_watermark_offsets(
+                    TopicPartition(self.topic, number), cached=True
+                )
                 lags[number] = max(0, end - first)
                 waiting.remove(number)
             elif time.monotonic() > deadline:

@@ -50,7 +50,9 @@ class Breaker:
             return
         with self._lock:
             now = time.monotonic()
-            someone_tries = self._trying_since is not None and now - self._trying_since < LOST_AFTER_SECONDS
+            someone_tries = (
+                self._trying_since is not None and now - self._trying_since < LOST_AFTER_SECONDS
+            )
             if self.is_open and someone_tries:
                 raise ServerAway(self.server)
             self._trying_since = now

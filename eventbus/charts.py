@@ -6,7 +6,9 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 
-def bars(counts: Sequence[int], *, title: str, description: str = "", step: int = 5, height: int = 20) -> SafeString:
+def bars(
+    counts: Sequence[int], *, title: str, description: str = "", step: int = 5, height: int = 20
+) -> SafeString:
     """Return a bar for each of `counts`, the highest `height` units high; for screen readers a title and description.
 
     A count above 0 is always to be seen.

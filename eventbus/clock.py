@@ -72,7 +72,12 @@ def read() -> int:
             reading = min(reading, _read(), key=Reading.doubt_ms)
     known = _reading
     is_exact = reading.round_trip_ms <= MAX_ROUND_TRIP_MS
-    if known is None or is_exact or known.is_contradicted() or reading.doubt_ms() < known.doubt_ms():
+    if (
+        known is None
+        or is_exact
+        or known.is_contradicted()
+        or reading.doubt_ms() < known.doubt_ms()
+    ):
         _reading = reading
     return reading.now_ms()
 
@@ -104,7 +109,9 @@ def exact_now_ms() -> int:
             "The clock of this host was set, or the host was suspended, since PostgreSQL's clock was read."
         )
     if reading.doubt_ms() > MAX_DOUBT_MS:
-        raise IdsUnavailable("PostgreSQL's clock was read too long ago, or took too long to read, to mint ids by it.")
+        raise IdsUnavailable(
+            "PostgreSQL's clock was read too long ago, or took too long to read, to mint ids by it."
+        )
     return reading.now_ms()
 
 

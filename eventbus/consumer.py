@@ -48,7 +48,9 @@ log = structlog.get_logger(__name__)
 class EventConsumer:
     """A member of a consumer group, which has its lanes process what it takes. One thread calls it."""
 
-    def __init__(self, topic: str, group: str, batch_max_events: int, batch_max_wait: float, leaving: Leaving) -> None:
+    def __init__(
+        self, topic: str, group: str, batch_max_events: int, batch_max_wait: float, leaving: Leaving
+    ) -> None:
         self.topic = topic
         self.group = group
         self._batch_max_events = batch_max_events
@@ -86,7 +88,10 @@ class EventConsumer:
         `WorkerHangs` for a lane that gives no sign of life.
         """
         self._consumer.subscribe(
-            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            [self.topic],
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
         )
         try:
             while not self._leaving.begun:
@@ -258,7 +263,10 @@ class EventConsumer:
                 self._raise_callback_failure()
                 return []
             # A single record is worth a few milliseconds' wait for others: they share a transaction.
-            messages = [first, *self._consumer.consume(self._batch_max_events - 1, self._batch_max_wait)]
+            messages = [
+                first,
+                *self._consumer.consume(self._batch_max_events - 1, self._batch_max_wait),
+            ]
         self._raise_callback_failure()
         self._in_hand = dict(self._assignments)
         records = [Record.from_message(message) for message in messages if self._is_record(message)]
@@ -298,7 +306,9 @@ class EventConsumer:
 
     def _advance(self, ends: dict[Place, int]) -> set[Place]:
         held = self._held(ends)
-        moved = self._positions.advance({partition: end for (_topic, partition), end in held.items()})
+        moved = self._positions.advance(
+            {partition: end for (_topic, partition), end in held.items()}
+        )
         places = {(self.topic, partition) for partition in moved}
         # Effects that we have seen committed may be gone with the server that committed them.
         self._unsettle(held.keys() - places)
@@ -309,7 +319,10 @@ class EventConsumer:
 
     def _commit_offsets(self, offsets: dict[Place, int]) -> None:
         results = self._consumer.commit(
-            offsets=[TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()],
+            offsets=[
+                TopicPartition(topic, partition, offset)
+                for (topic, partition), offset in offsets.items()
+            ],
             asynchronous=False,
         )
         for result in results:
@@ -323,11 +336,17 @@ class EventConsumer:
         try:
             # Paused before anything is fetched, anywhere: `_settle` knows better where to start.
             places = _places(partitions)
-            consumer.incremental_assign([TopicPartition(topic, number, 0) for topic, number in places])
+            consumer.incremental_assign(
+                [TopicPartition(topic, number, 0) for topic, number in places]
+            )
             consumer.pause(_partitions(places))
             self._note_new(places)
             self._count_assigned()
-            log.info("partitions_assigned", group=self.group, partitions=sorted(_partition_numbers(partitions)))
+            log.info(
+                "partitions_assigned",
+                group=self.group,
+                partitions=sorted(_partition_numbers(partitions)),
+            )
         except Exception as error:  # noqa: BLE001 - see above
             self._callback_failure = error
 
@@ -335,11 +354,17 @@ class EventConsumer:
         # Nothing to commit here: every batch is committed before the next poll, and one in hand drops
         # the records of these partitions (`still_ours`).
         self._forget(partitions)
-        log.info("partitions_revoked", group=self.group, partitions=sorted(_partition_numbers(partitions)))
+        log.info(
+            "partitions_revoked",
+            group=self.group,
+            partitions=sorted(_partition_numbers(partitions)),
+        )
 
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._forget(partitions)
-        log.warning("partitions_lost", group=self.group, partitions=sorted(_partition_numbers(partitions)))
+        log.warning(
+            "partitions_lost", group=self.group, partitions=sorted(_partition_numbers(partitions))
+        )
 
     def _forget(self, partitions: list[TopicPartition]) -> None:
         try:

@@ -67,7 +67,10 @@ class SetAside(BadLines):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
 
@@ -155,7 +158,9 @@ def _records(lines: "_Lines", bad_lines: BadLines) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            bad_lines.add(Record(first, (), "".join(lines.taken)), MEANINGS.get(str(error), str(error)))
+            bad_lines.add(
+                Record(first, (), "".join(lines.taken)), MEANINGS.get(str(error), str(error))
+            )
             continue
         if fields:
             yield Record(first, fields, "".join(lines.taken))

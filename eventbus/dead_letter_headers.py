@@ -100,7 +100,12 @@ class Claim:
             if name != ENTRY or value is None:
                 continue
             number, _, proof = value.decode("ascii", "replace").partition(":")
-            if number.isdecimal() and len(number) <= 18 and proof.isascii() and len(proof) == PROOF_CHARS:
+            if (
+                number.isdecimal()
+                and len(number) <= 18
+                and proof.isascii()
+                and len(proof) == PROOF_CHARS
+            ):
                 return cls(int(number), proof)
         return None
 

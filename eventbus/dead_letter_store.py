@@ -55,7 +55,9 @@ def store(records: Sequence[Record]) -> None:
 
 def fingerprint(event_type: str, exception: str, message: str) -> str:
     """Return the same hash for failures with one cause: values in the message do not count."""
-    return hashlib.sha256("\0".join((event_type, exception, normalise(message))).encode()).hexdigest()
+    return hashlib.sha256(
+        "\0".join((event_type, exception, normalise(message))).encode()
+    ).hexdigest()
 
 
 def normalise(message: str) -> str:
@@ -73,7 +75,9 @@ def _store(record: Record, failure: Failure) -> None:
         if _is_of(record, known.entry):
             return
         # Whoever wrote these headers names an origin that is another record's. This one is known by where it is.
-        failure = replace(failure, topic=record.topic, partition=record.partition, offset=record.offset, group="")
+        failure = replace(
+            failure, topic=record.topic, partition=record.partition, offset=record.offset, group=""
+        )
         if DeadLetterFailure.objects.filter(**_origin(failure)).exists():
             return
     group = _count_in_group(failure)
@@ -122,7 +126,9 @@ def _count_in_group(failure: Failure) -> DeadLetterGroup:
         },
     )
     DeadLetterGroup.objects.filter(id=group.id).update(failures=F("failures") + 1)
-    DeadLetterGroup.objects.filter(id=group.id, last_seen__lt=failure.failed_at).update(last_seen=failure.failed_at)
+    DeadLetterGroup.objects.filter(id=group.id, last_seen__lt=failure.failed_at).update(
+        last_seen=failure.failed_at
+    )
     return group
 
 
@@ -130,7 +136,12 @@ def _replayed_entry(record: Record) -> DeadLetter | None:
     claim = Claim.of(record)
     if claim is None:
         return None
-    entry = DeadLetter.objects.select_for_update().defer("value", "headers").filter(id=claim.entry_id).first()
+    entry = (
+        DeadLetter.objects.select_for_update()
+        .defer("value", "headers")
+        .filter(id=claim.entry_id)
+        .first()
+    )
     return entry if entry and claim.is_proven(entry.token, record) else None
 
 
@@ -165,11 +176,17 @@ def _set_state(entry: DeadLetter, failure: Failure) -> None:
 
 def _was_processed_since(entry: DeadLetter, failure: Failure) -> bool:
     """Tell whether the event has had its effect after this failure, of which we hear late."""
-    if entry.state == DeadLetter.State.RESOLVED and entry.resolved_at and entry.resolved_at >= failure.failed_at:
+    if (
+        entry.state == DeadLetter.State.RESOLVED
+        and entry.resolved_at
+        and entry.resolved_at >= failure.failed_at
+    ):
         return True
     if failure.event_id is None:
         return False
-    return ProcessedEvent.objects.filter(event_id=failure.event_id, processed_at__gte=failure.failed_at).exists()
+    return ProcessedEvent.objects.filter(
+        event_id=failure.event_id, processed_at__gte=failure.failed_at
+    ).exists()
 
 
 def _bytes(value: memoryview | bytes | None) -> bytes | None:

@@ -35,7 +35,9 @@ class DeadLetterWriter:
             self._refuse_flood(error)
         dead_letter = dead_letters.dead_letter(record, error, delivery, self._group)
         try:
-            producer.publish_record(dead_letter.topic, dead_letter.key, dead_letter.value, dead_letter.headers)
+            producer.publish_record(
+                dead_letter.topic, dead_letter.key, dead_letter.value, dead_letter.headers
+            )
         except RecordTooLarge:
             dead_letter_store.store([dead_letter])
         if not is_replay:

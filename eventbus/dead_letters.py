@@ -17,7 +17,9 @@ MAX_STACK_TRACE_CHARS = 8_000
 MAX_MESSAGE_CHARS = 1_000
 
 
-def dead_letter(record: Record, error: BaseException, delivery: Delivery | None, group: str) -> Record:
+def dead_letter(
+    record: Record, error: BaseException, delivery: Delivery | None, group: str
+) -> Record:
     """Return `record` as a dead letter of `group`, not yet written anywhere."""
     return Record(
         topic=kafka.DEAD_LETTER_EVENTS,
@@ -25,7 +27,11 @@ def dead_letter(record: Record, error: BaseException, delivery: Delivery | None,
         offset=record.offset,
         key=record.key,
         value=record.value,
-        headers=[*own_headers(record.headers), *_claim(record), *_failure(record, error, delivery, group).to_headers()],
+        headers=[
+            *own_headers(record.headers),
+            *_claim(record),
+            *_failure(record, error, delivery, group).to_headers(),
+        ],
         timestamp_ms=clock.now_ms(),
     )
 
@@ -65,7 +71,9 @@ def _claim(record: Record) -> Headers:
     return [claim.to_header()] if claim else []
 
 
-def _failure(record: Record, error: BaseException, delivery: Delivery | None, group: str) -> Failure:
+def _failure(
+    record: Record, error: BaseException, delivery: Delivery | None, group: str
+) -> Failure:
     now = clock.now()
     first_failed_at = (delivery.first_failed_at if delivery else None) or now
     return Failure(

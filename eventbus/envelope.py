@@ -54,7 +54,11 @@ def encode(event: Event) -> bytes:
         "payload": event.payload,
     }
     # What `decode` will ask of them; to decode the bytes would cost more than to encode them.
-    for name, number in (("event_id", event.event_id), ("actor_id", event.actor_id), ("key", event.key)):
+    for name, number in (
+        ("event_id", event.event_id),
+        ("actor_id", event.actor_id),
+        ("key", event.key),
+    ):
         _require_id(name, number)
     read_text(fields, "type", max_length=MAX_TYPE_CHARS)
     _read_version(fields)

@@ -99,7 +99,9 @@ def _ask_postgresql() -> None:
 
 
 def _ask_kafka() -> None:
-    topics = _admin_client(settings.KAFKA_BOOTSTRAP_SERVERS).list_topics(timeout=KAFKA_SECONDS).topics
+    topics = (
+        _admin_client(settings.KAFKA_BOOTSTRAP_SERVERS).list_topics(timeout=KAFKA_SECONDS).topics
+    )
     if kafka.FEED_EVENTS not in topics:
         raise KafkaException(f"no topic {kafka.FEED_EVENTS}: run manage.py create_topics")
 

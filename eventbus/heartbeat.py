@@ -29,7 +29,9 @@ KEEP_MINUTES = timedelta(days=1)
 class Heart:
     """Tells of a worker while `beating`, and at the end of that that it has left."""
 
-    def __init__(self, consumer: EventConsumer, worker_id: UUID | None = None, slowest: Slowest | None = None) -> None:
+    def __init__(
+        self, consumer: EventConsumer, worker_id: UUID | None = None, slowest: Slowest | None = None
+    ) -> None:
         self._consumer = consumer
         self._slowest = slowest or Slowest()
         self._beats = itertools.count()
@@ -44,7 +46,9 @@ class Heart:
 
     def beating(self) -> Repeating:
         """Return the context in which the heart beats; failures are logged."""
-        return Repeating("heartbeat", self._turn, pause=BEAT_SECONDS, at_end=partial(self.beat, leaving=True))
+        return Repeating(
+            "heartbeat", self._turn, pause=BEAT_SECONDS, at_end=partial(self.beat, leaving=True)
+        )
 
     def _turn(self) -> None:
         self.beat()
@@ -67,7 +71,10 @@ class Heart:
         )
         changing = {field.name for field in WorkerHeartbeat._meta.fields} - self._constants.keys()
         WorkerHeartbeat.objects.bulk_create(
-            [row], update_conflicts=True, unique_fields=["worker_id"], update_fields=sorted(changing)
+            [row],
+            update_conflicts=True,
+            unique_fields=["worker_id"],
+            update_fields=sorted(changing),
         )
 
 

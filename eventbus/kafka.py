@@ -112,7 +112,10 @@ def create_topics() -> dict[str, str]:
     """
     admin = AdminClient(client_config())
     known = admin.list_topics(timeout=METADATA_TIMEOUT).topics
-    return {topic: _ensure(admin, topic, len(known[topic].partitions) if topic in known else 0) for topic in TOPICS}
+    return {
+        topic: _ensure(admin, topic, len(known[topic].partitions) if topic in known else 0)
+        for topic in TOPICS
+    }
 
 
 def _ensure(admin: AdminClient, topic: str, partitions: int) -> str:

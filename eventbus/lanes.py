@@ -30,7 +30,9 @@ PATIENCE_SECONDS = 10.0
 class LaneTurn:
     """The `Turn` of one lane: its share of a batch, and the signs of life it gives while it works on that."""
 
-    def __init__(self, records: Sequence[Record], members: Membership, burial: Burial, leaving: Leaving) -> None:
+    def __init__(
+        self, records: Sequence[Record], members: Membership, burial: Burial, leaving: Leaving
+    ) -> None:
         self.records = records
         self.outcome: Future[None] = Future()
         self.waits = False

@@ -33,7 +33,9 @@ class Leaving:
     def watch(self, seconds: float) -> None:
         """Have the process end `seconds` after `begin`, whatever hangs by then."""
         # Started beforehand: a signal handler must not start a thread.
-        threading.Thread(target=self._end_late, args=[seconds], name="watchdog", daemon=True).start()
+        threading.Thread(
+            target=self._end_late, args=[seconds], name="watchdog", daemon=True
+        ).start()
 
     def _end_late(self, seconds: float) -> None:
         self._told.get()

@@ -49,7 +49,9 @@ class Listener(Protocol):
 class LoopRedis:
     """Commands to one Redis from one event loop; all methods are for that loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pool: ConnectionPool, listener: Listener) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, pool: ConnectionPool, listener: Listener
+    ) -> None:
         self._loop = loop
         self._pool = pool
         self._listener = listener
@@ -66,7 +68,9 @@ class LoopRedis:
     def start(self) -> None:
         """Begin to connect; returns at once."""
         self._wanted.set()
-        threading.Thread(target=self._keep_connecting, name="redis-for-the-loop", daemon=True).start()
+        threading.Thread(
+            target=self._keep_connecting, name="redis-for-the-loop", daemon=True
+        ).start()
         self._tick()
 
     def close(self) -> None:
@@ -171,7 +175,9 @@ class LoopRedis:
             self._read()
             if self._asked and now - self._asked[0][0] > ANSWER_SECONDS:
                 self._lose(RedisConnectionError("Redis did not answer in time."))
-        elif not self._asked and now - self.heard_at > HEARTBEAT_SECONDS and self._socket is not None:
+        elif (
+            not self._asked and now - self.heard_at > HEARTBEAT_SECONDS and self._socket is not None
+        ):
             self.ask("PING").add_done_callback(_retrieve)
         self._loop.call_later(TICK_SECONDS, self._tick)
 
@@ -210,7 +216,9 @@ class LoopRedis:
         while self._wanted.wait() and not self._closed:
             self._wanted.clear()
             try:
-                connection = self._pool.connection_class(**self._pool.connection_kwargs | {"protocol": 3})
+                connection = self._pool.connection_class(
+                    **self._pool.connection_kwargs | {"protocol": 3}
+                )
                 connection.connect()
                 self._listener.prepare(connection)
                 self._loop.call_soon_threadsafe(self._adopt, connection)

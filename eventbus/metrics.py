@@ -6,7 +6,9 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
-events_published_total = Counter("events_published_total", "Events handed to Kafka, by outcome.", ["type", "result"])
+events_published_total = Counter(
+    "events_published_total", "Events handed to Kafka, by outcome.", ["type", "result"]
+)
 event_processing_duration_seconds = Histogram(
     "event_processing_duration_seconds",
     "Time from taking an event's batch to its commit, per event.",
@@ -19,13 +21,19 @@ feed_time_to_visible_seconds = Histogram(
     ["type"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800),
 )
-event_retry_total = Counter("event_retry_total", "Attempts repeated, by event type and reason.", ["type", "reason"])
+event_retry_total = Counter(
+    "event_retry_total", "Attempts repeated, by event type and reason.", ["type", "reason"]
+)
 events_redelivered_total = Counter(
     "events_redelivered_total", "Events delivered again after their effect was committed.", ["type"]
 )
-dlq_messages_total = Counter("dlq_messages_total", "Events sent to the dead-letter topic.", ["reason"])
+dlq_messages_total = Counter(
+    "dlq_messages_total", "Events sent to the dead-letter topic.", ["reason"]
+)
 kafka_records_lost_total = Counter(
-    "kafka_records_lost_total", "Records that Kafka deleted before the group had processed them.", ["topic", "group"]
+    "kafka_records_lost_total",
+    "Records that Kafka deleted before the group had processed them.",
+    ["topic", "group"],
 )
 kafka_consumer_rewinds_total = Counter(
     "kafka_consumer_rewinds_total",
@@ -41,12 +49,18 @@ kafka_consumer_assigned_partitions = Gauge(
     "kafka_consumer_assigned_partitions", "Partitions that this worker has.", ["topic", "group"]
 )
 worker_stuck_seconds = Gauge(
-    "worker_stuck_seconds", "For how long a partition of this worker has had lag and no commit; else 0.", ["group"]
+    "worker_stuck_seconds",
+    "For how long a partition of this worker has had lag and no commit; else 0.",
+    ["group"],
 )
 worker_heartbeat_timestamp_seconds = Gauge(
-    "worker_heartbeat_timestamp_seconds", "When this worker last asked Kafka for records, in Unix time.", ["group"]
+    "worker_heartbeat_timestamp_seconds",
+    "When this worker last asked Kafka for records, in Unix time.",
+    ["group"],
 )
-dependency_up = Gauge("dependency_up", "Whether this worker can use that server: 1 or 0.", ["dependency"])
+dependency_up = Gauge(
+    "dependency_up", "Whether this worker can use that server: 1 or 0.", ["dependency"]
+)
 breaker_open = Gauge(
     "breaker_open",
     "Whether this process takes a server to be away and refuses at once what needs it: 1 or 0.",
@@ -54,10 +68,16 @@ breaker_open = Gauge(
     multiprocess_mode="livemax",
 )
 api_threads_busy = Gauge(
-    "api_threads_busy", "Threads of the API that answer a request, by kind.", ["kind"], multiprocess_mode="livesum"
+    "api_threads_busy",
+    "Threads of the API that answer a request, by kind.",
+    ["kind"],
+    multiprocess_mode="livesum",
 )
 api_requests_waiting = Gauge(
-    "api_requests_waiting", "Requests that wait for a thread, by kind.", ["kind"], multiprocess_mode="livesum"
+    "api_requests_waiting",
+    "Requests that wait for a thread, by kind.",
+    ["kind"],
+    multiprocess_mode="livesum",
 )
 api_loop_delay_seconds = Histogram(
     "api_loop_delay_seconds",
@@ -73,7 +93,8 @@ feed_entries_partition_rows = Gauge(
     ["partition"],
 )
 feed_entries_partitions_ahead_seconds = Gauge(
-    "feed_entries_partitions_ahead_seconds", "For how long there will be partitions of feed_entries for new posts."
+    "feed_entries_partitions_ahead_seconds",
+    "For how long there will be partitions of feed_entries for new posts.",
 )
 fanout_rows_total = Counter("fanout_rows_total", "Rows written to feed_entries.")
 feed_cache_requests_total = Counter(
@@ -107,7 +128,9 @@ def observe_processed(event_type: str, taken_at: float, accepted_ms: int) -> Non
 @cache
 def _of_type(event_type: str) -> tuple[Histogram, Histogram]:
     # Finding a labelled metric costs as much as observing it, twice for each event.
-    return event_processing_duration_seconds.labels(event_type), feed_time_to_visible_seconds.labels(event_type)
+    return event_processing_duration_seconds.labels(
+        event_type
+    ), feed_time_to_visible_seconds.labels(event_type)
 
 
 def export_dlq_size(count: Callable[[], float]) -> None:

@@ -34,7 +34,13 @@ def serve(port: int, pages: Pages) -> None:
             answer: Iterable[bytes] = metrics_app(environ, start_response)
             return answer
         found = pages[path]() if path in pages else None
-        status = "404 Not Found" if found is None else "200 OK" if found.good else "503 Service Unavailable"
+        status = (
+            "404 Not Found"
+            if found is None
+            else "200 OK"
+            if found.good
+            else "503 Service Unavailable"
+        )
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [(found.text if found else f"not here; try /metrics, {', '.join(pages)}\n").encode()]
 

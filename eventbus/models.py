@@ -74,7 +74,9 @@ class ConsumerOffset(models.Model):
     topic = models.CharField(max_length=249)
     partition = models.IntegerField()
     next_offset = models.BigIntegerField()
-    topic_id = models.CharField(max_length=64, blank=True, help_text="another topic of this name has another one")
+    topic_id = models.CharField(
+        max_length=64, blank=True, help_text="another topic of this name has another one"
+    )
     updated_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -116,7 +118,9 @@ class WorkerHeartbeat(models.Model):
     records_in_hand = models.IntegerField(help_text="of the batch it works on")
     busy_seconds = models.FloatField(help_text="how long it has worked on that batch")
     records_done = models.BigIntegerField(help_text="since it started, repeated ones included")
-    slowest = models.JSONField(help_text="the slowest event of each minute of its last hour, slowest first")
+    slowest = models.JSONField(
+        help_text="the slowest event of each minute of its last hour, slowest first"
+    )
 
     class Meta:
         db_table = "worker_heartbeats"
@@ -168,7 +172,9 @@ class DeadLetterGroup(models.Model):
     event_type = models.CharField(max_length=64, blank=True)
     exception = models.CharField(max_length=255)
     message = models.TextField(help_text="with numbers and quoted values left out")
-    failures = models.BigIntegerField(default=0, help_text="dead letters counted here, repeated failures included")
+    failures = models.BigIntegerField(
+        default=0, help_text="dead letters counted here, repeated failures included"
+    )
     first_seen = models.DateTimeField()
     last_seen = models.DateTimeField()
 
@@ -196,7 +202,9 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
         if parked:
             chosen |= models.Q(state=DeadLetter.State.PARKED)
         if overdue:
-            chosen |= models.Q(state=DeadLetter.State.REPLAYED, last_replayed_at__lt=Now() - OVERDUE_AFTER)
+            chosen |= models.Q(
+                state=DeadLetter.State.REPLAYED, last_replayed_at__lt=Now() - OVERDUE_AFTER
+            )
         return self.filter(chosen)
 
     def tokens(self, entries: Iterable[int]) -> dict[int, UUID]:
@@ -205,7 +213,9 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
 
     def close_replayed(self, entries: Iterable[int]) -> None:
         """Mark entries resolved whose replay has just been processed."""
-        self.filter(id__in=list(entries)).unresolved().update(state=DeadLetter.State.RESOLVED, resolved_at=Now())
+        self.filter(id__in=list(entries)).unresolved().update(
+            state=DeadLetter.State.RESOLVED, resolved_at=Now()
+        )
 
 
 class DeadLetter(models.Model):
@@ -223,7 +233,9 @@ class DeadLetter(models.Model):
     group = models.ForeignKey(DeadLetterGroup, on_delete=models.PROTECT, related_name="entries")
     state = models.CharField(max_length=16, choices=State, default=State.OPEN)
     token = models.UUIDField(
-        db_default=RandomUUID(), editable=False, help_text="by which a replay proves that it is one of this entry"
+        db_default=RandomUUID(),
+        editable=False,
+        help_text="by which a replay proves that it is one of this entry",
     )
     topic = models.CharField(max_length=249, help_text="where it came from and where a replay goes")
     key = models.BinaryField(null=True)
@@ -268,7 +280,9 @@ class DeadLetterFailure(models.Model):
     topic = models.CharField(max_length=249)
     partition = models.IntegerField()
     offset = models.BigIntegerField()
-    timestamp_ms = models.BigIntegerField(help_text="of the record: a topic made anew counts its offsets from 0 again")
+    timestamp_ms = models.BigIntegerField(
+        help_text="of the record: a topic made anew counts its offsets from 0 again"
+    )
     consumer_group = models.CharField(max_length=255)
     exception = models.CharField(max_length=255)
     message = models.TextField()
@@ -281,7 +295,8 @@ class DeadLetterFailure(models.Model):
         db_table = "dead_letter_failures"
         constraints = [
             models.UniqueConstraint(
-                fields=["topic", "partition", "offset", "timestamp_ms", "consumer_group"], name="dead_letter_origin"
+                fields=["topic", "partition", "offset", "timestamp_ms", "consumer_group"],
+                name="dead_letter_origin",
             )
         ]
 

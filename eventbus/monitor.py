@@ -52,7 +52,9 @@ class Monitor:
         for name in self._watches:
             metrics.dependency_up.labels(name).set_function(partial(self._is_up, name))
         metrics.worker_stuck_seconds.labels(consumer.group).set_function(self.stuck_seconds)
-        metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(self._heartbeat)
+        metrics.worker_heartbeat_timestamp_seconds.labels(consumer.group).set_function(
+            self._heartbeat
+        )
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -61,11 +63,18 @@ class Monitor:
         look, close = partial(self._look_at_all, backlogs), partial(_close, backlogs)
         with ExitStack() as threads:
             threads.enter_context(
-                Repeating("lag", look, pause=INTERVAL_SECONDS, at_end=close, join_seconds=JOIN_SECONDS)
+                Repeating(
+                    "lag", look, pause=INTERVAL_SECONDS, at_end=close, join_seconds=JOIN_SECONDS
+                )
             )
             for name, watch in self._watches.items():
                 threads.enter_context(
-                    Repeating(f"watch-{name}", watch.look, pause=INTERVAL_SECONDS, join_seconds=WATCH_JOIN_SECONDS)
+                    Repeating(
+                        f"watch-{name}",
+                        watch.look,
+                        pause=INTERVAL_SECONDS,
+                        join_seconds=WATCH_JOIN_SECONDS,
+                    )
                 )
             yield
 
@@ -81,7 +90,11 @@ class Monitor:
         found = health.summary({name: watch.state() for name, watch in self._watches.items()})
         stuck, lag = self.stuck_seconds(), sum(waiting.lag for waiting in self._waiting.values())
         getting_on = stuck <= settings.WORKER_STUCK_SECONDS
-        progress = health.OK if getting_on else f"stuck, {lag} records wait and none was done for {stuck:.0f} s"
+        progress = (
+            health.OK
+            if getting_on
+            else f"stuck, {lag} records wait and none was done for {stuck:.0f} s"
+        )
         return Health(found.good and getting_on, f"{found.text}progress: {progress}\n")
 
     def stuck_seconds(self) -> float:
@@ -106,7 +119,9 @@ class Monitor:
             log.warning("lag_unknown", group=backlog.group, error=str(error))
             return
         for number, standing in standings.items():
-            metrics.kafka_consumer_lag.labels(backlog.topic, str(number), backlog.group).set(standing.lag)
+            metrics.kafka_consumer_lag.labels(backlog.topic, str(number), backlog.group).set(
+                standing.lag
+            )
         if backlog.group == self._consumer.group:
             self._note_progress(standings)
 
@@ -119,7 +134,10 @@ class Monitor:
             if at.lag and number in ours
         }
         stuck = self.stuck_seconds()
-        if stuck > settings.WORKER_STUCK_SECONDS and now - self._told_at > settings.WORKER_STUCK_SECONDS:
+        if (
+            stuck > settings.WORKER_STUCK_SECONDS
+            and now - self._told_at > settings.WORKER_STUCK_SECONDS
+        ):
             self._told_at = now
             log.error("worker_stuck", seconds=round(stuck), partitions=ours)
 

@@ -97,7 +97,9 @@ class Keeper:
             if self._failure:  # the keeper tries again before long, and so may the caller
                 raise
         if not self._has_turned(turns):
-            raise IdsUnavailable(f"PostgreSQL has given no lease to mint ids by within {WAIT_SECONDS:.0f} s.")
+            raise IdsUnavailable(
+                f"PostgreSQL has given no lease to mint ids by within {WAIT_SECONDS:.0f} s."
+            )
         return self.mint()
 
     def renew_soon(self) -> None:
@@ -214,7 +216,9 @@ def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
         SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
     until_ms = start_ms + FIRST_LEASE_MS
     with _durably():
-        leased = fetch(_LEASE, {"owner": owner, "now": now_ms, "until": until_ms, "order": _order()})
+        leased = fetch(
+            _LEASE, {"owner": owner, "now": now_ms, "until": until_ms, "order": _order()}
+        )
     if not leased:
         raise IdsUnavailable(_all_leased(now_ms))
     [(node_id,)] = leased

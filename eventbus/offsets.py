@@ -69,7 +69,9 @@ def put(group: str, topic: str, topic_id: str, offsets: Mapping[int, int]) -> No
         cursor.execute(_PUT, [group, topic, topic_id, bigints(offsets), bigints(offsets.values())])
 
 
-def advance(group: str, topic: str, topic_id: str, server: str, moves: Mapping[int, Move]) -> set[int]:
+def advance(
+    group: str, topic: str, topic_id: str, server: str, moves: Mapping[int, Move]
+) -> set[int]:
     """Move the offsets that are where `moves` says, by partition; return the partitions of those.
 
     None is moved when another server answers than `server`. Raises `DatabaseError`.

@@ -27,7 +27,9 @@ def outcome_of(event_id: int) -> Outcome | None:
     processed = ProcessedEvent.objects.filter(event_id=event_id).first()
     if processed:
         return Outcome(event_id, processed.type, "processed")
-    dead = DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
+    dead = (
+        DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
+    )
     if dead:
         return Outcome(event_id, dead.event_type, "dead_lettered")
     age_ms = clock.now_ms() - milliseconds_of(event_id)

@@ -25,7 +25,11 @@ def headers(pairs: Sequence[tuple[str, str | None]]) -> str:
 
 
 def _header(value: str | None) -> str:
-    return "(no value)" if value is None else base64.b64decode(value).decode("utf-8", "backslashreplace")
+    return (
+        "(no value)"
+        if value is None
+        else base64.b64decode(value).decode("utf-8", "backslashreplace")
+    )
 
 
 def _text(raw: bytes) -> str:

@@ -126,7 +126,10 @@ def workers() -> list[Worker]:
     silence = ExpressionWrapper(Now() - F("last_seen_at"), output_field=fields.DurationField())
     rows: Any = WorkerHeartbeat.objects.annotate(silence=silence).order_by("-last_seen_at")[:100]
     found = [Worker(row, row.silence.total_seconds()) for row in rows]
-    return sorted(found, key=lambda worker: (["alive", "silent", "left"].index(worker.state), worker.row.group))
+    return sorted(
+        found,
+        key=lambda worker: (["alive", "silent", "left"].index(worker.state), worker.row.group),
+    )
 
 
 def owners(found: Sequence[Worker], group: str) -> dict[int, Worker]:
@@ -140,7 +143,9 @@ def slowest(found: Sequence[Worker]) -> list[dict[str, Any]]:
     oldest = (datetime.now(UTC) - timedelta(minutes=MINUTES)).timestamp()
     told = (event | {"worker": worker.row} for worker in found for event in worker.row.slowest)
     fresh = [
-        event | {"at": datetime.fromtimestamp(event["done_at"], UTC)} for event in told if event["done_at"] > oldest
+        event | {"at": datetime.fromtimestamp(event["done_at"], UTC)}
+        for event in told
+        if event["done_at"] > oldest
     ]
     return sorted(fresh, key=lambda event: -event["seconds"])[:SLOWEST_SHOWN]
 
@@ -154,5 +159,10 @@ def dead_letters() -> DeadLetters:
         "most": COUNTED + 1,
     }
     unresolved = dict(fetch(_UNRESOLVED, values))
-    [[waiting]], [[last_hour]] = fetch(_WAITING, [COUNTED + 1]), fetch(_FAILED_LAST_HOUR, [COUNTED + 1])
-    return DeadLetters(at_most(waiting), at_most(last_hour), [Group(row, unresolved[row.id]) for row in rows])
+    [[waiting]], [[last_hour]] = (
+        fetch(_WAITING, [COUNTED + 1]),
+        fetch(_FAILED_LAST_HOUR, [COUNTED + 1]),
+    )
+    return DeadLetters(
+        at_most(waiting), at_most(last_hour), [Group(row, unresolved[row.id]) for row in rows]
+    )

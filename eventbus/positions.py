@@ -29,7 +29,9 @@ class Positions:
         self._server = ""
         self._topic_id = ""
         self._left_at: dict[int, int] = {}  # what PostgreSQL keeps, as we know it, by partition
-        metrics.kafka_records_lost_total.labels(topic, group)  # from 0, or its first rise would not be seen
+        metrics.kafka_records_lost_total.labels(
+            topic, group
+        )  # from 0, or its first rise would not be seen
 
     def starts(self, partitions: Collection[int], out_of_range: Collection[int]) -> dict[int, int]:
         """Return the offset to start from in each of `partitions`.
@@ -45,10 +47,18 @@ class Positions:
         starts: dict[int, int] = {}
         for number in partitions:
             first, end = self._ends(number)
-            start = self._known_start(number, kept.get(number), committed.get(number), first, topic_id)
-            starts[number] = self._existing(number, start, first, end if number in out_of_range else None)
+            start = self._known_start(
+                number, kept.get(number), committed.get(number), first, topic_id
+            )
+            starts[number] = self._existing(
+                number, start, first, end if number in out_of_range else None
+            )
         # So that what is told here is told once.
-        changed = {number: start for number, start in starts.items() if kept.get(number) != Kept(start, topic_id)}
+        changed = {
+            number: start
+            for number, start in starts.items()
+            if kept.get(number) != Kept(start, topic_id)
+        }
         if changed:
             offsets.put(self._group, self._topic, topic_id, changed)
         self._server, self._topic_id = server, topic_id
@@ -77,7 +87,9 @@ class Positions:
             return set(partitions)
         return {number for number in partitions if kept.get(number) != expected[number]}
 
-    def _known_start(self, number: int, kept: Kept | None, committed: int | None, first: int, topic_id: str) -> int:
+    def _known_start(
+        self, number: int, kept: Kept | None, committed: int | None, first: int, topic_id: str
+    ) -> int:
         """Return the lower of PostgreSQL's offset and Kafka's.
 
         Where PostgreSQL has none that is Kafka's, which is also how a group from before this table goes on; the oldest
@@ -113,7 +125,9 @@ class Positions:
         for partition in answered:
             if partition.error:
                 raise KafkaException(partition.error)
-        return {partition.partition: partition.offset for partition in answered if partition.offset >= 0}
+        return {
+            partition.partition: partition.offset for partition in answered if partition.offset >= 0
+        }
 
     def _ends(self, number: int) -> tuple[int, int]:
         """Return the offset of the oldest record that Kafka has, and of the next to come."""
@@ -123,8 +137,12 @@ class Positions:
 
     def _tell_rewind(self, reason: str, number: int, known: int, start: int) -> None:
         metrics.kafka_consumer_rewinds_total.labels(self._topic, self._group, reason).inc()
-        log.warning("partition_read_again", reason=reason, partition=number, kafka=known, start=start)
+        log.warning(
+            "partition_read_again", reason=reason, partition=number, kafka=known, start=start
+        )
 
     def _tell_loss(self, number: int, start: int, first: int) -> None:
         metrics.kafka_records_lost_total.labels(self._topic, self._group).inc(first - start)
-        log.critical("records_lost", partition=number, wanted=start, oldest=first, records=first - start)
+        log.critical(
+            "records_lost", partition=number, wanted=start, oldest=first, records=first - start
+        )

@@ -71,7 +71,9 @@ class Processor:
             try:
                 if record.headers_error:
                     raise UndecodableEvent(record.headers_error)
-                delivery = Delivery(record, envelope.decode(record.value, record.key), taken_at=time.monotonic())
+                delivery = Delivery(
+                    record, envelope.decode(record.value, record.key), taken_at=time.monotonic()
+                )
                 delivery.fact = self._handlers.to_fact(delivery.event)
             except Exception as error:  # noqa: BLE001 - a bug in `to_fact` would fail again
                 self._bury(turn, record, error, delivery)
@@ -81,7 +83,9 @@ class Processor:
                     first.replays.append(record)
         return list(deliveries.values())
 
-    def _commit_neighbours(self, turn: Turn, deliveries: list[Delivery], culprits: dict[int, Chain]) -> None:
+    def _commit_neighbours(
+        self, turn: Turn, deliveries: list[Delivery], culprits: dict[int, Chain]
+    ) -> None:
         """Commit all that can be; move the chains of failing keys, and what follows them, into `culprits`."""
         for delivery in deliveries:
             if delivery.event.key in culprits:
@@ -127,12 +131,16 @@ class Processor:
         metrics.event_retry_total.labels(delivery.event.type, retry.reason(error)).inc()
         return False
 
-    def _bury(self, turn: Turn, record: Record, error: Exception, delivery: Delivery | None) -> None:
+    def _bury(
+        self, turn: Turn, record: Record, error: Exception, delivery: Delivery | None
+    ) -> None:
         """Write a dead letter, for as long as it takes: its offset must not be committed before."""
         correlation.bind_failure(record, delivery)
         retry.until_possible(turn.wait, turn.bury, record, error, delivery)
 
-    def _commit(self, turn: Turn, deliveries: list[Delivery], *, careful: bool = False) -> Exception | None:
+    def _commit(
+        self, turn: Turn, deliveries: list[Delivery], *, careful: bool = False
+    ) -> Exception | None:
         """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
         ours = [delivery for delivery in deliveries if turn.still_ours(delivery.record)]
         correlation.bind_deliveries(ours)
@@ -144,7 +152,9 @@ class Processor:
             log.warning("events_failed", count=len(ours), error=retry.reason(error))
             return error
         for delivery in ours:
-            metrics.observe_processed(delivery.event.type, delivery.taken_at, delivery.record.timestamp_ms)
+            metrics.observe_processed(
+                delivery.event.type, delivery.taken_at, delivery.record.timestamp_ms
+            )
         correlation.note_processed(ours)
         if ours:
             self.slowest.note(ours)
@@ -182,8 +192,12 @@ class Processor:
             facts = [delivery.fact for delivery in fresh]
             more = self._handlers.apply(facts, careful=careful, resume_after=resume_after)
         if more is None:
-            ProcessedEvent.objects.record([delivery.event for delivery in fresh], _seconds(fresh), self.worker_id)
-            dead_letters.close_replayed(record for delivery in deliveries for record in delivery.records)
+            ProcessedEvent.objects.record(
+                [delivery.event for delivery in fresh], _seconds(fresh), self.worker_id
+            )
+            dead_letters.close_replayed(
+                record for delivery in deliveries for record in delivery.records
+            )
             _count_redelivered(events, processed)
         return more
 

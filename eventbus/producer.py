@@ -72,11 +72,18 @@ class EventProducer:
         self.failed = False
         self._timing_out_since: float | None = None
         self._closing = threading.Event()
-        self._poller = threading.Thread(target=self._poll, name="kafka-delivery-reports", daemon=True)
+        self._poller = threading.Thread(
+            target=self._poll, name="kafka-delivery-reports", daemon=True
+        )
         self._poller.start()
 
     def send(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, on_delivery: OnDelivery
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        on_delivery: OnDelivery,
     ) -> None:
         """Queue one record; `on_delivery` gets None or the error, from another thread. It must not raise.
 
@@ -86,7 +93,9 @@ class EventProducer:
         deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
             try:
-                self.send_now(topic, key, value, list(headers), lambda error, _message: on_delivery(error))
+                self.send_now(
+                    topic, key, value, list(headers), lambda error, _message: on_delivery(error)
+                )
             except ProducerQueueFull:
                 if time.monotonic() >= deadline:
                     raise
@@ -104,7 +113,9 @@ class EventProducer:
     ) -> None:
         """Queue one record without waiting; raises `ProducerQueueFull` where there is no room, else as `send`."""
         try:
-            self._producer.produce(topic, value, key, headers=headers, on_delivery=partial(self._report, on_delivery))
+            self._producer.produce(
+                topic, value, key, headers=headers, on_delivery=partial(self._report, on_delivery)
+            )
         except BufferError as error:
             raise ProducerQueueFull from error
         except KafkaException as error:
@@ -130,7 +141,10 @@ class EventProducer:
             log.error("producer_closed_with_undelivered_records", count=left)
 
     def _report(
-        self, on_delivery: Callable[[KafkaError | None, Message], None], error: KafkaError | None, message: Message
+        self,
+        on_delivery: Callable[[KafkaError | None, Message], None],
+        error: KafkaError | None,
+        message: Message,
     ) -> None:
         if error is None:
             self._timing_out_since = None
@@ -236,11 +250,15 @@ class LoopDeliveries:
         """Queue one record and return the future of its delivery. Raises as `EventProducer.send_now`."""
         delivery = self._loop.create_future()
         get().send_now(topic, key, value, headers, partial(self._report, delivery))
-        wait_until = self._loop.time() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
+        wait_until = (
+            self._loop.time() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
+        )
         self._awaited.append((wait_until, delivery))
         return delivery
 
-    def _report(self, delivery: "asyncio.Future[None]", error: KafkaError | None, _message: Message) -> None:
+    def _report(
+        self, delivery: "asyncio.Future[None]", error: KafkaError | None, _message: Message
+    ) -> None:
         # Called within the producer's poll, in its thread.
         self._reported.append((delivery, error))
 
@@ -297,7 +315,9 @@ def publish(event: Event, headers: Headers = ()) -> None:
     try:
         _enter()
         with tracing.publishing(event, headers) as headers_with_context:
-            publish_record(kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context)
+            publish_record(
+                kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context
+            )
     except PublishFailed as error:
         _note_failure(event, error)
         raise
@@ -311,7 +331,9 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     value = envelope.encode(event)
     try:
         _enter()
-        await _loop_deliveries.send(kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers))
+        await _loop_deliveries.send(
+            kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers)
+        )
     except PublishFailed as error:
         _note_failure(event, error)
         raise
@@ -324,7 +346,9 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     _note_success(event)
 
 
-def publish_record(topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+def publish_record(
+    topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
+) -> None:
     """Publish raw bytes and return once they are durable. Raises `PublishFailed`; of these `RecordTooLarge`."""
     delivery = _Delivery()
     get().send(topic, key, value, headers, delivery.report)

@@ -47,10 +47,19 @@ def prune(*, dry_run: bool) -> Iterator[tuple[str, int]]:
     clock.read()  # this host's own may be wrong by days, and what is still needed would go
     now = clock.now()
     # Keys first: one that outlived its event's record would let a repeated request have its effect again.
-    yield "idempotency_keys", _prune_keys(now - timedelta(days=settings.IDEMPOTENCY_KEY_DAYS), dry_run)
-    yield "processed_events", _prune_events(now - timedelta(days=settings.PROCESSED_EVENTS_DAYS), dry_run)
+    yield (
+        "idempotency_keys",
+        _prune_keys(now - timedelta(days=settings.IDEMPOTENCY_KEY_DAYS), dry_run),
+    )
+    yield (
+        "processed_events",
+        _prune_events(now - timedelta(days=settings.PROCESSED_EVENTS_DAYS), dry_run),
+    )
     if settings.DEAD_LETTERS_DAYS:
-        yield "dead_letters", _prune_dead_letters(now - timedelta(days=settings.DEAD_LETTERS_DAYS), dry_run)
+        yield (
+            "dead_letters",
+            _prune_dead_letters(now - timedelta(days=settings.DEAD_LETTERS_DAYS), dry_run),
+        )
 
 
 def _prune_keys(before: datetime, dry_run: bool) -> int:
@@ -95,7 +104,9 @@ def _prune_dead_letters(before: datetime, dry_run: bool) -> int:
 
 @transaction.atomic
 def _delete_dead_letters(before: datetime) -> int:
-    old = DeadLetter.objects.closed_before(before).select_for_update(skip_locked=True).order_by("id")
+    old = (
+        DeadLetter.objects.closed_before(before).select_for_update(skip_locked=True).order_by("id")
+    )
     ids = list(old.values_list("id", flat=True)[:CHUNK_OF_DEAD_LETTERS])
     # Only the ids: payloads may be megabytes each.
     DeadLetter.objects.filter(id__in=ids).only("id").delete()

@@ -37,7 +37,11 @@ class Replayed:
 
 
 def replay(
-    entry_ids: Iterable[int], *, rate: float | None = None, parked: bool = False, overdue: bool = False
+    entry_ids: Iterable[int],
+    *,
+    rate: float | None = None,
+    parked: bool = False,
+    overdue: bool = False,
 ) -> Iterator[Replayed]:
     """Replay entries, oldest first, at most `rate` a second; yield the running totals after each batch.
 
@@ -78,14 +82,18 @@ def _publish(entries: list[DeadLetter]) -> list[int]:
     for entry in entries:
         on_delivery = partial(_note, acknowledged, entry.id)
         try:
-            producer.get().send(entry.topic, _bytes(entry.key), _bytes(entry.value), _headers(entry), on_delivery)
+            producer.get().send(
+                entry.topic, _bytes(entry.key), _bytes(entry.value), _headers(entry), on_delivery
+            )
         except RecordTooLarge as error:
             on_delivery(error)
     producer.get().flush()
     return list(acknowledged)
 
 
-def _note(acknowledged: list[int], entry_id: int, error: KafkaError | RecordTooLarge | None) -> None:
+def _note(
+    acknowledged: list[int], entry_id: int, error: KafkaError | RecordTooLarge | None
+) -> None:
     if error is None:
         acknowledged.append(entry_id)
     else:
@@ -112,7 +120,9 @@ def _replayable_topics() -> list[str]:
 
 
 def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
-    own = [(name, None if value is None else base64.b64decode(value)) for name, value in entry.headers]
+    own = [
+        (name, None if value is None else base64.b64decode(value)) for name, value in entry.headers
+    ]
     claim = Claim.make(entry.id, entry.token, _bytes(entry.key), _bytes(entry.value))
     return [*own, claim.to_header()]
 

@@ -102,7 +102,9 @@ def reason(error: BaseException) -> str:
     return type(error).__name__
 
 
-def until_possible(wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def until_possible(
+    wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
     """Return what `act(…)` returns, repeating it for as long as it fails for a transient reason.
 
     Any other exception of `act`, and whatever `wait(seconds)` raises, propagates.
@@ -120,7 +122,9 @@ def until_possible(wait: Callable[[float], None], act: Callable[P, T], *args: P.
         wait(backoff(attempt))
 
 
-def until_too_much(wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def until_too_much(
+    wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
     """Like `until_possible`, but raise what `is_too_much` at its second time in a row: less at once may work."""
     attempt = too_much = 0
     while True:

@@ -34,7 +34,9 @@ class Slowest:
                     "retries": slowest.attempts,
                     "done_at": time.time(),
                 }
-            self._by_minute = {kept: event for kept, event in self._by_minute.items() if kept > minute - MINUTES}
+            self._by_minute = {
+                kept: event for kept, event in self._by_minute.items() if kept > minute - MINUTES
+            }
 
     def top(self) -> list[dict[str, Any]]:
         """Return the `SHOWN` slowest that are no older than an hour, slowest first."""

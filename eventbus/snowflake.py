@@ -40,7 +40,9 @@ class Generator:
     `clock` returns Unix milliseconds, and may raise `IdsUnavailable`; it must not wait.
     """
 
-    def __init__(self, node_id: int, start_ms: int, until_ms: int, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, node_id: int, start_ms: int, until_ms: int, clock: Callable[[], int]
+    ) -> None:
         self.node_id = node_id
         self.until_ms = until_ms
         self.last_ms = start_ms - 1

@@ -35,10 +35,16 @@ def start(service: str, exporter: str) -> None:
 @contextmanager
 def serving(meta: Mapping[str, str]) -> Iterator[Span]:
     """Be within the span of a request, in the trace that its headers name or in a new one."""
-    carrier = {TRACEPARENT: meta.get("HTTP_TRACEPARENT", ""), TRACESTATE: meta.get("HTTP_TRACESTATE", "")}
+    carrier = {
+        TRACEPARENT: meta.get("HTTP_TRACEPARENT", ""),
+        TRACESTATE: meta.get("HTTP_TRACESTATE", ""),
+    }
     method = meta["REQUEST_METHOD"]
     with _tracer.start_as_current_span(
-        method, context=_w3c.extract(carrier), kind=SpanKind.SERVER, attributes={"http.request.method": method}
+        method,
+        context=_w3c.extract(carrier),
+        kind=SpanKind.SERVER,
+        attributes={"http.request.method": method},
     ) as span:
         yield span
 
@@ -67,7 +73,9 @@ def publishing(event: Event, headers: Headers) -> Iterator[Headers]:
         "messaging.message.id": str(event.event_id),
         "feed.event.type": event.type,
     }
-    with _tracer.start_as_current_span(f"publish {kafka.FEED_EVENTS}", kind=SpanKind.PRODUCER, attributes=attributes):
+    with _tracer.start_as_current_span(
+        f"publish {kafka.FEED_EVENTS}", kind=SpanKind.PRODUCER, attributes=attributes
+    ):
         yield _with_context(headers)
 
 
@@ -82,7 +90,9 @@ def processing(records: Sequence[Record], group: str) -> Iterator[None]:
         "messaging.consumer.group.name": group,
     }
     try:
-        with _tracer.start_as_current_span(f"process batch of {topic}", links=links, attributes=attributes):
+        with _tracer.start_as_current_span(
+            f"process batch of {topic}", links=links, attributes=attributes
+        ):
             yield
     except BaseException as error:
         for span in spans:
@@ -95,14 +105,21 @@ def processing(records: Sequence[Record], group: str) -> Iterator[None]:
 
 def _record_span(record: Record, group: str) -> Span:
     names = {TRACEPARENT, TRACESTATE}
-    carrier = {name: value.decode("ascii", "replace") for name, value in record.headers if name in names and value}
+    carrier = {
+        name: value.decode("ascii", "replace")
+        for name, value in record.headers
+        if name in names and value
+    }
     attributes = _messaging("process", record.topic) | {
         "messaging.destination.partition.id": str(record.partition),
         "messaging.kafka.offset": record.offset,
         "messaging.consumer.group.name": group,
     }
     return _tracer.start_span(
-        f"process {record.topic}", context=_w3c.extract(carrier), kind=SpanKind.CONSUMER, attributes=attributes
+        f"process {record.topic}",
+        context=_w3c.extract(carrier),
+        kind=SpanKind.CONSUMER,
+        attributes=attributes,
     )
 
 

@@ -5,7 +5,14 @@ The events take the ordinary path, so those that were processed before change no
 
 from collections.abc import Callable
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from eventbus import kafka
 from eventbus.dead_letter_writer import DeadLetterWriter
@@ -40,18 +47,26 @@ def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
         consumer.close()
 
 
-def _read_all(consumer: Consumer, subscription: Subscription, lanes: Lanes, track: Callable[[int], object]) -> int:
-    partitions = consumer.list_topics(subscription.topic, timeout=kafka.METADATA_TIMEOUT).topics[subscription.topic]
+def _read_all(
+    consumer: Consumer, subscription: Subscription, lanes: Lanes, track: Callable[[int], object]
+) -> int:
+    partitions = consumer.list_topics(subscription.topic, timeout=kafka.METADATA_TIMEOUT).topics[
+        subscription.topic
+    ]
     if partitions.error is not None:
         raise KafkaException(partitions.error)
     unfinished = set(partitions.partitions)
     # Assigned by hand: this consumer joins no group and takes nothing away from the workers.
-    consumer.assign([TopicPartition(subscription.topic, number, OFFSET_BEGINNING) for number in unfinished])
+    consumer.assign(
+        [TopicPartition(subscription.topic, number, OFFSET_BEGINNING) for number in unfinished]
+    )
     total = 0
     while unfinished:
         messages = consumer.consume(subscription.batch_max_events, POLL_SECONDS)
         unfinished -= {message.partition() for message in messages if _is_end(message)}
-        if records := [Record.from_message(message) for message in messages if message.error() is None]:
+        if records := [
+            Record.from_message(message) for message in messages if message.error() is None
+        ]:
             lanes.process(records, _WholeTopic())
             total += len(records)
             track(len(records))

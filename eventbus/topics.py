@@ -64,7 +64,8 @@ def fix(timeout: float = kafka.METADATA_TIMEOUT) -> None:
     for topic in _describe(timeout).values():
         wanted = kafka.topic_config(topic.name, topic.copies)
         entries = [
-            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in wanted.items()
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in wanted.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, topic.name, incremental_configs=entries)
         admin.incremental_alter_configs([resource], request_timeout=timeout)[resource].result()
@@ -73,7 +74,9 @@ def fix(timeout: float = kafka.METADATA_TIMEOUT) -> None:
 def _describe(timeout: float) -> dict[str, Topic]:
     admin = AdminClient(kafka.client_config())
     known = admin.list_topics(timeout=timeout).topics
-    return {name: _topic(admin, name, known[name], timeout) for name in kafka.TOPICS if name in known}
+    return {
+        name: _topic(admin, name, known[name], timeout) for name in kafka.TOPICS if name in known
+    }
 
 
 def _topic(admin: AdminClient, name: str, metadata: Any, timeout: float) -> Topic:
@@ -85,12 +88,18 @@ def _topic(admin: AdminClient, name: str, metadata: Any, timeout: float) -> Topi
         name,
         partitions=len(metadata.partitions),
         copies=min(len(partition.replicas) for partition in metadata.partitions.values()),
-        config={option: entry.value for option, entry in described.items() if entry.value is not None},
+        config={
+            option: entry.value for option, entry in described.items() if entry.value is not None
+        },
     )
 
 
 def _missing(topics: dict[str, Topic]) -> list[str]:
-    return [f"There is no topic {name}: run manage.py create_topics." for name in kafka.TOPICS if name not in topics]
+    return [
+        f"There is no topic {name}: run manage.py create_topics."
+        for name in kafka.TOPICS
+        if name not in topics
+    ]
 
 
 def _promises_broken(topics: dict[str, Topic]) -> list[str]:
@@ -138,7 +147,9 @@ def _settings_not_met(topics: dict[str, Topic]) -> list[str]:
             )
         max_bytes = kafka.max_message_bytes(topic.name)
         if int(topic.config.get("max.message.bytes", max_bytes)) < max_bytes:
-            wrong.append(f"{topic.name} has max.message.bytes={topic.config['max.message.bytes']}: set {max_bytes}.")
+            wrong.append(
+                f"{topic.name} has max.message.bytes={topic.config['max.message.bytes']}: set {max_bytes}."
+            )
     return wrong + _retention_not_met(topics)
 
 
@@ -150,7 +161,11 @@ def _retention_not_met(topics: dict[str, Topic]) -> list[str]:
             f"{events.name} keeps records for {_hours(events.retention_ms)} and KAFKA_RETENTION_HOURS says "
             f"{settings.KAFKA_RETENTION_HOURS}: set retention.ms={settings.KAFKA_RETENTION_HOURS * HOUR_MS}."
         )
-    if events and dead_letters and not _is_kept_longer(dead_letters.retention_ms, events.retention_ms):
+    if (
+        events
+        and dead_letters
+        and not _is_kept_longer(dead_letters.retention_ms, events.retention_ms)
+    ):
         wrong.append(
             f"{dead_letters.name} keeps records for {_hours(dead_letters.retention_ms)}, no longer than "
             f"{events.name}, so an event may be gone from both before anyone has seen that it failed: "

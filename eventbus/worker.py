@@ -51,7 +51,11 @@ def run_dead_letter_store(metrics_port: int | None) -> None:
     metrics.export_dlq_size(unresolved.latest)
     leaving = Leaving()
     consumer = EventConsumer(
-        kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP, batch_max_events=100, batch_max_wait=0.005, leaving=leaving
+        kafka.DEAD_LETTER_EVENTS,
+        kafka.DLQ_GROUP,
+        batch_max_events=100,
+        batch_max_wait=0.005,
+        leaving=leaving,
     )
     # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is never asked for.
     lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(kafka.DLQ_GROUP), leaving)
@@ -83,7 +87,9 @@ def _serve(port: int, monitor: Monitor) -> None:
     try:
         metrics_server.serve(port, {"/healthz": monitor.healthz, "/readyz": monitor.readyz})
     except OSError as error:
-        sys.exit(f"error: the metrics port {port} cannot be had: {error}. Choose another with --metrics-port.")
+        sys.exit(
+            f"error: the metrics port {port} cannot be had: {error}. Choose another with --metrics-port."
+        )
 
 
 @contextmanager

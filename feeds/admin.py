@@ -26,7 +26,15 @@ MAY_CHANGE = "feeds.change_feed"
 
 @admin.register(Feed)
 class FeedAdmin(LargeTableAdmin):
-    list_display = ["user_id", "inspect", "floor", "idle", "last_read_at", "follower_count", "pulled_since"]
+    list_display = [
+        "user_id",
+        "inspect",
+        "floor",
+        "idle",
+        "last_read_at",
+        "follower_count",
+        "pulled_since",
+    ]
     search_help_text = "A user id: opens the inspector of that user's feed."
 
     def get_urls(self) -> list[URLPattern]:
@@ -39,9 +47,13 @@ class FeedAdmin(LargeTableAdmin):
 
     @admin.display(description="inspector")
     def inspect(self, feed: Feed) -> SafeString:
-        return format_html('<a href="{}">inspect feed of {}</a>', _inspect_url(feed.user_id), feed.user_id)
+        return format_html(
+            '<a href="{}">inspect feed of {}</a>', _inspect_url(feed.user_id), feed.user_id
+        )
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
         # Also users without a row can be looked at.
         user_id = id_of(request.GET.get("q", "").strip())
         if user_id is not None and self.has_view_permission(request):
@@ -61,7 +73,10 @@ class FeedAdmin(LargeTableAdmin):
             "opts": self.opts,
             "inspection": inspection,
             "shown": inspector.SHOWN,
-            "counts": [(source, inspection.count(source)) for source in ("pushed", "pulled", "past the floor")],
+            "counts": [
+                (source, inspection.count(source))
+                for source in ("pushed", "pulled", "past the floor")
+            ],
             "may_change": request.user.has_perm(MAY_CHANGE),
         }
         return TemplateResponse(request, "admin/feeds/feed/inspect.html", context)
@@ -76,7 +91,10 @@ class FeedAdmin(LargeTableAdmin):
             "opts": self.opts,
             "user_id": user_id,
             "other_id": other_id,
-            "wrong": any(request.GET.get(name) and id_of(request.GET[name]) is None for name in ("user", "other")),
+            "wrong": any(
+                request.GET.get(name) and id_of(request.GET[name]) is None
+                for name in ("user", "other")
+            ),
         }
         if user_id is not None and other_id is not None:
             context["pairs"] = [_pair(user_id, other_id), _pair(other_id, user_id)]
@@ -116,7 +134,9 @@ class FeedAdmin(LargeTableAdmin):
 
     def _rebuild(self, request: HttpRequest, user_id: int) -> None:
         if not Feed.objects.filter(user_id=user_id).exists():
-            self.message_user(request, "There is no feed to rebuild: the user is not known.", messages.WARNING)
+            self.message_user(
+                request, "There is no feed to rebuild: the user is not known.", messages.WARNING
+            )
             return
         rebuilding.rebuild([user_id])
         self._tell(request, user_id, "Rebuilt.", messages.SUCCESS)
@@ -155,5 +175,7 @@ def _follow_list(
     parameter = f"{name}_up_to"
     up_to = id_of(request.GET.get(parameter, "")) or MAX_ID
     users: Sequence[int] = read(user_id, Position(up_to, newer=False), FOLLOWS_SHOWN + 1)
-    more = f"?user={user_id}&{parameter}={users[FOLLOWS_SHOWN]}" if len(users) > FOLLOWS_SHOWN else ""
+    more = (
+        f"?user={user_id}&{parameter}={users[FOLLOWS_SHOWN]}" if len(users) > FOLLOWS_SHOWN else ""
+    )
     return {"name": name, "users": users[:FOLLOWS_SHOWN], "more": more, "first": up_to == MAX_ID}

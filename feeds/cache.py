@@ -253,7 +253,9 @@ def _is_whole(seal: bytes, era: str) -> bool:
     authors = watched_by(seal)
     if not authors:
         return True
-    tokens = cast(list[bytes | None], _redis().mget([author_key(author, era) for author in authors]))
+    tokens = cast(
+        list[bytes | None], _redis().mget([author_key(author, era) for author in authors])
+    )
     return None not in tokens and sealed(authors, tokens) == seal
 
 
@@ -287,7 +289,9 @@ def _void(user_ids: Sequence[int], authors: Collection[int], era: str) -> None:
     for author in authors:
         pipeline.set(author_key(author, era), uuid.uuid4().bytes, ex=_token_ttl())
     for start in range(0, len(user_ids), KEYS_A_COMMAND):
-        pipeline.unlink(*[page_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]])
+        pipeline.unlink(
+            *[page_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]]
+        )
     pipeline.execute()
     # Redis answers us before it announces the change to others, but announces it before it answers another question.
     _redis().ping()

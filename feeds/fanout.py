@@ -115,12 +115,17 @@ _WATCH = "UPDATE feeds SET pulled_since = clock_timestamp() WHERE user_id = ANY(
 def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
     """Store `posts` and put those that are pushed into their feeds. `careful`: their rows may exist already."""
     pulled, new = _store(posts)
-    targets, statement = {post.post_id: post.author_id for post in posts if post.author_id not in pulled}, _DELIVER
+    targets, statement = (
+        {post.post_id: post.author_id for post in posts if post.author_id not in pulled},
+        _DELIVER,
+    )
     if careful or len(new) < len(posts):
         targets, statement = _stored_to_push(posts), _DELIVER_CAREFULLY
     if targets:
         with connection.cursor() as cursor:
-            cursor.execute(statement, {"posts": bigints(targets), "authors": bigints(targets.values())})
+            cursor.execute(
+                statement, {"posts": bigints(targets), "authors": bigints(targets.values())}
+            )
             metrics.fanout_rows_total.inc(cursor.rowcount)
 
 
@@ -129,7 +134,9 @@ def withdraw(deletions: Sequence[PostDeleted]) -> None:
     Post.objects.bury(deletions)
     if pushed := _pushed(deletions):
         with connection.cursor() as cursor:
-            cursor.execute(_WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())})
+            cursor.execute(
+                _WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())}
+            )
 
 
 def withdraw_later(deletion: PostDeleted) -> None:
@@ -156,7 +163,9 @@ def withdraw_part() -> bool:
     if withdrawal.resume_after == 0:
         remove([(withdrawal.author_id, withdrawal.post_id)])
     values = {"author": withdrawal.author_id, "post": withdrawal.post_id}
-    [(last, count)] = fetch(_WITHDRAW_PART, {**values, "after": withdrawal.resume_after, "limit": limit})
+    [(last, count)] = fetch(
+        _WITHDRAW_PART, {**values, "after": withdrawal.resume_after, "limit": limit}
+    )
     if count < limit:
         withdrawal.delete()
     else:
@@ -170,7 +179,11 @@ def remove(entries: Sequence[tuple[int, int]]) -> None:
     if not entries:
         return
     posts = [post for _, post in entries]
-    values = {"readers": bigints(user for user, _ in entries), "posts": bigints(posts), "among": bigints(set(posts))}
+    values = {
+        "readers": bigints(user for user, _ in entries),
+        "posts": bigints(posts),
+        "among": bigints(set(posts)),
+    }
     with connection.cursor() as cursor:
         cursor.execute(_REMOVE, values)
 
@@ -253,7 +266,9 @@ def _stored_to_push(posts: Sequence[PostCreated]) -> dict[int, int]:
 
 def _pushed(deletions: Sequence[PostDeleted]) -> dict[int, int]:
     """Return author by id of the posts that may have rows in feeds; of a post of somebody else nothing is deleted."""
-    pushed = Post.objects.filter(id__in=[deletion.post_id for deletion in deletions], fanout=Fanout.PUSH)
+    pushed = Post.objects.filter(
+        id__in=[deletion.post_id for deletion in deletions], fanout=Fanout.PUSH
+    )
     authors = dict(pushed.values_list("id", "author_id"))
     return {
         deletion.post_id: deletion.author_id

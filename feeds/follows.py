@@ -135,14 +135,18 @@ def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Pair]:
     """Write the pairs that no later event has changed; return them."""
     columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
     with connection.cursor() as cursor:
-        cursor.execute(_WRITE, {**columns, "events": [fact.event_id for fact in facts], "active": active})
+        cursor.execute(
+            _WRITE, {**columns, "events": [fact.event_id for fact in facts], "active": active}
+        )
         pairs: list[Pair] = cursor.fetchall()
     return pairs
 
 
 def _count(pairs: Sequence[Pair], *, step: int) -> None:
     with connection.cursor() as cursor:
-        cursor.execute(_COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()})
+        cursor.execute(
+            _COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()}
+        )
 
 
 def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:

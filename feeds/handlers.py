@@ -45,7 +45,9 @@ class FeedHandlers(Handlers[FeedFact]):
         try:
             parse = FACTS[event.type, event.version]
         except KeyError:
-            raise UnknownEventType(f"Nothing here handles {event.type} version {event.version}.") from None
+            raise UnknownEventType(
+                f"Nothing here handles {event.type} version {event.version}."
+            ) from None
         return parse(event)
 
     def plan(self, facts: Sequence[FeedFact]) -> list[list[FeedFact]]:
@@ -65,7 +67,9 @@ class FeedHandlers(Handlers[FeedFact]):
             rows_left -= rows
         return parts
 
-    def apply(self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None) -> int | None:
+    def apply(
+        self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None
+    ) -> int | None:
         """Apply `facts` within the current transaction; see `Handlers.apply`."""
         first = facts[0]
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):

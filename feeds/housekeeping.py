@@ -30,7 +30,9 @@ USERS_A_STEP = 100
 REST_FACTOR = 9
 ROUND_SECONDS = 10.0
 
-_NEXT = "SELECT user_id FROM feeds WHERE user_id > %s ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED"
+_NEXT = (
+    "SELECT user_id FROM feeds WHERE user_id > %s ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED"
+)
 
 _REST = """
 WITH resting AS (
@@ -82,7 +84,10 @@ def watch_pulled_authors() -> int:
     with transaction.atomic(), connection.cursor() as cursor:
         locks.acquire_bulk_load()
         # No page is older than that: the cache is closed with this.
-        cursor.execute(f"UPDATE feeds SET pulled_since = 'epoch' WHERE user_id IN ({_UNWATCHED})", values)  # noqa: S608
+        cursor.execute(
+            f"UPDATE feeds SET pulled_since = 'epoch' WHERE user_id IN ({_UNWATCHED})",  # noqa: S608
+            values,
+        )
         marked: int = cursor.rowcount
         cache.mark_closed()
     cache.wait_until_noticed()
@@ -108,7 +113,11 @@ def walk() -> float:
     Housekeeping.objects.get_or_create(id=1)
     with transaction.atomic():
         locks.join_workers()
-        place = Housekeeping.objects.select_for_update(skip_locked=True).filter(due_at__lte=Now()).first()
+        place = (
+            Housekeeping.objects.select_for_update(skip_locked=True)
+            .filter(due_at__lte=Now())
+            .first()
+        )
         if place is None:
             return POLL_SECONDS
         started = time.monotonic()

@@ -128,7 +128,10 @@ def inspect(user_id: int) -> Inspection:
 
 def _compare(user_id: int) -> tuple[list[Entry], bool]:
     values = {"user": user_id, "limit": SHOWN, **EVERYTHING}
-    rows = [Row(*row) for row in fetch(_COMPARE.format(definition=NEWEST_BY_DEFINITION, horizon=HORIZON), values)]
+    rows = [
+        Row(*row)
+        for row in fetch(_COMPARE.format(definition=NEWEST_BY_DEFINITION, horizon=HORIZON), values)
+    ]
     # Below the end of either list it is not known whether the other goes on.
     ends = [_end([row for row in rows if row.defined]), _end([row for row in rows if row.stored])]
     return [Entry(row) for row in rows if row.post_id >= max(ends)], max(ends) == 0

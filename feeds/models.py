@@ -47,7 +47,9 @@ class FollowQuerySet(models.QuerySet["Follow"]):
 
     def _page(self, column: str, position: Position, limit: int) -> list[int]:
         beyond = {f"{column}__{'gt' if position.newer else 'lte'}": position.id}
-        users = self.filter(active=True, **beyond).order_by(column if position.newer else f"-{column}")
+        users = self.filter(active=True, **beyond).order_by(
+            column if position.newer else f"-{column}"
+        )
         return list(users.values_list(column, flat=True)[:limit])
 
 
@@ -126,8 +128,14 @@ class FeedQuerySet(models.QuerySet["Feed"]):
         as `FEED_CACHE_MAX_TTL` seconds, whatever the setting was when it was made.
         """
         pulled = self.filter(user_id__in=author_ids, pulled_since__isnull=False)
-        oldest_page = timezone.now() - timedelta(seconds=settings.FEED_CACHE_MAX_TTL + CLOCK_SKEW_SECONDS)
-        since = dict(pulled.annotate(old=models.Q(pulled_since__lt=oldest_page)).values_list("user_id", "old"))
+        oldest_page = timezone.now() - timedelta(
+            seconds=settings.FEED_CACHE_MAX_TTL + CLOCK_SKEW_SECONDS
+        )
+        since = dict(
+            pulled.annotate(old=models.Q(pulled_since__lt=oldest_page)).values_list(
+                "user_id", "old"
+            )
+        )
         return set(since), {author_id for author_id, old in since.items() if old}
 
 
@@ -135,9 +143,15 @@ class Feed(models.Model):
     """One row a user: what of the feed is materialised, when it was last read, and what the user is as an author."""
 
     user_id = models.BigIntegerField(primary_key=True)
-    floor = models.BigIntegerField(default=0, db_default=0, help_text="the feed is materialised above this post id")
-    idle = models.BooleanField(default=False, db_default=False, help_text="the fan-out leaves this feed out")
-    last_read_at = models.DateTimeField(db_default=Now(), help_text="at most an hour behind the last read")
+    floor = models.BigIntegerField(
+        default=0, db_default=0, help_text="the feed is materialised above this post id"
+    )
+    idle = models.BooleanField(
+        default=False, db_default=False, help_text="the fan-out leaves this feed out"
+    )
+    last_read_at = models.DateTimeField(
+        db_default=Now(), help_text="at most an hour behind the last read"
+    )
     rebuild_wanted = models.BooleanField(default=False, db_default=False)
     follower_count = models.BigIntegerField(default=0, db_default=0)
     pulled_since = models.DateTimeField(
@@ -149,8 +163,14 @@ class Feed(models.Model):
     class Meta:
         db_table = "feeds"
         indexes = [
-            models.Index(fields=["user_id"], condition=models.Q(pulled_since__isnull=False), name="feeds_pulled"),
-            models.Index(fields=["user_id"], condition=models.Q(rebuild_wanted=True), name="feeds_to_rebuild"),
+            models.Index(
+                fields=["user_id"],
+                condition=models.Q(pulled_since__isnull=False),
+                name="feeds_pulled",
+            ),
+            models.Index(
+                fields=["user_id"], condition=models.Q(rebuild_wanted=True), name="feeds_to_rebuild"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -185,12 +205,18 @@ class Horizon(models.Model):
     id = models.SmallIntegerField(primary_key=True, default=1)
     post_id = models.BigIntegerField(default=0, db_default=0)
     starts = ArrayField(models.BigIntegerField(), default=list, db_default=[])
-    keeper_due_at = models.DateTimeField(db_default=Now(), help_text="nobody changes the partitions before")
-    dropping = models.CharField(max_length=63, blank=True, default="", db_default="", help_text="a partition")
+    keeper_due_at = models.DateTimeField(
+        db_default=Now(), help_text="nobody changes the partitions before"
+    )
+    dropping = models.CharField(
+        max_length=63, blank=True, default="", db_default="", help_text="a partition"
+    )
 
     class Meta:
         db_table = "feed_horizon"
-        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="feed_horizon_single_row")]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(id=1), name="feed_horizon_single_row")
+        ]
 
     def __str__(self) -> str:
         return f"nothing is materialised up to post {self.post_id}"
@@ -201,7 +227,9 @@ class Withdrawal(models.Model):
 
     post_id = models.BigIntegerField(primary_key=True)
     author_id = models.BigIntegerField()
-    resume_after = models.BigIntegerField(default=0, db_default=0, help_text="the last follower who is done")
+    resume_after = models.BigIntegerField(
+        default=0, db_default=0, help_text="the last follower who is done"
+    )
 
     class Meta:
         db_table = "withdrawals"
@@ -220,7 +248,9 @@ class Housekeeping(models.Model):
 
     class Meta:
         db_table = "housekeeping"
-        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="housekeeping_single_row")]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(id=1), name="housekeeping_single_row")
+        ]
 
     def __str__(self) -> str:
         return f"walked up to {self.last_user_id}"
@@ -240,7 +270,9 @@ class CacheState(models.Model):
 
     class Meta:
         db_table = "cache_state"
-        constraints = [models.CheckConstraint(condition=models.Q(id=1), name="cache_state_single_row")]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(id=1), name="cache_state_single_row")
+        ]
 
     def __str__(self) -> str:
         return f"generation {self.generation}, {'closed' if self.closed_at else 'open'}"

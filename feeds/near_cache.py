@@ -157,7 +157,9 @@ class NearCache:
         answer = self.redis.ask("MGET", *[key for key, _reading in readings])
         answer.add_done_callback(partial(self._hand_out, readings))
 
-    def _hand_out(self, readings: list[tuple[bytes, Reading]], answered: "asyncio.Future[list[bytes | None]]") -> None:
+    def _hand_out(
+        self, readings: list[tuple[bytes, Reading]], answered: "asyncio.Future[list[bytes | None]]"
+    ) -> None:
         self._is_asking = False
         if self._batch:
             self._ask_for_batch()

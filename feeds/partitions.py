@@ -32,7 +32,9 @@ CHECK_SECONDS = 2.0
 # workers together try no more often than this.
 TURN_SECONDS = 10
 DROP_SECONDS = 60
-LOCK_PATIENCE = "5s"  # for ATTACH, which waits for others who change the table, not for those who use it
+LOCK_PATIENCE = (
+    "5s"  # for ATTACH, which waits for others who change the table, not for those who use it
+)
 
 MINUTE_MS = 60_000
 FIRST_MS = 60 * MINUTE_MS  # while no rate is known
@@ -86,7 +88,9 @@ UPDATE feed_horizon SET keeper_due_at = now() + %s * interval '1 second'
 WHERE id = (SELECT id FROM feed_horizon WHERE keeper_due_at <= now() FOR UPDATE SKIP LOCKED)
 """
 _END_TURN = "UPDATE feed_horizon SET keeper_due_at = now()"
-_DROPPING = "UPDATE feed_horizon SET dropping = %s, keeper_due_at = now() + %s * interval '1 second'"
+_DROPPING = (
+    "UPDATE feed_horizon SET dropping = %s, keeper_due_at = now() + %s * interval '1 second'"
+)
 _RAISE = "UPDATE feed_horizon SET post_id = greatest(post_id, %s), starts = %s"
 
 log = structlog.get_logger(__name__)
@@ -141,7 +145,9 @@ class Layout(NamedTuple):
     @property
     def wanted_starts(self) -> list[int]:
         """Return where those that have begun and are above the horizon start."""
-        return [partition.start for partition in self.begun if partition.end > self.wanted_horizon + 1]
+        return [
+            partition.start for partition in self.begun if partition.end > self.wanted_horizon + 1
+        ]
 
     @property
     def settled(self) -> bool:
@@ -163,11 +169,15 @@ class Layout(NamedTuple):
         """Return for how long the next partition is to be, so that it gets about `FEED_PARTITION_ROWS` rows."""
         # One that has only just begun tells nothing of a rate, nor does the first, which begins with the first of ids.
         observed = [
-            partition for partition in self.begun if partition.start > 0 and self._age_ms(partition) >= SHORTEST_MS
+            partition
+            for partition in self.begun
+            if partition.start > 0 and self._age_ms(partition) >= SHORTEST_MS
         ]
         if not observed:
             return FIRST_MS
-        fastest = max(partition.rows / self._age_ms(partition) for partition in observed[-REMEMBERED:])
+        fastest = max(
+            partition.rows / self._age_ms(partition) for partition in observed[-REMEMBERED:]
+        )
         longest = min(LONGEST_MS, 2 * self.partitions[-1].ms)
         wanted = settings.FEED_PARTITION_ROWS / fastest if fastest else longest
         return int(max(SHORTEST_MS, min(longest, wanted)))
@@ -209,7 +219,8 @@ def layout(now_ms: int | None = None) -> Layout:
     """Return the partitions, oldest first, and what is known of them."""
     [(now, horizon, starts, dropping)] = fetch(_STATE, [])
     found = [
-        Partition(name, start, end, rows, leaving) for name, (start, end), rows, leaving in fetch(_ALL, [ROWS_A_PAGE])
+        Partition(name, start, end, rows, leaving)
+        for name, (start, end), rows, leaving in fetch(_ALL, [ROWS_A_PAGE])
     ]
     return Layout(found, now_ms or now, horizon, starts, dropping)
 
@@ -289,7 +300,9 @@ def _tell(found: Layout) -> None:
     metrics.feed_entries_partition_rows.clear()
     for partition in found.partitions:
         metrics.feed_entries_partition_rows.labels(partition.name).set(partition.rows)
-    end_ms = snowflake.milliseconds_of(found.partitions[-1].end) if found.partitions else found.now_ms
+    end_ms = (
+        snowflake.milliseconds_of(found.partitions[-1].end) if found.partitions else found.now_ms
+    )
     metrics.feed_entries_partitions_ahead_seconds.set((end_ms - found.now_ms) / 1_000)
 
 

@@ -65,7 +65,10 @@ def rebuild(user_ids: Sequence[int]) -> None:
 def _include(user_id: int) -> None:
     _lock(user_id)
     with connection.cursor() as cursor:
-        cursor.execute(_INCLUDE_FEED, [user_id, timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST])
+        cursor.execute(
+            _INCLUDE_FEED,
+            [user_id, timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST],
+        )
         cursor.execute(_INCLUDE_FOLLOWS, [user_id])
 
 

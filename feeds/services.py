@@ -13,7 +13,9 @@ def follow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = (
     return fact
 
 
-def unfollow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()) -> UserUnfollowed:
+def unfollow(
+    *, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()
+) -> UserUnfollowed:
     """Publish that one user no longer follows another. Raises `PublishFailed`."""
     fact = UserUnfollowed(ids.event_id, follower_id, followee_id)
     producer.publish(fact.to_event(), headers)

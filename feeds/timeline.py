@@ -164,7 +164,9 @@ class Reader:
     def note(self) -> None:
         """Remember that the feed was read, about once an hour, and have it materialised if it rests. Never fails."""
         rests = self.floor == RESTING
-        if self.last_read_at is None or not (rests or timezone.now() - self.last_read_at > NOTED_EVERY):
+        if self.last_read_at is None or not (
+            rests or timezone.now() - self.last_read_at > NOTED_EVERY
+        ):
             return
         try:
             floor = Feed.objects.note_read(self.user_id)
@@ -187,8 +189,14 @@ class Reader:
             posts = self._nearest(_NEWER, _FOLLOWED, _ANY, Range(wanted.low, floor), limit) + posts
         return posts[:limit]
 
-    def _above_floor(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
-        floor, posts = self._pushed_older(wanted, limit) if towards is _OLDER else self._pushed_newer(wanted, limit)
+    def _above_floor(
+        self, towards: _Direction, wanted: Range, limit: int
+    ) -> tuple[int, list[PostRow]]:
+        floor, posts = (
+            self._pushed_older(wanted, limit)
+            if towards is _OLDER
+            else self._pushed_newer(wanted, limit)
+        )
         above = Range(max(wanted.low, floor), wanted.high)
         if above.low < above.high and self.pulled_authors():
             posts += self._nearest(towards, _GIVEN, _PULLED_ONES, above, limit)
@@ -231,13 +239,20 @@ class Reader:
     def _entries(self, towards: _Direction, wanted: Range, limit: int) -> tuple[int, list[_Entry]]:
         """Return the floor, and up to `limit` entries above it."""
         # Not "above low": PostgreSQL would plan for the partition that `low` is in.
-        values = {"user": self.user_id, "limit": limit, "first": min(wanted.low + 1, MAX_ID), "high": wanted.high}
+        values = {
+            "user": self.user_id,
+            "limit": limit,
+            "first": min(wanted.low + 1, MAX_ID),
+            "high": wanted.high,
+        }
         rows = fetch(_PUSHED.format(direction=towards.direction), values)
         self.floor, self.last_read_at, starts = rows[0][:3]
         Reader._starts = starts or ()
         return self.floor or 0, [_Entry.of(*row[3:]) for row in rows if row[3] is not None]
 
-    def _nearest(self, towards: _Direction, authors: str, kind: str, wanted: Range, limit: int) -> list[PostRow]:
+    def _nearest(
+        self, towards: _Direction, authors: str, kind: str, wanted: Range, limit: int
+    ) -> list[PostRow]:
         statement = _NEAREST.format(authors=authors, kind=kind, **towards._asdict())
         values = {"user": self.user_id, "limit": limit, **wanted._asdict()}
         if authors is _GIVEN:

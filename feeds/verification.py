@@ -77,7 +77,9 @@ _FIRST = """
 SELECT kind, user_id, post_id, author_id FROM pairs WHERE kind IN ('missing', 'extra') ORDER BY 1, 2, 3 LIMIT {shown}
 """
 
-_DUPLICATES = "SELECT user_id, post_id FROM feed_entries WHERE {scope} GROUP BY 1, 2 HAVING count(*) > 1"
+_DUPLICATES = (
+    "SELECT user_id, post_id FROM feed_entries WHERE {scope} GROUP BY 1, 2 HAVING count(*) > 1"
+)
 
 _REMOVE_EXTRA = """
 DELETE FROM feed_entries USING pairs
@@ -229,12 +231,17 @@ def _repair_states(users: Sequence[int] | None) -> None:
 
 @transaction.atomic
 def _wrong_states(users: Sequence[int] | None) -> list[int]:
-    return [user_id for (user_id,) in _run(_WRONG_STATES, Scope(users=None if users is None else list(users)))]
+    return [
+        user_id
+        for (user_id,) in _run(_WRONG_STATES, Scope(users=None if users is None else list(users)))
+    ]
 
 
 def _run(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
     of_user = scope.sql("feeds.user_id")
-    expected = _EXPECTED.format(resting=RESTING, horizon=HORIZON, scope=scope.sql("reader"), of_user=of_user)
+    expected = _EXPECTED.format(
+        resting=RESTING, horizon=HORIZON, scope=scope.sql("reader"), of_user=of_user
+    )
     stored = _STORED.format(horizon=HORIZON, scope=scope.sql("entry.user_id"), of_user=of_user)
     filled = statement.format(
         expected=expected,

@@ -25,11 +25,21 @@ from posts.pagination import Page, Position
 from posts.principal import Principal, principal
 from posts.rates import WriteRate
 from posts.schemas import AcceptedSchema, NewPostsSchema, PostList, UserList
-from posts.views import IDEMPOTENCY, PAGING, accepted, event_headers, list_response, post_json, write_ids
+from posts.views import (
+    IDEMPOTENCY,
+    PAGING,
+    accepted,
+    event_headers,
+    list_response,
+    post_json,
+    write_ids,
+)
 
 READ_ANY_FEED = "feeds:read"
 NEWEST_COUNTED = 100
-SINCE = OpenApiParameter("since", str, required=True, description="a post id; 0 counts from the first post")
+SINCE = OpenApiParameter(
+    "since", str, required=True, description="a post id; 0 counts from the first post"
+)
 _MORE = "+"
 
 
@@ -60,7 +70,9 @@ class NewPostsView(APIView):
         body = new_posts_body(page, since)
         if body is None:
             body = _new_posts_body(_remember_newest(user_id, page, lookup), since)
-        return HttpResponse(body, content_type="application/json", headers={"X-Cache": lookup.result})
+        return HttpResponse(
+            body, content_type="application/json", headers={"X-Cache": lookup.result}
+        )
 
 
 class FollowView(APIView):
@@ -76,7 +88,9 @@ class FollowView(APIView):
         """Unfollow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.unfollow)
 
-    def _publish(self, request: Request, user_id: int, act: Callable[..., FollowFact]) -> HttpResponse:
+    def _publish(
+        self, request: Request, user_id: int, act: Callable[..., FollowFact]
+    ) -> HttpResponse:
         if user_id == principal(request).user_id:
             raise Unprocessable("Nobody can follow themselves.", code="cannot_follow_oneself")
         fact = act(
@@ -85,7 +99,12 @@ class FollowView(APIView):
             ids=write_ids(request),
             headers=event_headers(request),
         )
-        return accepted(request, fact.event_id, follower_id=str(fact.follower_id), followee_id=str(fact.followee_id))
+        return accepted(
+            request,
+            fact.event_id,
+            follower_id=str(fact.follower_id),
+            followee_id=str(fact.followee_id),
+        )
 
 
 class FollowersView(APIView):
@@ -109,7 +128,9 @@ def may_read(principal: Principal, user_id: int) -> bool:
 
 def _require_reader(request: Request, user_id: int) -> None:
     if not may_read(principal(request), user_id):
-        raise PermissionDenied(f"Reading someone else's feed needs the scope {READ_ANY_FEED}.", code="not_your_feed")
+        raise PermissionDenied(
+            f"Reading someone else's feed needs the scope {READ_ANY_FEED}.", code="not_your_feed"
+        )
 
 
 def since_of(text: str) -> int:
@@ -145,7 +166,12 @@ def _page(reader: Reader, position: Position, limit: int) -> Page:
 
 def _render(page: Page) -> bytes:
     cursors = [position.encode() if position else "" for position in (page.next, page.previous)]
-    return b"\n".join([*(cursor.encode() for cursor in cursors), orjson.dumps([post_json(row) for row in page.rows])])
+    return b"\n".join(
+        [
+            *(cursor.encode() for cursor in cursors),
+            orjson.dumps([post_json(row) for row in page.rows]),
+        ]
+    )
 
 
 def _newest(rows: Sequence[PostRow], *, more: bool) -> bytes:

@@ -32,7 +32,10 @@ class JSONParser(BaseParser):
     media_type = "application/json"
 
     def parse(
-        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
+        self,
+        stream: IO[Any],
+        media_type: str | None = None,
+        parser_context: Mapping[str, Any] | None = None,
     ) -> Any:
         limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         body = stream.read(limit + 1)
@@ -46,7 +49,9 @@ def parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise exceptions.ParseError(f"The body is not JSON: {error}", code="malformed_json") from error
+        raise exceptions.ParseError(
+            f"The body is not JSON: {error}", code="malformed_json"
+        ) from error
 
 
 def media_type_of(content_type: str | None) -> str:
@@ -172,4 +177,6 @@ def _database_error(error: DatabaseFailure) -> Response | None:
 
 
 def _unavailable(code: str, detail: str) -> Response:
-    return Response(error_body(code, detail), status=503, headers={"Retry-After": RETRY_AFTER_SECONDS})
+    return Response(
+        error_body(code, detail), status=503, headers={"Retry-After": RETRY_AFTER_SECONDS}
+    )

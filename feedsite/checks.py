@@ -11,7 +11,11 @@ from django.core.exceptions import ImproperlyConfigured
 @register
 def servers_are_known(**_kwargs: Any) -> list[CheckMessage]:
     """Without addresses no command can do its work: say so in one sentence instead of a traceback."""
-    missing = [name for name in ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS") if not settings.ENV[name]]
+    missing = [
+        name
+        for name in ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
+        if not settings.ENV[name]
+    ]
     if not missing:
         return []
     hint = "Run `python manage.py embedded start`, or set " + " and ".join(missing) + "."
@@ -25,11 +29,17 @@ def tokens_are_for_this_site(**_kwargs: Any) -> list[CheckMessage]:
     if not tokens_have_an_audience():
         hint = "Set JWT_AUDIENCE to the `aud` that the provider gives to tokens for this API."
         messages.append(
-            CheckWarning("Tokens that the provider issued for others are taken.", hint=hint, id="feedsite.W001")
+            CheckWarning(
+                "Tokens that the provider issued for others are taken.",
+                hint=hint,
+                id="feedsite.W001",
+            )
         )
     if settings.JWT_JWKS_URL.startswith("http://"):
         hint = "Use https: whoever is on the way could put keys of their own into the set."
-        messages.append(CheckWarning("JWT_JWKS_URL is fetched without TLS.", hint=hint, id="feedsite.W002"))
+        messages.append(
+            CheckWarning("JWT_JWKS_URL is fetched without TLS.", hint=hint, id="feedsite.W002")
+        )
     return messages
 
 

@@ -25,15 +25,21 @@ LANES = validate.Range(1, 32)
 MAX_EVENTS_IN_HAND = 5_000
 # Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
 MAX_CACHE_TTL = 43_200
-REDIS_ADDRESS = validate.Regexp(r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://.")
+REDIS_ADDRESS = validate.Regexp(
+    r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://."
+)
 HTTP_ADDRESS = validate.Regexp(r"(https?://\S+)?\Z", error="Must start with https:// or http://.")
-DATABASE_ADDRESS = "Must be postgresql://user:password@host:port/name, special characters percent-encoded."
+DATABASE_ADDRESS = (
+    "Must be postgresql://user:password@host:port/name, special characters percent-encoded."
+)
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISM = validate.OneOf(
-    ["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], error="Must be one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512."
+    ["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+    error="Must be one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512.",
 )
 RATE = validate.Regexp(
-    r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z", error="Must be a number a time, such as 60/min."
+    r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z",
+    error="Must be a number a time, such as 60/min.",
 )
 
 
@@ -62,9 +68,13 @@ def database(url: str) -> dict[str, Any]:
         parsed: dict[str, Any] = dict(dj_database_url.parse(url))
         conninfo.make_conninfo("", **parsed.get("OPTIONS", {}))
     except (ValueError, psycopg.Error):
-        raise ImproperlyConfigured(f"Wrong configuration: DATABASE_URL is no address. {DATABASE_ADDRESS}") from None
+        raise ImproperlyConfigured(
+            f"Wrong configuration: DATABASE_URL is no address. {DATABASE_ADDRESS}"
+        ) from None
     if parsed["ENGINE"] != "django.db.backends.postgresql" or not parsed["NAME"]:
-        raise ImproperlyConfigured(f"Wrong configuration: DATABASE_URL does not name one. {DATABASE_ADDRESS}")
+        raise ImproperlyConfigured(
+            f"Wrong configuration: DATABASE_URL does not name one. {DATABASE_ADDRESS}"
+        )
     return parsed
 
 
@@ -80,33 +90,48 @@ def _read(env: Env) -> dict[str, Any]:
     return {
         "FEED_DATA_DIR": data_dir,
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
-        "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS) or embedded.get("REDIS_URL", ""),
+        "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS)
+        or embedded.get("REDIS_URL", ""),
         "KAFKA_BOOTSTRAP_SERVERS": env.str("KAFKA_BOOTSTRAP_SERVERS", "")
         or embedded.get("KAFKA_BOOTSTRAP_SERVERS", ""),
         # Web
         "DJANGO_SECRET_KEY": _secret(env, "DJANGO_SECRET_KEY", data_dir, required=all_external),
         "DJANGO_DEBUG": env.bool("DJANGO_DEBUG", False),
-        "DJANGO_ALLOWED_HOSTS": env.list("DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]),
+        "DJANGO_ALLOWED_HOSTS": env.list(
+            "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]
+        ),
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
         "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         **threads,
-        "DATABASE_POOL_MAX": env.int("DATABASE_POOL_MAX", connections.most(threads), validate=POSITIVE),
+        "DATABASE_POOL_MAX": env.int(
+            "DATABASE_POOL_MAX", connections.most(threads), validate=POSITIVE
+        ),
         # Tokens
         **_token_settings(env, data_dir, all_external),
         # Kafka
         **kafka,
         # Feeds
-        "FEED_STRATEGY": env.str("FEED_STRATEGY", "hybrid", validate=validate.OneOf(["push", "pull", "hybrid"])),
+        "FEED_STRATEGY": env.str(
+            "FEED_STRATEGY", "hybrid", validate=validate.OneOf(["push", "pull", "hybrid"])
+        ),
         "FEED_PUSH_MAX_FOLLOWERS": env.int("FEED_PUSH_MAX_FOLLOWERS", 10_000, validate=POSITIVE),
         "FEED_MAX_ENTRIES": env.int("FEED_MAX_ENTRIES", 800, validate=validate.Range(min=100)),
-        "FEED_BATCH_MAX_EVENTS": env.int("FEED_BATCH_MAX_EVENTS", 500, validate=validate.Range(1, 5_000)),
-        "FEED_BATCH_MAX_WAIT_MS": env.int("FEED_BATCH_MAX_WAIT_MS", 5, validate=validate.Range(0, 10_000)),
-        "FEED_BATCH_MAX_ROWS": env.int("FEED_BATCH_MAX_ROWS", 50_000, validate=validate.Range(min=1_000)),
+        "FEED_BATCH_MAX_EVENTS": env.int(
+            "FEED_BATCH_MAX_EVENTS", 500, validate=validate.Range(1, 5_000)
+        ),
+        "FEED_BATCH_MAX_WAIT_MS": env.int(
+            "FEED_BATCH_MAX_WAIT_MS", 5, validate=validate.Range(0, 10_000)
+        ),
+        "FEED_BATCH_MAX_ROWS": env.int(
+            "FEED_BATCH_MAX_ROWS", 50_000, validate=validate.Range(min=1_000)
+        ),
         "FEED_PARTITION_ROWS": env.int("FEED_PARTITION_ROWS", 2_000_000, validate=POSITIVE),
         "FEED_PARTITIONS": env.int("FEED_PARTITIONS", 32, validate=validate.Range(2, 1_000)),
         "FEED_IDLE_DAYS": env.int("FEED_IDLE_DAYS", 30, validate=POSITIVE),
-        "FEED_CACHE_TTL": env.int("FEED_CACHE_TTL", 3_600, validate=validate.Range(1, MAX_CACHE_TTL)),
+        "FEED_CACHE_TTL": env.int(
+            "FEED_CACHE_TTL", 3_600, validate=validate.Range(1, MAX_CACHE_TTL)
+        ),
         "DLQ_FLOOD_COUNT": env.int("DLQ_FLOOD_COUNT", 500, validate=POSITIVE),
         "DLQ_FLOOD_SECONDS": env.int("DLQ_FLOOD_SECONDS", 60, validate=POSITIVE),
         "DLQ_MAX_REPLAYS": env.int("DLQ_MAX_REPLAYS", 5, validate=POSITIVE),
@@ -116,11 +141,15 @@ def _read(env: Env) -> dict[str, Any]:
         "API_FRONT": env.bool("API_FRONT", True),
         "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
-        "LOG_FORMAT": env.str("LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])),
+        "LOG_FORMAT": env.str(
+            "LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])
+        ),
         "OTEL_TRACES_EXPORTER": env.str(
             "OTEL_TRACES_EXPORTER", "none", validate=validate.OneOf(["none", "otlp", "console"])
         ),
-        "LOG_LEVEL": env.str("LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])),
+        "LOG_LEVEL": env.str(
+            "LOG_LEVEL", "INFO", validate=validate.OneOf(["DEBUG", "INFO", "WARNING", "ERROR"])
+        ),
     }
 
 
@@ -174,7 +203,9 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
             "KAFKA_GROUP_PROTOCOL", "classic", validate=validate.OneOf(["classic", "consumer"])
         ),
         "KAFKA_SESSION_TIMEOUT_MS": env.int(
-            "KAFKA_SESSION_TIMEOUT_MS", 4_000 if embedded else 15_000, validate=validate.Range(1_000, 3_600_000)
+            "KAFKA_SESSION_TIMEOUT_MS",
+            4_000 if embedded else 15_000,
+            validate=validate.Range(1_000, 3_600_000),
         ),
         "KAFKA_MAX_POLL_INTERVAL_MS": env.int(
             "KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=validate.Range(1, 86_400_000)
@@ -182,7 +213,9 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
         "KAFKA_FETCH_WAIT_MS": env.int(
             "KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=validate.Range(1, 30_000)
         ),
-        "KAFKA_PUBLISH_TIMEOUT_MS": env.int("KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=validate.Range(1, 600_000)),
+        "KAFKA_PUBLISH_TIMEOUT_MS": env.int(
+            "KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=validate.Range(1, 600_000)
+        ),
         "KAFKA_LINGER_MS": env.int("KAFKA_LINGER_MS", 2, validate=validate.Range(0, 900_000)),
         "KAFKA_QUEUE_MAX_MESSAGES": env.int(
             "KAFKA_QUEUE_MAX_MESSAGES", 10_000, validate=validate.Range(1, 2_000_000_000)
@@ -208,7 +241,9 @@ def _check_pruning(values: dict[str, Any]) -> None:
             "IDEMPOTENCY_KEY_DAYS must not exceed PROCESSED_EVENTS_DAYS, or a repeated request has its effect twice."
         )
     if 0 < values["DEAD_LETTERS_DAYS"] < days:
-        _refuse("DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS, or Kafka brings them back.")
+        _refuse(
+            "DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS, or Kafka brings them back."
+        )
 
 
 def _check_lanes(values: dict[str, Any]) -> None:
@@ -227,7 +262,9 @@ def _check_kafka_security(values: dict[str, Any]) -> None:
     if protocol.startswith("SASL_") and missing:
         _refuse(f"KAFKA_SECURITY_PROTOCOL is {protocol}: set {' and '.join(missing)} too.")
     if not protocol.startswith("SASL_") and len(missing) < len(credentials):
-        _refuse("KAFKA_SASL_* is set, but without KAFKA_SECURITY_PROTOCOL=SASL_SSL or SASL_PLAINTEXT it is not used.")
+        _refuse(
+            "KAFKA_SASL_* is set, but without KAFKA_SECURITY_PROTOCOL=SASL_SSL or SASL_PLAINTEXT it is not used."
+        )
     if ca_file and not Path(ca_file).exists():
         _refuse(f"KAFKA_SSL_CA_LOCATION names {ca_file}, which does not exist.")
 
@@ -258,7 +295,9 @@ def _secret(env: Env, variable: str, data_dir: Path, *, required: bool) -> str:
             raise ImproperlyConfigured(f"{variable} must be at least 32 bytes long.")
         return given
     if required:
-        raise ImproperlyConfigured(f"Set {variable}: with servers of your own no default secret is used.")
+        raise ImproperlyConfigured(
+            f"Set {variable}: with servers of your own no default secret is used."
+        )
     return _kept_secret(data_dir / variable.lower())
 
 

@@ -23,7 +23,11 @@ class Attempts(AxesDatabaseHandler):  # type: ignore[misc]
     """Counts failures as django-axes does, and logs each in one line."""
 
     def user_login_failed(
-        self, sender: Any, credentials: dict[str, Any], request: HttpRequest | None = None, **kwargs: Any
+        self,
+        sender: Any,
+        credentials: dict[str, Any],
+        request: HttpRequest | None = None,
+        **kwargs: Any,
     ) -> None:
         was_locked_out = getattr(request, "axes_locked_out", False)
         super().user_login_failed(sender, credentials, request, **kwargs)
@@ -69,10 +73,16 @@ def client_address(request: HttpRequest) -> str | None:
     return None
 
 
-def locked_out(request: HttpRequest, _response: HttpResponse, _credentials: dict[str, Any] | None) -> HttpResponse:
+def locked_out(
+    request: HttpRequest, _response: HttpResponse, _credentials: dict[str, Any] | None
+) -> HttpResponse:
     """Answer the attempts of who is locked out."""
     seconds = int(settings.AXES_COOLOFF_TIME.total_seconds())
-    context = {**admin.site.each_context(request), "title": "Too many attempts", "minutes": seconds // 60}
+    context = {
+        **admin.site.each_context(request),
+        "title": "Too many attempts",
+        "minutes": seconds // 60,
+    }
     answer = render(request, "admin/locked_out.html", context, status=429)
     answer["Retry-After"] = str(seconds)
     return answer

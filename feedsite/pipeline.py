@@ -121,7 +121,10 @@ def page(request: HttpRequest) -> TemplateResponse:
 
 
 def _ask_outside() -> dict[str, Future[Any]]:
-    lags = {group: _ask((group, topic), partial(backlog.lags, topic, group)) for group, topic in kafka.groups().items()}
+    lags = {
+        group: _ask((group, topic), partial(backlog.lags, topic, group))
+        for group, topic in kafka.groups().items()
+    }
     return lags | {REDIS: _ask((REDIS,), _ask_redis)}
 
 
@@ -177,7 +180,11 @@ def _ask_postgres() -> str:
 
 def _cache_state() -> str:
     state = CacheState.objects.first()
-    return "first pages not cached: the cache is closed" if state and state.closed_at else "first pages cached"
+    return (
+        "first pages not cached: the cache is closed"
+        if state and state.closed_at
+        else "first pages cached"
+    )
 
 
 def _ask_redis() -> None:
@@ -196,14 +203,20 @@ def _dependencies(
     return [
         ("PostgreSQL", postgres, postgres.value or ""),
         ("Kafka", kafka_answer, remark or "the lag is unknown"),
-        ("Redis", told[REDIS], cache_state.value or "" if told[REDIS].ok else "reads come from PostgreSQL"),
+        (
+            "Redis",
+            told[REDIS],
+            cache_state.value or "" if told[REDIS].ok else "reads come from PostgreSQL",
+        ),
     ]
 
 
 def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]) -> Lag:
     owners = pipeline.owners(workers.value or [], group)
     numbers = sorted((lags.value or {}).keys() | owners.keys())
-    partitions = [Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers]
+    partitions = [
+        Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers
+    ]
     problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
     return Lag(kafka.groups()[group], group, partitions, problem, owners_known=workers.ok)
 

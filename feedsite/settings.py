@@ -155,7 +155,9 @@ JWT_ISSUER = ENV["JWT_ISSUER"]
 # PostgreSQL --------------------------------------------------------------------------------------------------
 DATABASES: dict[str, Any] = {
     "default": {
-        **environment.database(ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"),
+        **environment.database(
+            ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"
+        ),
         "ENGINE": "feedsite.postgresql",
         "CONN_HEALTH_CHECKS": True,
     }

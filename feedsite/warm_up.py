@@ -19,7 +19,9 @@ def warm_up() -> None:
     if settings.JWT_JWKS_URL:
         keys.key_set(settings.JWT_JWKS_URL)
     if not checks.tokens_have_an_audience():
-        log.warning("no_audience", detail="JWT_AUDIENCE is not set: tokens issued for others are taken.")
+        log.warning(
+            "no_audience", detail="JWT_AUDIENCE is not set: tokens issued for others are taken."
+        )
     drop_gauges_of_the_dead()
     # What is loaded stays. Without this, each full collection would walk all of Django while every request waits.
     gc.collect()

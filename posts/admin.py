@@ -14,14 +14,20 @@ BY_AUTHOR = "author:"
 @admin.register(Post)
 class PostAdmin(LargeTableAdmin):
     list_display = ["id", "author_id", "beginning", "created_at", "fanout", "deleted"]
-    search_help_text = f"A post id, or {BY_AUTHOR}ID for the posts of an author that are not deleted."
+    search_help_text = (
+        f"A post id, or {BY_AUTHOR}ID for the posts of an author that are not deleted."
+    )
 
     def search(self, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         if not term.startswith(BY_AUTHOR):
             return super().search(queryset, term)
         author_id = id_of(term.removeprefix(BY_AUTHOR).strip())
         # Deleted posts are in no index by author.
-        return queryset.none() if author_id is None else queryset.filter(author_id=author_id, deleted_event_id=None)
+        return (
+            queryset.none()
+            if author_id is None
+            else queryset.filter(author_id=author_id, deleted_event_id=None)
+        )
 
     @admin.display(description="content")
     def beginning(self, post: Post) -> str:

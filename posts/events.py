@@ -88,7 +88,11 @@ class PostDeleted:
     def from_event(cls, event: Event) -> "PostDeleted":
         """Return the fact in `event`. Raises `InvalidEvent`."""
         _require_author_key(event)
-        return cls(event_id=event.event_id, post_id=read_minted_id(event.payload, "post_id"), author_id=event.actor_id)
+        return cls(
+            event_id=event.event_id,
+            post_id=read_minted_id(event.payload, "post_id"),
+            author_id=event.actor_id,
+        )
 
     def to_event(self) -> Event:
         return Event(

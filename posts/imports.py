@@ -81,7 +81,9 @@ class Publication:
             else:
                 self.done.failed += 1
                 self.done.first_error = self.done.first_error or error.str()
-        metrics.events_published_total.labels(PostCreated.TYPE, "ok" if error is None else "failed").inc()
+        metrics.events_published_total.labels(
+            PostCreated.TYPE, "ok" if error is None else "failed"
+        ).inc()
 
 
 def check(drafts: Iterable[Draft]) -> Checked:
@@ -142,7 +144,9 @@ def _time(text: str) -> datetime | None:
             return datetime.fromtimestamp(float(text), UTC)
     except (ValueError, OverflowError, OSError):
         pass  # beyond the year 9999
-    raise ValueError(f"t_unix must be seconds since 1970, such as 1700000000 or 1700000000.5, not {text[:40]!r}")
+    raise ValueError(
+        f"t_unix must be seconds since 1970, such as 1700000000 or 1700000000.5, not {text[:40]!r}"
+    )
 
 
 def _to_post(draft: Draft, ids: Ids) -> PostCreated:

@@ -70,7 +70,9 @@ class PostQuerySet(models.QuerySet["Post"]):
             bigints(post.author_id for post in posts),
             [post.content for post in posts],
             [post.created_at for post in posts],
-            bigints((Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts),
+            bigints(
+                (Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts
+            ),
         ]
         return {post_id for (post_id,) in fetch(_INSERT, columns)}
 

@@ -28,7 +28,11 @@ class Position(NamedTuple):
     newer: bool
 
     def encode(self) -> str:
-        return base64.urlsafe_b64encode(f"{'n' if self.newer else 'o'}{self.id}".encode()).decode().rstrip("=")
+        return (
+            base64.urlsafe_b64encode(f"{'n' if self.newer else 'o'}{self.id}".encode())
+            .decode()
+            .rstrip("=")
+        )
 
 
 START = Position(MAX_ID, newer=False)

@@ -5,7 +5,9 @@ from rest_framework import serializers
 
 
 class NewPost(serializers.Serializer[object]):
-    content = serializers.CharField(min_length=1, max_length=5_000, help_text="trimmed; no NUL character")
+    content = serializers.CharField(
+        min_length=1, max_length=5_000, help_text="trimmed; no NUL character"
+    )
 
 
 class PostSchema(serializers.Serializer[object]):

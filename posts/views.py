@@ -27,7 +27,10 @@ from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostS
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 IDEMPOTENCY = OpenApiParameter(
-    "Idempotency-Key", str, OpenApiParameter.HEADER, description="the same key and body: the same answer, done once"
+    "Idempotency-Key",
+    str,
+    OpenApiParameter.HEADER,
+    description="the same key and body: the same answer, done once",
 )
 PAGING = [
     OpenApiParameter("limit", int, description="1 to 100, default 20"),
@@ -124,7 +127,9 @@ def event_address(event_id: int) -> str:
     return f"/events/{event_id}"
 
 
-def list_response(request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]) -> Response:
+def list_response(
+    request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]
+) -> Response:
     """Return a page in Django REST framework's shape of a list."""
     return Response(
         {
@@ -139,7 +144,9 @@ def event_headers(request: Request) -> list[tuple[str, bytes]]:
     """Return the Kafka headers that carry the request's id and its W3C trace context on."""
     meta = request.META
     return correlation.kafka_headers(
-        meta.get("HTTP_X_REQUEST_ID", ""), meta.get("HTTP_TRACEPARENT", ""), meta.get("HTTP_TRACESTATE", "")
+        meta.get("HTTP_X_REQUEST_ID", ""),
+        meta.get("HTTP_TRACEPARENT", ""),
+        meta.get("HTTP_TRACESTATE", ""),
     )
 
 
@@ -152,9 +159,14 @@ def write_ids(request: Request, body: str = "") -> Ids:
     if key is None:
         return idempotency.fresh()
     if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise ParseError("Idempotency-Key must be 1 to 255 printable ASCII characters.", code="invalid_idempotency_key")
+        raise ParseError(
+            "Idempotency-Key must be 1 to 255 printable ASCII characters.",
+            code="invalid_idempotency_key",
+        )
     try:
-        return idempotency.reserve(principal(request).user_id, key, f"{request.method} {request.path}\n{body}")
+        return idempotency.reserve(
+            principal(request).user_id, key, f"{request.method} {request.path}\n{body}"
+        )
     except IdempotencyKeyReused as error:
         raise Unprocessable(str(error), code="idempotency_key_reused") from error
 
@@ -170,7 +182,9 @@ def content_of(body: object) -> str:
     if not content:
         raise Unprocessable("content must not be empty.", code="content_empty")
     if len(content) > MAX_CONTENT_CHARS:
-        raise Unprocessable(f"content must not exceed {MAX_CONTENT_CHARS} characters.", code="content_too_long")
+        raise Unprocessable(
+            f"content must not exceed {MAX_CONTENT_CHARS} characters.", code="content_too_long"
+        )
     if "\0" in content:
         raise Unprocessable("content must not contain the NUL character.", code="content_has_nul")
     return content

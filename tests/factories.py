@@ -65,4 +65,6 @@ def apply(*facts: Any, careful: bool = False) -> None:
 
 
 def follow_all(followers: Sequence[int], followee: int) -> None:
-    apply(*(UserFollowedFactory(follower_id=follower, followee_id=followee) for follower in followers))
+    apply(
+        *(UserFollowedFactory(follower_id=follower, followee_id=followee) for follower in followers)
+    )

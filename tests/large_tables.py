@@ -50,7 +50,9 @@ def table_of(node: dict[str, Any]) -> str | None:
     name: str | None = node.get("Relation Name")
     if name is None or name.startswith("pg_") or name == "feed_horizon":
         return None
-    if name.startswith("feed_entries_") and not (node["Actual Rows"] or node.get("Rows Removed by Filter")):
+    if name.startswith("feed_entries_") and not (
+        node["Actual Rows"] or node.get("Rows Removed by Filter")
+    ):
         return None
     return re.sub(r"^feed_entries_\d+$", "feed_entries", name)
 

@@ -15,7 +15,10 @@ class Migration(migrations.Migration):
             fields=[
                 ("event_id", models.BigIntegerField(primary_key=True, serialize=False)),
                 ("type", models.CharField(max_length=64)),
-                ("processed_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "processed_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
             ],
             options={
                 "db_table": "processed_events",

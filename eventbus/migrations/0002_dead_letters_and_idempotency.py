@@ -14,7 +14,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="DeadLetterGroup",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("fingerprint", models.CharField(max_length=64, unique=True)),
                 ("event_type", models.CharField(blank=True, max_length=64)),
                 ("exception", models.CharField(max_length=255)),
@@ -35,7 +40,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="DeadLetter",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 (
                     "state",
                     models.CharField(
@@ -50,18 +60,29 @@ class Migration(migrations.Migration):
                         max_length=16,
                     ),
                 ),
-                ("topic", models.CharField(help_text="where it came from and where a replay goes", max_length=249)),
+                (
+                    "topic",
+                    models.CharField(
+                        help_text="where it came from and where a replay goes", max_length=249
+                    ),
+                ),
                 ("key", models.BinaryField(null=True)),
                 ("value", models.BinaryField(null=True)),
                 ("headers", models.JSONField(help_text="pairs of name and base64 of the bytes")),
                 ("event_id", models.BigIntegerField(null=True)),
                 ("event_type", models.CharField(blank=True, max_length=64)),
-                ("attempts", models.IntegerField(default=0, help_text="deliveries that ended here")),
+                (
+                    "attempts",
+                    models.IntegerField(default=0, help_text="deliveries that ended here"),
+                ),
                 ("replays", models.IntegerField(default=0)),
                 ("last_replayed_at", models.DateTimeField(null=True)),
                 ("resolved_at", models.DateTimeField(null=True)),
                 ("discard_reason", models.TextField(blank=True)),
-                ("created_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "created_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
                 ("last_failed_at", models.DateTimeField()),
                 (
                     "group",
@@ -86,7 +107,12 @@ class Migration(migrations.Migration):
                 (
                     "pk",
                     models.CompositePrimaryKey(
-                        "user_id", "key", blank=True, editable=False, primary_key=True, serialize=False
+                        "user_id",
+                        "key",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("user_id", models.BigIntegerField()),
@@ -94,7 +120,10 @@ class Migration(migrations.Migration):
                 ("fingerprint", models.CharField(max_length=64)),
                 ("event_id", models.BigIntegerField()),
                 ("object_id", models.BigIntegerField()),
-                ("created_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "created_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
             ],
             options={
                 "db_table": "idempotency_keys",
@@ -104,7 +133,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="DeadLetterFailure",
             fields=[
-                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
                 ("topic", models.CharField(max_length=249)),
                 ("partition", models.IntegerField()),
                 ("offset", models.BigIntegerField()),
@@ -124,7 +158,9 @@ class Migration(migrations.Migration):
                 (
                     "entry",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="failures", to="eventbus.deadletter"
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="failures",
+                        to="eventbus.deadletter",
                     ),
                 ),
             ],

@@ -16,14 +16,25 @@ class Migration(migrations.Migration):
                 (
                     "pk",
                     models.CompositePrimaryKey(
-                        "minute", "worker_id", "type", blank=True, editable=False, primary_key=True, serialize=False
+                        "minute",
+                        "worker_id",
+                        "type",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("minute", models.DateTimeField()),
                 ("worker_id", models.UUIDField()),
                 ("type", models.CharField(max_length=64)),
                 ("events", models.BigIntegerField()),
-                ("seconds", models.FloatField(help_text="from taking each event's batch to its commit, summed")),
+                (
+                    "seconds",
+                    models.FloatField(
+                        help_text="from taking each event's batch to its commit, summed"
+                    ),
+                ),
             ],
             options={
                 "db_table": "pipeline_minutes",
@@ -38,15 +49,29 @@ class Migration(migrations.Migration):
                 ("host", models.CharField(max_length=255)),
                 ("pid", models.IntegerField()),
                 ("started_at", models.DateTimeField()),
-                ("last_seen_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ("left_at", models.DateTimeField(help_text="when it stopped as it was told to", null=True)),
+                (
+                    "last_seen_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
+                (
+                    "left_at",
+                    models.DateTimeField(help_text="when it stopped as it was told to", null=True),
+                ),
                 ("partitions", models.JSONField(help_text="numbers of the partitions it has")),
                 ("records_in_hand", models.IntegerField(help_text="of the batch it works on")),
-                ("busy_seconds", models.FloatField(help_text="how long it has worked on that batch")),
-                ("records_done", models.BigIntegerField(help_text="since it started, repeated ones included")),
+                (
+                    "busy_seconds",
+                    models.FloatField(help_text="how long it has worked on that batch"),
+                ),
+                (
+                    "records_done",
+                    models.BigIntegerField(help_text="since it started, repeated ones included"),
+                ),
                 (
                     "slowest",
-                    models.JSONField(help_text="the slowest event of each minute of its last hour, slowest first"),
+                    models.JSONField(
+                        help_text="the slowest event of each minute of its last hour, slowest first"
+                    ),
                 ),
             ],
             options={

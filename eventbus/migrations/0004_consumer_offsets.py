@@ -16,7 +16,13 @@ class Migration(migrations.Migration):
                 (
                     "pk",
                     models.CompositePrimaryKey(
-                        "group", "topic", "partition", blank=True, editable=False, primary_key=True, serialize=False
+                        "group",
+                        "topic",
+                        "partition",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("group", models.CharField(max_length=255)),
@@ -25,9 +31,16 @@ class Migration(migrations.Migration):
                 ("next_offset", models.BigIntegerField()),
                 (
                     "topic_id",
-                    models.CharField(blank=True, help_text="another topic of this name has another one", max_length=64),
+                    models.CharField(
+                        blank=True,
+                        help_text="another topic of this name has another one",
+                        max_length=64,
+                    ),
                 ),
-                ("updated_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "updated_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
             ],
             options={
                 "db_table": "consumer_offsets",

@@ -28,7 +28,12 @@ class Migration(migrations.Migration):
                 (
                     "pk",
                     models.CompositePrimaryKey(
-                        "user_id", "post_id", blank=True, editable=False, primary_key=True, serialize=False
+                        "user_id",
+                        "post_id",
+                        blank=True,
+                        editable=False,
+                        primary_key=True,
+                        serialize=False,
                     ),
                 ),
                 ("user_id", models.BigIntegerField()),
@@ -48,7 +53,11 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "cache_state",
-                "constraints": [models.CheckConstraint(condition=models.Q(("id", 1)), name="cache_state_single_row")],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("id", 1)), name="cache_state_single_row"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(

@@ -15,7 +15,10 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.SmallIntegerField(default=1, primary_key=True, serialize=False)),
                 ("last_user_id", models.BigIntegerField(default=0)),
-                ("due_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                (
+                    "due_at",
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                ),
             ],
             options={
                 "db_table": "housekeeping",
@@ -24,20 +27,24 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name="feed",
             name="idle",
-            field=models.BooleanField(db_default=False, default=False, help_text="the fan-out leaves this feed out"),
+            field=models.BooleanField(
+                db_default=False, default=False, help_text="the fan-out leaves this feed out"
+            ),
         ),
         migrations.AddField(
             model_name="feed",
             name="last_read_at",
             field=models.DateTimeField(
-                db_default=django.db.models.functions.datetime.Now(), help_text="at most an hour behind the last read"
+                db_default=django.db.models.functions.datetime.Now(),
+                help_text="at most an hour behind the last read",
             ),
         ),
         migrations.AddField(
             model_name="feed",
             name="pulled_since",
             field=models.DateTimeField(
-                help_text="from when on posts of this author may be left to be pulled by readers", null=True
+                help_text="from when on posts of this author may be left to be pulled by readers",
+                null=True,
             ),
         ),
         migrations.AddField(
@@ -60,13 +67,17 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="feed",
             index=models.Index(
-                condition=models.Q(("pulled_since__isnull", False)), fields=["user_id"], name="feeds_pulled"
+                condition=models.Q(("pulled_since__isnull", False)),
+                fields=["user_id"],
+                name="feeds_pulled",
             ),
         ),
         migrations.AddIndex(
             model_name="feed",
             index=models.Index(
-                condition=models.Q(("rebuild_wanted", True)), fields=["user_id"], name="feeds_to_rebuild"
+                condition=models.Q(("rebuild_wanted", True)),
+                fields=["user_id"],
+                name="feeds_to_rebuild",
             ),
         ),
         migrations.AddIndex(
@@ -79,6 +90,8 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name="housekeeping",
-            constraint=models.CheckConstraint(condition=models.Q(("id", 1)), name="housekeeping_single_row"),
+            constraint=models.CheckConstraint(
+                condition=models.Q(("id", 1)), name="housekeeping_single_row"
+            ),
         ),
     ]

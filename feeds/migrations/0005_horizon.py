@@ -106,12 +106,22 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "dropping",
-                    models.CharField(blank=True, db_default="", default="", help_text="a partition", max_length=63),
+                    models.CharField(
+                        blank=True,
+                        db_default="",
+                        default="",
+                        help_text="a partition",
+                        max_length=63,
+                    ),
                 ),
             ],
             options={
                 "db_table": "feed_horizon",
-                "constraints": [models.CheckConstraint(condition=models.Q(("id", 1)), name="feed_horizon_single_row")],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("id", 1)), name="feed_horizon_single_row"
+                    )
+                ],
             },
         ),
         migrations.CreateModel(
@@ -121,7 +131,9 @@ class Migration(migrations.Migration):
                 ("author_id", models.BigIntegerField()),
                 (
                     "resume_after",
-                    models.BigIntegerField(db_default=0, default=0, help_text="the last follower who is done"),
+                    models.BigIntegerField(
+                        db_default=0, default=0, help_text="the last follower who is done"
+                    ),
                 ),
             ],
             options={

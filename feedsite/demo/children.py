@@ -44,7 +44,9 @@ class Children:
         self._children: dict[str, Child] = {}
         self._end_orphans()
 
-    def start(self, name: str, mark: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(
+        self, name: str, mark: str, command: Sequence[str], environment: Mapping[str, str]
+    ) -> None:
         """Start a process whose output goes to the log after `name`."""
         process = self._spawn(name, command, environment)
         self._children[name] = Child(name, mark, command, environment, process)
@@ -59,8 +61,13 @@ class Children:
             _kill_group(child.process.pid)
             self._log.say(f"{child.name} died unexpectedly ({_reason(status)}).")
             child.deaths.append(time.monotonic())
-            if len(child.deaths) == MAX_DEATHS and child.deaths[-1] - child.deaths[0] < DEATHS_SECONDS:
-                raise CommandError(f"{child.name} has died {MAX_DEATHS} times within a minute; its last lines say why.")
+            if (
+                len(child.deaths) == MAX_DEATHS
+                and child.deaths[-1] - child.deaths[0] < DEATHS_SECONDS
+            ):
+                raise CommandError(
+                    f"{child.name} has died {MAX_DEATHS} times within a minute; its last lines say why."
+                )
             child.process = self._spawn(child.name, child.command, child.environment)
             self._write_record()
             self._log.say(f"{child.name} started again, pid {child.process.pid}.")
@@ -82,7 +89,9 @@ class Children:
         self._write_record()
         self._log.say(f"{name} stopped" + (f" ({_reason(status)})." if status else "."))
 
-    def _spawn(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    def _spawn(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(  # noqa: S603 - the command lines are the demo's own
             command,
             env=environment,

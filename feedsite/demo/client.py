@@ -47,9 +47,13 @@ class Client:
     def close(self) -> None:
         self._connection.close()
 
-    def _request(self, method: str, user_id: int, path: str, body: str | None, headers: dict[str, str]) -> Any:
+    def _request(
+        self, method: str, user_id: int, path: str, body: str | None, headers: dict[str, str]
+    ) -> Any:
         return json.loads(
-            self._persist(method, path, body, headers | {"Authorization": f"Bearer {self.token(user_id)}"})
+            self._persist(
+                method, path, body, headers | {"Authorization": f"Bearer {self.token(user_id)}"}
+            )
         )
 
     def _persist(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes:
@@ -61,12 +65,16 @@ class Client:
             if 200 <= status < 300:
                 return answer
             if status not in (0, 503):
-                raise CommandError(f"{method} {path} was answered with {status}: {answer.decode(errors='replace')}")
+                raise CommandError(
+                    f"{method} {path} was answered with {status}: {answer.decode(errors='replace')}"
+                )
             if time.monotonic() > deadline:
                 raise CommandError(f"{method} {path} got no answer for {PATIENCE_SECONDS:.0f} s.")
             self._pause(PAUSE_SECONDS)
 
-    def _try(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _try(
+        self, method: str, path: str, body: str | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
         try:
             self._connection.request(method, path, body, headers)
             response = self._connection.getresponse()

@@ -26,7 +26,10 @@ class Load:
 
     def run(self, progress: Callable[[int], object]) -> None:
         """Return at the end of the time; `progress` hears of each post. Raises `CommandError` of a client."""
-        threads = [threading.Thread(target=self._client, args=[number, progress]) for number in range(THREADS)]
+        threads = [
+            threading.Thread(target=self._client, args=[number, progress])
+            for number in range(THREADS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -43,7 +46,9 @@ class Load:
             while (now := time.monotonic()) < self._end and not self._failures:
                 time.sleep(max(0.0, min(due, self._end) - now))
                 author, content = dice.choice(drafts)
-                client.post(author, "/posts", {"content": content}, f"load-{dice.getrandbits(96):x}")
+                client.post(
+                    author, "/posts", {"content": content}, f"load-{dice.getrandbits(96):x}"
+                )
                 for _ in range(READS_A_POST):
                     reader = dice.choice(sample.USERS)
                     client.get(reader, f"/feeds/{reader}")

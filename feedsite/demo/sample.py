@@ -37,13 +37,17 @@ def follows() -> dict[int, list[int]]:
     """Return whom each user follows; low ids have more followers, as few have many in any network."""
     dice = random.Random(1)  # noqa: S311 - the same network every time
     popularity = {user: 1 / user for user in USERS}
-    return {user: _choose(dice, {u: p for u, p in popularity.items() if u != user}) for user in USERS}
+    return {
+        user: _choose(dice, {u: p for u, p in popularity.items() if u != user}) for user in USERS
+    }
 
 
 def posts() -> list[Draft]:
     """Return who writes what, in order."""
     dice = random.Random(2)  # noqa: S311 - the same posts every time
-    texts = [remark.format(subject) for subject, remark in itertools.product(_SUBJECTS, _REMARKS)][:POSTS]
+    texts = [remark.format(subject) for subject, remark in itertools.product(_SUBJECTS, _REMARKS)][
+        :POSTS
+    ]
     dice.shuffle(texts)
     return [(dice.choice(USERS), text[0].upper() + text[1:]) for text in texts]
 
@@ -65,10 +69,14 @@ def wait_until_visible(client: Client, accepted: list[Any], pause: Callable[[flo
     authors = {str(user) for user in [READER, *follows()[READER]]}
     expected = {post["id"] for post in accepted if post["author_id"] in authors}
     for _attempt in range(int(VISIBLE_SECONDS / POLL_SECONDS)):
-        if expected <= {post["id"] for post in client.get(READER, f"/feeds/{READER}?limit=100")["results"]}:
+        if expected <= {
+            post["id"] for post in client.get(READER, f"/feeds/{READER}?limit=100")["results"]
+        }:
             return
         pause(POLL_SECONDS)
-    raise CommandError(f"The posts did not reach the feed of user {READER} within {VISIBLE_SECONDS:.0f} s.")
+    raise CommandError(
+        f"The posts did not reach the feed of user {READER} within {VISIBLE_SECONDS:.0f} s."
+    )
 
 
 def _choose(dice: random.Random, weights: dict[int, float]) -> list[int]:

@@ -103,7 +103,9 @@ class Demo:
     def _start_servers(self) -> None:
         stack.start(self._data_dir, self._say_news)
         self._signals.check()
-        if any(settings.ENV[name] != url for name, url in stack.environment(self._data_dir).items()):
+        if any(
+            settings.ENV[name] != url for name, url in stack.environment(self._data_dir).items()
+        ):
             # The settings were read before the servers had their addresses. Signals wait for the new program.
             hold()
             os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - this very command
@@ -123,7 +125,13 @@ class Demo:
         serve = str(settings.BASE_DIR / "bin" / "serve")
         self._children.start("api", "feedsite.wsgi:application", [serve], environment)
         for worker, port in (("run_fanout", places.run_fanout), ("run_dlq", places.run_dlq)):
-            command = [sys.executable, str(settings.BASE_DIR / "manage.py"), worker, "--metrics-port", str(port)]
+            command = [
+                sys.executable,
+                str(settings.BASE_DIR / "manage.py"),
+                worker,
+                "--metrics-port",
+                str(port),
+            ]
             self._children.start(worker, worker, command, environment)
 
     def _load_sample(self, client: Client) -> None:
@@ -132,7 +140,9 @@ class Demo:
             return
         self._log.say("Loading a sample network through the API.")
         posts = sample.load(client)
-        self._log.say(f"{len(posts)} posts accepted; waiting for the feed of user {sample.READER} to show its part.")
+        self._log.say(
+            f"{len(posts)} posts accepted; waiting for the feed of user {sample.READER} to show its part."
+        )
         sample.wait_until_visible(client, posts, self._pause)
 
     def _pause(self, seconds: float) -> None:
@@ -142,7 +152,9 @@ class Demo:
 
     def _broker_forgets(self) -> bool:
         """Whether a stop loses what no worker has read yet: the embedded broker keeps its log in memory."""
-        return addresses(self._data_dir).get("KAFKA_BOOTSTRAP_SERVERS") == str(settings.KAFKA_BOOTSTRAP_SERVERS)
+        return addresses(self._data_dir).get("KAFKA_BOOTSTRAP_SERVERS") == str(
+            settings.KAFKA_BOOTSTRAP_SERVERS
+        )
 
     def _drain(self, worker: str) -> bool:
         """Wait until the worker has processed what was accepted; tell whether it has."""
@@ -160,7 +172,11 @@ class Demo:
                 self._log.say(f"Waiting for {worker} to process the last {left} events.")
             if left < least:
                 least, give_up_at = left, time.monotonic() + DRAIN_SECONDS
-            elif self._signals.is_impatient() or not self._children.runs(worker) or time.monotonic() > give_up_at:
+            elif (
+                self._signals.is_impatient()
+                or not self._children.runs(worker)
+                or time.monotonic() > give_up_at
+            ):
                 self._log.say(f"{left} accepted events are lost: {worker} has not processed them.")
                 return False
             time.sleep(BEAT_SECONDS)

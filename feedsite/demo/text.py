@@ -12,8 +12,13 @@ SHOWN_POSTS = 10
 
 def feed(posts: list[Any]) -> str:
     """Return the newest posts of the reader's feed, a line each."""
-    lines = [f"{post['created_at'][11:19]}  user {post['author_id']:>3}  {post['content']}" for post in posts]
-    return _block(f"The newest posts in the feed of user {sample.READER}:", lines[:SHOWN_POSTS] or ["(none)"])
+    lines = [
+        f"{post['created_at'][11:19]}  user {post['author_id']:>3}  {post['content']}"
+        for post in posts
+    ]
+    return _block(
+        f"The newest posts in the feed of user {sample.READER}:", lines[:SHOWN_POSTS] or ["(none)"]
+    )
 
 
 def places(ports: Places, password: str | None) -> str:

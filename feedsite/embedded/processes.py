@@ -48,11 +48,15 @@ class Server:
 def spawn(command: list[str], *, log: Path, user: str | None) -> int:
     """Start `command` detached from this terminal and its pipes, output appended to `log`; return its pid."""
     with _open_log(log) as output:
-        process = _popen(command, user, stdin=subprocess.DEVNULL, stdout=output, start_new_session=True)
+        process = _popen(
+            command, user, stdin=subprocess.DEVNULL, stdout=output, start_new_session=True
+        )
     # The kernel shows the new command line, by which we recognise the process, a moment after the start.
     while process.poll() is None and not command_line(process.pid):
         time.sleep(0.001)
-    process.returncode = 0  # It outlives us by design; this spares the warning that nobody waits for it.
+    process.returncode = (
+        0  # It outlives us by design; this spares the warning that nobody waits for it.
+    )
     return process.pid
 
 
@@ -62,7 +66,9 @@ def run(command: list[str], *, log: Path, user: str | None, text: str = "") -> N
         process = _popen(command, user, stdin=subprocess.PIPE, stdout=output)
         process.communicate(text.encode())
     if process.returncode != 0:
-        raise EmbeddedError(f"{Path(command[0]).name} failed with status {process.returncode}; see {log}.")
+        raise EmbeddedError(
+            f"{Path(command[0]).name} failed with status {process.returncode}; see {log}."
+        )
 
 
 def is_running(pid: int, program: str, port: int) -> bool:
@@ -85,7 +91,9 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
-def end(pid: int, program: str, port: int, stop_signal: signal.Signals, timeout: float = 30) -> None:
+def end(
+    pid: int, program: str, port: int, stop_signal: signal.Signals, timeout: float = 30
+) -> None:
     """Ask our server to leave, wait up to `timeout` seconds, then kill it."""
     for number, seconds in ((stop_signal, timeout), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds

@@ -86,7 +86,9 @@ def _start(server: Server, data_dir: Path) -> str:
         return f"already running, {_place(record)}"
     for attempt in range(ATTEMPTS):
         if record and _runs(server, record):
-            raise EmbeddedError(f"{server.name} runs but does not answer; see {server.log(data_dir)}.")
+            raise EmbeddedError(
+                f"{server.name} runs but does not answer; see {server.log(data_dir)}."
+            )
         # The port may be taken between our look and the server's, or a killed server's children still leave.
         time.sleep(attempt)
         record = _launch(server, data_dir, record)

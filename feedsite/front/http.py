@@ -145,7 +145,9 @@ class Request:
                 raise
             if body.size > limit:
                 raise _too_large(limit) from None
-            raise BodyRefused(408, "request_timeout", "The request did not come to its end in time.") from None
+            raise BodyRefused(
+                408, "request_timeout", "The request did not come to its end in time."
+            ) from None
         finally:
             self._clock.end(task)
 

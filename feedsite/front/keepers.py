@@ -81,7 +81,11 @@ class Keepers:
     def readiness(self) -> Health:
         """Tell at once whether this process can read and write. Redis may be away: reads then come from PostgreSQL."""
         redis = "degraded, unreachable" if REDIS.is_open else OK
-        found = {"postgresql": self._postgresql.state(), "kafka": self._kafka.state(), "redis": redis}
+        found = {
+            "postgresql": self._postgresql.state(),
+            "kafka": self._kafka.state(),
+            "redis": redis,
+        }
         good = found["postgresql"] == OK and found["kafka"] == OK
         return Health(good, "".join(f"{name}: {state}\n" for name, state in found.items()))
 

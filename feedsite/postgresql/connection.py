@@ -44,7 +44,9 @@ class Connection(psycopg.Connection[Any]):
 
     _expire_at: float  # monotonic seconds; the pool's
 
-    def wait(self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None) -> T:
+    def wait(
+        self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None
+    ) -> T:
         """Do as psycopg's method does, which all queries go through."""
         until = deadline()
         if until is not None:

@@ -18,7 +18,9 @@ class Migration(migrations.Migration):
                 ("created_at", models.DateTimeField()),
                 (
                     "fanout",
-                    models.SmallIntegerField(choices=[(0, "push"), (1, "pull")], db_default=0, default=0),
+                    models.SmallIntegerField(
+                        choices=[(0, "push"), (1, "pull")], db_default=0, default=0
+                    ),
                 ),
                 ("deleted_event_id", models.BigIntegerField(null=True)),
             ],

@@ -69,11 +69,15 @@ def _sandbox() -> list[str]:
 class Visitor:
     """Someone who is logged in, with one window; knows whatever went wrong in it."""
 
-    def __init__(self, browser: Browser, url: str, session: str, size: ViewportSize, scheme: str) -> None:
+    def __init__(
+        self, browser: Browser, url: str, session: str, size: ViewportSize, scheme: str
+    ) -> None:
         self._url = url
         self.scheme = scheme
         self.size = size
-        context = browser.new_context(viewport=size, color_scheme="dark" if scheme == "dark" else "light")
+        context = browser.new_context(
+            viewport=size, color_scheme="dark" if scheme == "dark" else "light"
+        )
         context.add_cookies([{"name": "sessionid", "value": session, "url": url}])
         self.page: Page = context.new_page()
         self.requests: list[str] = []
@@ -93,11 +97,18 @@ class Visitor:
         elsewhere = [url for url in self.requests if not url.startswith((self._url, "data:"))]
         assert elsewhere == [], elsewhere
         width = self.page.evaluate("document.documentElement.scrollWidth")
-        assert width <= self.size["width"], f"{width} wide because of {self.page.evaluate(_TOO_WIDE)}"
+        assert width <= self.size["width"], (
+            f"{width} wide because of {self.page.evaluate(_TOO_WIDE)}"
+        )
         contrast, text = self.page.evaluate(_LOWEST_CONTRAST)
         assert contrast >= 4.5, f"{text!r} has a contrast of {contrast:.1f}, {self.scheme}"
         assert self.page.locator("h1").count() >= 1
-        assert self.page.locator("table:not(:has(caption)):visible").filter(has=self.page.locator("th")).count() == 0
+        assert (
+            self.page.locator("table:not(:has(caption)):visible")
+            .filter(has=self.page.locator("th"))
+            .count()
+            == 0
+        )
 
     def shoot(self, name: str) -> None:
         """Take a screenshot of the whole page for the docs, if that was asked for."""

@@ -43,7 +43,9 @@ from tests.factories import PostCreatedFactory, UserFollowedFactory, apply, foll
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(not browsers.CHROMIUM, reason="no chromium: apt install chromium, or name one in CHROMIUM"),
+    pytest.mark.skipif(
+        not browsers.CHROMIUM, reason="no chromium: apt install chromium, or name one in CHROMIUM"
+    ),
 ]
 
 READER = 2
@@ -61,7 +63,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser: Browser, live_server: Any, admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Visit]:
+def visit(
+    browser: Browser, live_server: Any, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Visit]:
     """Open a window in which the administrator is logged in."""
     session = admin_client.cookies[django_settings.SESSION_COOKIE_NAME].value
     visitors: list[Visitor] = []
@@ -104,10 +108,16 @@ def publish(*facts: Any) -> None:
 def a_feed_with_everything(settings: Any) -> dict[str, int]:
     """Give the reader a pushed, a pulled, a missing and a foreign entry; return their posts."""
     follow_all([READER], 1)
-    pushed, missing, foreign = PostCreatedFactory(), PostCreatedFactory(), PostCreatedFactory(author_id=7)
+    pushed, missing, foreign = (
+        PostCreatedFactory(),
+        PostCreatedFactory(),
+        PostCreatedFactory(author_id=7),
+    )
     apply(pushed, missing, foreign)
     settings.FEED_STRATEGY = "pull"
-    pulled = PostCreatedFactory(content="A post that its readers pull, because its author has very many of them")
+    pulled = PostCreatedFactory(
+        content="A post that its readers pull, because its author has very many of them"
+    )
     apply(pulled)
     FeedEntry.objects.filter(user_id=READER, post_id=missing.post_id).delete()
     FeedEntry.objects.create(user_id=READER, post_id=foreign.post_id, author_id=7)
@@ -139,14 +149,23 @@ def an_hour_of_history() -> None:
     now, worker_id = timezone.now().replace(second=0, microsecond=0), uuid4()
     PipelineMinute.objects.bulk_create(
         PipelineMinute(
-            minute=now - timedelta(minutes=ago), worker_id=worker_id, type=name, events=events, seconds=events * 0.004
+            minute=now - timedelta(minutes=ago),
+            worker_id=worker_id,
+            type=name,
+            events=events,
+            seconds=events * 0.004,
         )
         for ago in range(2, 58)
-        for name, events in (("post.created", 900 + 97 * (ago % 7)), ("user.followed", 120 + 13 * (ago % 5)))
+        for name, events in (
+            ("post.created", 900 + 97 * (ago % 7)),
+            ("user.followed", 120 + 13 * (ago % 5)),
+        )
     )
 
 
-def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, quick_joins: None) -> None:
+def test_the_pipeline_shows_what_was_injected(
+    visit: Visit, feed_events: str, quick_joins: None
+) -> None:
     kafka.create_topics()
     posts = [PostCreatedFactory(author_id=author) for author in (1, 1, 2, 3, 4, 5, 6)]
     follows = [UserFollowedFactory(follower_id=follower, followee_id=1) for follower in (2, 3, 4)]
@@ -175,7 +194,9 @@ def test_the_pipeline_shows_what_was_injected(visit: Visit, feed_events: str, qu
     page = look_at_the_lag(visit())
     expect(page.locator("#workers-table .state")).to_have_text(["left"])
     expect(page.locator('[data-group="fanout"] [data-total]')).to_have_text("5")
-    expect(page.locator('[data-group="fanout"] caption')).to_contain_text("6 partitions without a worker")
+    expect(page.locator('[data-group="fanout"] caption')).to_contain_text(
+        "6 partitions without a worker"
+    )
 
 
 def _all_told() -> bool:
@@ -234,7 +255,9 @@ def test_a_feed_is_verified_and_mended_by_keyboard_alone(visit: Visit, settings:
     press("Rebuild")
     expect(page.locator(".messagelist")).to_contain_text("Rebuilt.")
     press("Verify")
-    expect(page.locator(".messagelist")).to_contain_text("Verified: 2 stored entries equal the definition.")
+    expect(page.locator(".messagelist")).to_contain_text(
+        "Verified: 2 stored entries equal the definition."
+    )
     press("Drop the cached page")
     expect(page.locator("#cache")).to_contain_text("miss")
 

@@ -11,7 +11,13 @@ from eventbus.snowflake import MAX_ID
 from feeds import cache, inspector, views
 from feeds.models import RESTING, Feed, FeedEntry
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
-from tests.factories import PostCreatedFactory, PostDeletedFactory, UserUnfollowedFactory, apply, follow_all
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    UserUnfollowedFactory,
+    apply,
+    follow_all,
+)
 from tests.feeds import model
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -73,7 +79,9 @@ def test_what_it_calls_the_feed_is_what_readers_get(settings: Settings) -> None:
         post(author)
     apply(PostDeletedFactory(post_id=post(3), author_id=3))
     inspection = inspector.inspect(READER)
-    assert [entry.row.post_id for entry in inspection.entries if entry.row.defined] == model.feed(READER)
+    assert [entry.row.post_id for entry in inspection.entries if entry.row.defined] == model.feed(
+        READER
+    )
     assert inspection.differences == 0
 
 
@@ -89,7 +97,9 @@ def test_rows_too_many_show_with_the_reason(settings: Settings) -> None:
     settings.FEED_STRATEGY = "pull"
     pulled = post()
     rows = [(deleted, 1), (foreign, 7), (pulled, 1), (NO_POST, 8)]
-    FeedEntry.objects.bulk_create(FeedEntry(user_id=READER, post_id=row, author_id=author) for row, author in rows)
+    FeedEntry.objects.bulk_create(
+        FeedEntry(user_id=READER, post_id=row, author_id=author) for row, author in rows
+    )
     assert differences() == {
         deleted: "extra: the post is deleted",
         foreign: "extra: its author is not followed",
@@ -113,7 +123,9 @@ def test_a_resting_feed_comes_from_the_join_alone() -> None:
     assert sources() == ["past the floor"] * 3
 
 
-def test_the_newest_hundred_are_shown_and_no_difference_invented_below(admin_client: Client) -> None:
+def test_the_newest_hundred_are_shown_and_no_difference_invented_below(
+    admin_client: Client,
+) -> None:
     many = posts(130)
     FeedEntry.objects.filter(user_id=READER, post_id__in=many[120:]).delete()
     inspection = inspector.inspect(READER)
@@ -150,7 +162,10 @@ def test_verify_tells_equal_or_what_differs(admin_client: Client) -> None:
     FeedEntry.objects.filter(user_id=READER, post_id=first).delete()
     FeedEntry.objects.create(user_id=READER, post_id=NO_POST, author_id=8)
     told = act(admin_client, "verify")
-    assert f"Differs: 1 missing, 1 extra, 0 duplicate entries. First: extra {NO_POST}, missing {first}." in told
+    assert (
+        f"Differs: 1 missing, 1 extra, 0 duplicate entries. First: extra {NO_POST}, missing {first}."
+        in told
+    )
     assert str(second) in told
 
 
@@ -204,7 +219,9 @@ def test_an_action_needs_the_token_of_the_form(admin_client: Client) -> None:
 
 
 def test_a_search_for_a_user_opens_the_inspector(admin_client: Client) -> None:
-    assert admin_client.get("/admin/feeds/feed/", {"q": " 77 "}).headers["Location"] == inspector_of(77)
+    assert admin_client.get("/admin/feeds/feed/", {"q": " 77 "}).headers[
+        "Location"
+    ] == inspector_of(77)
     assert context_of(admin_client, inspector_of(77))["inspection"].feed is None
     for nobody in ("0", str(MAX_ID + 1), "x"):
         assert admin_client.get("/admin/feeds/feed/", {"q": nobody}).status_code == 200
@@ -217,11 +234,19 @@ def test_content_cannot_inject_markup(admin_client: Client) -> None:
 
 def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) -> None:
     url = "/admin/feeds/feed/follows/"
-    assert [entry["users"] for entry in context_of(admin_client, f"{url}?user={READER}")["lists"]] == [[1], []]
-    assert [entry["users"] for entry in context_of(admin_client, f"{url}?user=1")["lists"]] == [[], [READER]]
+    assert [
+        entry["users"] for entry in context_of(admin_client, f"{url}?user={READER}")["lists"]
+    ] == [[1], []]
+    assert [entry["users"] for entry in context_of(admin_client, f"{url}?user=1")["lists"]] == [
+        [],
+        [READER],
+    ]
     apply(UserUnfollowedFactory())
     rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
-    assert [row[:3] for row in rows] == [["2", "1", "no longer follows"], ["1", "2", "never followed"]]
+    assert [row[:3] for row in rows] == [
+        ["2", "1", "no longer follows"],
+        ["1", "2", "never followed"],
+    ]
     assert "is a number" in text_of(admin_client, f"{url}?user=x")
 
 
@@ -235,7 +260,9 @@ def test_follows_are_paged_by_id(admin_client: Client) -> None:
     assert seen == list(range(159, 9, -1))
 
 
-def test_one_statement_hence_one_snapshot_serves_the_comparison(django_assert_num_queries: Any) -> None:
+def test_one_statement_hence_one_snapshot_serves_the_comparison(
+    django_assert_num_queries: Any,
+) -> None:
     posts(5)
     with django_assert_num_queries(1):
         inspector._compare(READER)

@@ -37,7 +37,11 @@ def assert_bounded(client: Client, url: str, rows: int = 101) -> list[str]:
     """Assert that no query of the page scans a large table or takes more than `rows` rows out of one; return those."""
     with CaptureQueriesContext(connection) as captured:
         assert client.get(url).status_code == 200
-    on_large = [query["sql"] for query in captured.captured_queries if LARGE & set(re.findall(r"\w+", query["sql"]))]
+    on_large = [
+        query["sql"]
+        for query in captured.captured_queries
+        if LARGE & set(re.findall(r"\w+", query["sql"]))
+    ]
     for plan in plans_of(lambda: client.get(url)):
         touched = [scan for scan in scans(plan) if scan[1] in LARGE]
         assert [scan for scan in touched if scan[0] == "Seq Scan"] == [], (url, plan)

@@ -26,7 +26,8 @@ def _operators(settings: Settings) -> None:
 
 
 def attempt(password: str, username: str = "operator", **meta: str) -> Any:
-    return Client().post(LOGIN, {"username": username, "password": password, "next": "/admin/"}, **meta)  # type: ignore[arg-type]
+    form = {"username": username, "password": password, "next": "/admin/"}
+    return Client().post(LOGIN, form, **meta)  # type: ignore[arg-type]
 
 
 def guess(times: int, **meta: str) -> list[int]:
@@ -90,7 +91,10 @@ def test_each_failure_is_one_line_without_the_password(caplog: pytest.LogCapture
         attempt(PASSWORD, username="colleague")
     told = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
     lines = [line for line in told if line["event"].startswith("login_")]
-    assert [line["event"] for line in lines] == ["login_failed"] * 4 + ["login_locked_out", "login_refused"]
+    assert [line["event"] for line in lines] == ["login_failed"] * 4 + [
+        "login_locked_out",
+        "login_refused",
+    ]
     assert {line["username"] for line in lines} == {"operator"}
     assert {line["address"] for line in lines} == {"127.0.0.1"}
     assert [line["failures"] for line in lines] == [1, 2, 3, 4, 5, None]

@@ -34,7 +34,9 @@ def a_processor() -> Processor:
 
 
 def process(processor: Processor, *facts: Any) -> None:
-    processor.process([a_record(fact.to_event(), offset) for offset, fact in enumerate(facts)], FreeTurn())
+    processor.process(
+        [a_record(fact.to_event(), offset) for offset, fact in enumerate(facts)], FreeTurn()
+    )
 
 
 @pytest.fixture
@@ -133,7 +135,10 @@ def test_dead_letters_are_grouped_by_cause(admin_client: Client) -> None:
 
 
 def states(client: Client) -> dict[str, str]:
-    return {name: answer.problem for name, answer, _remark in context_of(client, PIPELINE)["dependencies"]}
+    return {
+        name: answer.problem
+        for name, answer, _remark in context_of(client, PIPELINE)["dependencies"]
+    }
 
 
 def test_everything_is_there(admin_client: Client, feed_events: str) -> None:
@@ -148,22 +153,37 @@ def test_without_kafka_the_page_says_so(admin_client: Client, settings: Settings
     assert "lag unknown" in text_of(admin_client, PIPELINE)
 
 
-def test_questions_that_hang_do_not_keep_others_from_an_answer(admin_client: Client, settings: Settings) -> None:
+def test_questions_that_hang_do_not_keep_others_from_an_answer(
+    admin_client: Client, settings: Settings
+) -> None:
     settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
     for _ in range(6):
         assert states(admin_client)["Redis"] == ""
 
 
-def test_without_redis_the_page_says_so(admin_client: Client, feed_events: str, settings: Settings) -> None:
+def test_without_redis_the_page_says_so(
+    admin_client: Client, feed_events: str, settings: Settings
+) -> None:
     nowhere = {"default": {**settings.CACHES["default"], "LOCATION": "redis://127.0.0.1:1"}}
     settings.CACHES = nowhere
-    assert states(admin_client) == {"PostgreSQL": "", "Kafka": "", "Redis": "unreachable (ConnectionError)"}
+    assert states(admin_client) == {
+        "PostgreSQL": "",
+        "Kafka": "",
+        "Redis": "unreachable (ConnectionError)",
+    }
 
 
-def test_a_table_that_does_not_answer_costs_its_own_part_alone(admin_client: Client, feed_events: str) -> None:
+def test_a_table_that_does_not_answer_costs_its_own_part_alone(
+    admin_client: Client, feed_events: str
+) -> None:
     an_entry()
     place = connection.settings_dict
-    address = {"host": place["HOST"], "port": place["PORT"], "user": place["USER"], "password": place["PASSWORD"]}
+    address = {
+        "host": place["HOST"],
+        "port": place["PORT"],
+        "user": place["USER"],
+        "password": place["PASSWORD"],
+    }
     with psycopg.connect(dbname=place["NAME"], **address) as other:
         other.execute("LOCK pipeline_minutes, worker_heartbeats")
         page = text_of(admin_client, PIPELINE)

@@ -11,7 +11,9 @@ from tests.api.server import ApiServer, Current
 
 
 @pytest.fixture(scope="session")
-def servers(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[dict[str, ApiServer]]:
+def servers(
+    django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[dict[str, ApiServer]]:
     kafka.create_topics()
     # Their threads ask the database between tests too.
     with django_db_blocker.unblock():

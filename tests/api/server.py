@@ -43,7 +43,9 @@ class ApiServer:
             websockets=False,
             log_enabled=False,
             backlog=4_096,
-            http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1_000, max_buffer_size=BUFFER_BYTES),
+            http1_settings=HTTP1Settings(
+                header_read_timeout=HEADER_SECONDS * 1_000, max_buffer_size=BUFFER_BYTES
+            ),
         )
         await self._server.serve()
 
@@ -77,7 +79,9 @@ class ApiClient:
         self._http = http
         self._headers = headers
 
-    def request(self, method: str, path: str, headers: dict[str, str], content: bytes | None = None) -> httpx.Response:
+    def request(
+        self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
+    ) -> httpx.Response:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         return self._http.request(method, path, content=content, headers=self._headers | given)
 

@@ -27,7 +27,9 @@ def client(user: int = 1, scope: str = "") -> ApiClient:
     return Current.api.client(user, scope)
 
 
-def post(body: bytes | dict[str, Any], user: int = 1, content_type: str = "application/json") -> Any:
+def post(
+    body: bytes | dict[str, Any], user: int = 1, content_type: str = "application/json"
+) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return client(user).post("/posts", data, content_type=content_type)
 
@@ -80,11 +82,16 @@ def test_5000_characters_are_fine_however_they_are_written() -> None:
 
 
 def test_other_media_types_and_methods_are_refused() -> None:
-    assert told(post(b"content=x", content_type="application/x-www-form-urlencoded")) == (415, "unsupported_media_type")
+    assert told(post(b"content=x", content_type="application/x-www-form-urlencoded")) == (
+        415,
+        "unsupported_media_type",
+    )
     assert told(client().put("/posts")) == (405, "method_not_allowed")
 
 
-@pytest.mark.parametrize("path", ["/nope", "/posts/0", "/posts/abc", "/feeds/9223372036854775808", "/posts/01"])
+@pytest.mark.parametrize(
+    "path", ["/nope", "/posts/0", "/posts/abc", "/feeds/9223372036854775808", "/posts/01"]
+)
 def test_what_is_not_there_is_a_json_404(path: str) -> None:
     assert told(client().get(path)) == (404, "not_found")
 
@@ -99,7 +106,11 @@ def test_the_json_test_suite() -> None:
                 continue
             answer = post(file.read())
             assert answer.status_code < 500, member.name
-            refused = told(answer)[1] in ("malformed_json", "payload_too_large") if answer.status_code != 202 else False
+            refused = (
+                told(answer)[1] in ("malformed_json", "payload_too_large")
+                if answer.status_code != 202
+                else False
+            )
             assert refused == (kind == "n_") or kind == "i_", member.name
 
 
@@ -147,7 +158,11 @@ def test_lists_are_paged_to_their_end_and_back() -> None:
     apply(*posts)
     follow_all([2, 3, MAX_ID], followee=1)
     ids = [str(post.post_id) for post in reversed(posts)]
-    for url, user in (("/users/1/posts?limit=3", 2), ("/feeds/2?limit=3", 2), ("/feeds/1?limit=3", 1)):
+    for url, user in (
+        ("/users/1/posts?limit=3", 2),
+        ("/feeds/2?limit=3", 2),
+        ("/feeds/1?limit=3", 1),
+    ):
         assert pages(url, user) == [ids[:3], ids[3:6], ids[6:]]
         second = client(user).get(client(user).get(url).json()["next"]).json()
         back = client(user).get(second["previous"]).json()
@@ -162,18 +177,35 @@ def test_pages_stay_put_while_posts_arrive_and_go() -> None:
     posts = [PostCreatedFactory(author_id=1) for _ in range(6)]
     apply(*posts)
     first = client(1).get("/feeds/1?limit=3").json()
-    apply(PostCreatedFactory(author_id=1), PostDeletedFactory(author_id=1, post_id=posts[2].post_id))
+    apply(
+        PostCreatedFactory(author_id=1), PostDeletedFactory(author_id=1, post_id=posts[2].post_id)
+    )
     second = client(1).get(first["next"]).json()
-    assert [row["id"] for row in second["results"]] == [str(post.post_id) for post in (posts[1], posts[0])]
+    assert [row["id"] for row in second["results"]] == [
+        str(post.post_id) for post in (posts[1], posts[0])
+    ]
     assert second["next"] is None
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=101", "limit=x", "limit=", "cursor=x", "cursor=", "cursor=bzE", "cursor=%ff"]
+    "query",
+    [
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "limit=",
+        "cursor=x",
+        "cursor=",
+        "cursor=bzE",
+        "cursor=%ff",
+    ],
 )
 def test_bad_paging_is_refused_or_harmless(query: str) -> None:
     answer = client(1).get(f"/feeds/1?{query}")
-    assert answer.status_code == 200 or told(answer) in ((400, "invalid_limit"), (400, "invalid_cursor"))
+    assert answer.status_code == 200 or told(answer) in (
+        (400, "invalid_limit"),
+        (400, "invalid_cursor"),
+    )
     assert answer.status_code == (200 if query == "cursor=bzE" else 400)
 
 
@@ -219,7 +251,9 @@ def test_a_command_on_tables_of_another_version_says_so(transactional_db: None) 
         cursor.execute("ALTER TABLE dead_letters RENAME TO away")
     try:
         command = [sys.executable, "manage.py", "dlq", "list"]
-        listed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        listed = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=False
+        )
     finally:
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE away RENAME TO dead_letters")
@@ -244,14 +278,23 @@ def test_probes_and_metrics() -> None:
 def test_the_openapi_document_is_complete_and_its_page_loads_nothing_from_outside() -> None:
     call_command("spectacular", "--validate", "--fail-on-warn", "--file", "/dev/null")
     document = Current.api.anonymous().get("/schema/", Accept="application/json").content.decode()
-    for path in ("/posts", "/posts/{post_id}", "/follows/{user_id}", "/feeds/{user_id}", "/events/{event_id}"):
+    for path in (
+        "/posts",
+        "/posts/{post_id}",
+        "/follows/{user_id}",
+        "/feeds/{user_id}",
+        "/events/{event_id}",
+    ):
         assert path in document
     assert "3.1.0" in document
     assert "https://" not in Current.api.anonymous().get("/docs/").content.decode()
 
 
 def test_production_settings_pass_the_deployment_check() -> None:
-    production = environment() | {"DJANGO_HTTPS": "true", "DJANGO_SECRET_KEY": "k9" * 12 + "abcdefghijklmnopqrstuvwxyz"}
+    production = environment() | {
+        "DJANGO_HTTPS": "true",
+        "DJANGO_SECRET_KEY": "k9" * 12 + "abcdefghijklmnopqrstuvwxyz",
+    }
     command = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
     checked = subprocess.run(command, env=production, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
@@ -267,7 +310,9 @@ def test_production_settings_pass_the_deployment_check() -> None:
         ("JWT_SIGNING_KEY", "short", "JWT_SIGNING_KEY must be at least 32 bytes"),
     ],
 )
-def test_a_wrong_setting_stops_a_process_with_one_sentence(variable: str, value: str, complaint: str) -> None:
+def test_a_wrong_setting_stops_a_process_with_one_sentence(
+    variable: str, value: str, complaint: str
+) -> None:
     command = [sys.executable, "manage.py", "check"]
     variables = environment() | {variable: value}
     checked = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)

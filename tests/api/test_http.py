@@ -90,12 +90,16 @@ def post_head(*lines: str, content_type: str = "application/json") -> bytes:
     return head("POST", "/posts", bearer().strip(), f"Content-Type: {content_type}", *lines)
 
 
-def ask(api: ApiServer, request: bytes, *, then: bytes = b"", end: bool = False, is_head: bool = False) -> Told:
+def ask(
+    api: ApiServer, request: bytes, *, then: bytes = b"", end: bool = False, is_head: bool = False
+) -> Told:
     """Send a request, perhaps more after it, perhaps the end of all that is sent; return the answer."""
     with connected(api) as connection:
         connection.sendall(request)
         if then:
-            sender = threading.Thread(target=send_as_far_as_taken, args=(connection, then), daemon=True)
+            sender = threading.Thread(
+                target=send_as_far_as_taken, args=(connection, then), daemon=True
+            )
             sender.start()
         if end:
             connection.shutdown(socket.SHUT_WR)
@@ -120,7 +124,12 @@ def test_a_body_may_come_in_chunks(api: ApiServer) -> None:
     ("request_lines", "sent", "status", "code"),
     [
         (("Content-Length: 500",), BODY, 400, "incomplete_body"),
-        (("Transfer-Encoding: chunked",), CHUNKED.removesuffix(b"0\r\n\r\n"), 400, "incomplete_body"),
+        (
+            ("Transfer-Encoding: chunked",),
+            CHUNKED.removesuffix(b"0\r\n\r\n"),
+            400,
+            "incomplete_body",
+        ),
         (("Transfer-Encoding: chunked",), b"5\r\nhel", 400, "incomplete_body"),
         (("Transfer-Encoding: chunked",), b"zz\r\nhello", 400, "incomplete_body"),
     ],
@@ -137,7 +146,10 @@ def test_a_body_that_ends_early_is_refused(
     [
         ((f"Content-Length: {6_000_000}",), b"x" * 6_000_000),
         ((f"Content-Length: {LIMIT + 1}",), b"x" * (LIMIT + 1)),
-        (("Transfer-Encoding: chunked",), b"%x\r\n%b\r\n" % (3_000_000, b"x" * 3_000_000) + b"0\r\n\r\n"),
+        (
+            ("Transfer-Encoding: chunked",),
+            b"%x\r\n%b\r\n" % (3_000_000, b"x" * 3_000_000) + b"0\r\n\r\n",
+        ),
     ],
     ids=["6 MB", "one byte more", "in chunks"],
 )
@@ -162,7 +174,9 @@ def test_a_body_that_does_not_come_to_its_end_gets_408(api: ApiServer, settings:
         assert (told.status, told.code, told.closed) == (408, "request_timeout", True)
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: loc"], ids=["nothing", "half a head"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /healthz HTTP/1.1\r\nHost: loc"], ids=["nothing", "half a head"]
+)
 def test_who_sends_no_request_is_cut_off(api: ApiServer, sent: bytes) -> None:
     with connected(api) as connection:
         connection.settimeout(HEADER_SECONDS * 5)
@@ -180,15 +194,24 @@ def test_a_kept_connection_on_which_nothing_comes_is_closed(api: ApiServer) -> N
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "x-unheard-of"])
 def test_an_encoded_body_is_not_read(api: ApiServer, encoding: str) -> None:
-    told = ask(api, post_head(f"Content-Encoding: {encoding}", f"Content-Length: {len(BODY)}") + BODY)
+    told = ask(
+        api, post_head(f"Content-Encoding: {encoding}", f"Content-Length: {len(BODY)}") + BODY
+    )
     assert (told.status, told.code) == (415, "unsupported_encoding")
 
 
 def test_the_encoding_identity_is_none(api: ApiServer) -> None:
-    assert ask(api, post_head("Content-Encoding: identity", f"Content-Length: {len(BODY)}") + BODY).status == 202
+    assert (
+        ask(
+            api, post_head("Content-Encoding: identity", f"Content-Length: {len(BODY)}") + BODY
+        ).status
+        == 202
+    )
 
 
-@pytest.mark.parametrize("host", ["", "Host: localhost\r\nHost: localhost", "Host: nowhere.example", "Host: a b"])
+@pytest.mark.parametrize(
+    "host", ["", "Host: localhost\r\nHost: localhost", "Host: nowhere.example", "Host: a b"]
+)
 def test_a_missing_doubled_or_foreign_host_is_refused(api: ApiServer, host: str) -> None:
     apply(PostCreatedFactory(author_id=1))
     for path in ("/feeds/1", "/feeds/1", "/users/1/posts"):
@@ -207,7 +230,15 @@ def test_requests_may_follow_each_other_without_waiting(api: ApiServer) -> None:
         assert [read_answer(connection).status for _ in range(2)] == [202, 202]
 
 
-PATHS = ["/feeds/1", "/feeds/1?limit=5", "/feeds/1/new?since=0", "/posts/5", "/users/1/posts", "/healthz", "/schema/"]
+PATHS = [
+    "/feeds/1",
+    "/feeds/1?limit=5",
+    "/feeds/1/new?since=0",
+    "/posts/5",
+    "/users/1/posts",
+    "/healthz",
+    "/schema/",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -243,7 +274,14 @@ REQUESTS = [
     ("GET", "/nope", b"", 404),
     ("GET", "/healthz", b"", 200),
 ]
-SAME_IN_ALL = {"content-type", "allow", "x-frame-options", "x-content-type-options", "referrer-policy", "vary"} | {
+SAME_IN_ALL = {
+    "content-type",
+    "allow",
+    "x-frame-options",
+    "x-content-type-options",
+    "referrer-policy",
+    "vary",
+} | {
     "cross-origin-opener-policy",
     "www-authenticate",
     "retry-after",
@@ -255,20 +293,39 @@ def test_the_front_answers_as_django_does(
     servers: dict[str, ApiServer], method: str, path: str, body: bytes, status: int
 ) -> None:
     apply(PostCreatedFactory(author_id=1))
-    request = head(method, path, bearer().strip(), "Content-Type: application/json", f"Content-Length: {len(body)}")
+    request = head(
+        method,
+        path,
+        bearer().strip(),
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    )
     for _ in range(2):  # the second comes from the cache
         on, off = (ask(server, request + body) for server in servers.values())
         assert on.status == off.status == status
-        assert {n for n in on.headers if n != "x-cache"} == {n for n in off.headers if n != "x-cache"}
-        assert {n: on.headers.get(n) for n in SAME_IN_ALL} == {n: off.headers.get(n) for n in SAME_IN_ALL}
+        assert {n for n in on.headers if n != "x-cache"} == {
+            n for n in off.headers if n != "x-cache"
+        }
+        assert {n: on.headers.get(n) for n in SAME_IN_ALL} == {
+            n: off.headers.get(n) for n in SAME_IN_ALL
+        }
         if status != 202:
             assert on.body.replace(b"%d" % servers["front on"].port, b"") == off.body
 
 
 def test_without_a_token_the_front_answers_as_django_does(servers: dict[str, ApiServer]) -> None:
-    for line in ("X: y", "Authorization: Bearer nonsense", "Authorization: Basic x", "Authorization: Bearer "):
+    for line in (
+        "X: y",
+        "Authorization: Bearer nonsense",
+        "Authorization: Basic x",
+        "Authorization: Bearer ",
+    ):
         on, off = (ask(server, head("GET", "/feeds/1", line)) for server in servers.values())
-        assert (on.status, on.body, on.headers["www-authenticate"]) == (401, off.body, off.headers["www-authenticate"])
+        assert (on.status, on.body, on.headers["www-authenticate"]) == (
+            401,
+            off.body,
+            off.headers["www-authenticate"],
+        )
 
 
 def test_half_requests_hold_nobody_up(api: ApiServer, settings: Settings) -> None:
@@ -307,7 +364,11 @@ def test_logins_at_once_hold_nobody_up(api: ApiServer) -> None:
 
     def guess(_number: int) -> int:
         form_type = "application/x-www-form-urlencoded"
-        return api.anonymous(Cookie=f"csrftoken={token}").post("/admin/login/", form, form_type).status_code
+        return (
+            api.anonymous(Cookie=f"csrftoken={token}")
+            .post("/admin/login/", form, form_type)
+            .status_code
+        )
 
     with ThreadPoolExecutor(24) as threads:
         guesses = [threads.submit(guess, number) for number in range(24)]

@@ -114,15 +114,21 @@ def test_polling_and_reading_share_one_page(worker: Worker) -> None:
 
 def test_a_count_that_reached_beyond_the_page_leaves_the_page_as_it_was(worker: Worker) -> None:
     written = post(worker, DEFAULT_LIMIT + 5)
-    first = Client(headers={"Authorization": f"Bearer {issue_token(READER, '', 60)}"}).get(f"/feeds/{READER}")
+    first = Client(headers={"Authorization": f"Bearer {issue_token(READER, '', 60)}"}).get(
+        f"/feeds/{READER}"
+    )
     assert [new_since(0) for _ in range(2)] == [(DEFAULT_LIMIT + 5, written[0])] * 2
-    again = Client(headers={"Authorization": f"Bearer {issue_token(READER, '', 60)}"}).get(f"/feeds/{READER}")
+    again = Client(headers={"Authorization": f"Bearer {issue_token(READER, '', 60)}"}).get(
+        f"/feeds/{READER}"
+    )
     assert (again.content, again.headers["X-Cache"]) == (first.content, "hit")
 
 
 @pytest.mark.parametrize("author", [AUTHOR, STAR])
 @pytest.mark.parametrize("older", [3, DEFAULT_LIMIT + 5])
-def test_every_new_post_is_counted_at_the_next_poll(worker: Worker, author: int, older: int) -> None:
+def test_every_new_post_is_counted_at_the_next_poll(
+    worker: Worker, author: int, older: int
+) -> None:
     written = post(worker, older)
     for poll in range(4):
         assert [new_since(since) for since in (written[0], 0)] == [
@@ -146,7 +152,16 @@ def test_what_leaves_a_feed_is_counted_no_more(worker: Worker, author: int) -> N
 
 @pytest.mark.parametrize(
     "query",
-    ["", "?since=", "?since=x", "?since=-1", "?since=1.5", "?since=9223372036854775808", "?since=%C2%B2", "?since=1e3"],
+    [
+        "",
+        "?since=",
+        "?since=x",
+        "?since=-1",
+        "?since=1.5",
+        "?since=9223372036854775808",
+        "?since=%C2%B2",
+        "?since=1e3",
+    ],
 )
 def test_a_bad_since_is_refused_with_a_code(query: str) -> None:
     answer = ask(query)

@@ -54,8 +54,14 @@ def test_bad_tokens_are_refused(settings: Settings) -> None:
     assert status_with(sign({"exp": soon})) == (401, "invalid_token")
     for sub in ("0", "abc", str(2**63), "01", ""):
         assert status_with(sign({"sub": sub, "exp": soon})) == (401, "invalid_token")
-    assert status_with(jwt.encode({"sub": "1", "exp": soon}, "", algorithm="none")) == (401, "invalid_token")
-    assert status_with(jwt.encode({"sub": "1", "exp": soon}, "k" * 32, algorithm="HS256")) == (401, "invalid_token")
+    assert status_with(jwt.encode({"sub": "1", "exp": soon}, "", algorithm="none")) == (
+        401,
+        "invalid_token",
+    )
+    assert status_with(jwt.encode({"sub": "1", "exp": soon}, "k" * 32, algorithm="HS256")) == (
+        401,
+        "invalid_token",
+    )
     assert status_with("x" * 5_000) == (401, "invalid_token")
 
 
@@ -68,7 +74,9 @@ def public_pem(key: Any) -> str:
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
 def test_tokens_of_an_outside_issuer(settings: Settings, algorithm: str) -> None:
     key: Any = (
-        rsa.generate_private_key(65_537, 2_048) if algorithm == "RS256" else ec.generate_private_key(ec.SECP256R1())
+        rsa.generate_private_key(65_537, 2_048)
+        if algorithm == "RS256"
+        else ec.generate_private_key(ec.SECP256R1())
     )
     settings.JWT_PUBLIC_KEY = public_pem(key)
     claims = {"sub": "1", "exp": int(time.time()) + 60}
@@ -91,7 +99,9 @@ def signed(settings: Settings, payload: bytes, header: bytes = b'{"alg":"HS256"}
     """Return a token with these bytes in it, which no library would write."""
     signing_input = f"{encoded(header)}.{encoded(payload)}"
     algorithm = jwt.get_algorithm_by_name("HS256")
-    signature = algorithm.sign(signing_input.encode(), algorithm.prepare_key(settings.JWT_SIGNING_KEY))
+    signature = algorithm.sign(
+        signing_input.encode(), algorithm.prepare_key(settings.JWT_SIGNING_KEY)
+    )
     return f"{signing_input}.{encoded(signature)}"
 
 
@@ -101,7 +111,20 @@ def claims_with(**changed: str) -> bytes:
     return ("{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}").encode()
 
 
-ODD = ["null", "true", "[]", "{}", '"12"', '"x"', "NaN", "Infinity", "-Infinity", "-1", "1e999", "9" * 400]
+ODD = [
+    "null",
+    "true",
+    "[]",
+    "{}",
+    '"12"',
+    '"x"',
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "-1",
+    "1e999",
+    "9" * 400,
+]
 
 
 @pytest.mark.parametrize("value", ODD)
@@ -111,7 +134,9 @@ def test_a_time_that_is_none_is_no_time(settings: Settings, name: str, value: st
     assert (status, code) in (INVALID, (401, "token_expired"))
 
 
-@pytest.mark.parametrize("value", ["null", "true", "1", "1.0", "[1]", '{"1":1}', '"+1"', '"1 "', '"\u0661"', "9" * 400])
+@pytest.mark.parametrize(
+    "value", ["null", "true", "1", "1.0", "[1]", '{"1":1}', '"+1"', '"1 "', '"\u0661"', "9" * 400]
+)
 def test_a_subject_that_is_no_id_is_nobody(settings: Settings, value: str) -> None:
     assert status_with(signed(settings, claims_with(sub=value))) == INVALID
 
@@ -135,7 +160,9 @@ def test_what_is_no_token_is_refused_and_not_an_error_of_ours(token: str) -> Non
 
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"1", b"{", b"[" * 2_500, b"\xff", b'"x"'])
-def test_a_well_signed_payload_that_is_no_claims_is_refused(settings: Settings, payload: bytes) -> None:
+def test_a_well_signed_payload_that_is_no_claims_is_refused(
+    settings: Settings, payload: bytes
+) -> None:
     assert status_with(signed(settings, payload)) == INVALID
 
 
@@ -183,8 +210,16 @@ def test_when_too_many_are_kept_the_oldest_goes(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_waiting_there_is_a_principal_or_none(settings: Settings) -> None:
-    assert principal_without_waiting(issue_token(1, "a b", 60)) == Principal(1, frozenset({"a", "b"}))
-    for doubtful in ("", "x", "x" * 5_000, issue_token(1, "", -60), signed(settings, claims_with(sub="1"))):
+    assert principal_without_waiting(issue_token(1, "a b", 60)) == Principal(
+        1, frozenset({"a", "b"})
+    )
+    for doubtful in (
+        "",
+        "x",
+        "x" * 5_000,
+        issue_token(1, "", -60),
+        signed(settings, claims_with(sub="1")),
+    ):
         assert principal_without_waiting(doubtful) is None
 
 
@@ -231,14 +266,20 @@ def test_tokens_by_key_set(provider: Provider) -> None:
     provider.add("k2", "ES256")
     assert status_with(provider.token("k1")) == (200, "")
     assert status_with(provider.token("k2", "ES256")) == (200, "")
-    assert principal_without_waiting(provider.token("k1", scope="a")) == Principal(1, frozenset({"a"}))
+    assert principal_without_waiting(provider.token("k1", scope="a")) == Principal(
+        1, frozenset({"a"})
+    )
 
 
 def test_a_key_is_used_with_its_own_algorithm_alone(provider: Provider) -> None:
     provider.add("rsa")
     provider.add("curve", "ES256")
     provider.private["other"] = provider.private["rsa"]
-    for key_id, algorithm, private in (("curve", "RS256", "rsa"), ("rsa", "ES256", "curve"), ("rsa", "RS512", "rsa")):
+    for key_id, algorithm, private in (
+        ("curve", "RS256", "rsa"),
+        ("rsa", "ES256", "curve"),
+        ("rsa", "RS512", "rsa"),
+    ):
         forged = jwt.encode(
             {"sub": "1", "exp": int(time.time()) + 60},
             provider.private[private],
@@ -246,7 +287,9 @@ def test_a_key_is_used_with_its_own_algorithm_alone(provider: Provider) -> None:
             headers={"kid": key_id},
         )
         assert status_with(forged) == INVALID
-    by_public_key = jwt.encode({"sub": "1", "exp": 2**32}, "k" * 32, algorithm="HS256", headers={"kid": "rsa"})
+    by_public_key = jwt.encode(
+        {"sub": "1", "exp": 2**32}, "k" * 32, algorithm="HS256", headers={"kid": "rsa"}
+    )
     assert status_with(by_public_key) == INVALID
 
 
@@ -254,15 +297,25 @@ def test_entries_that_are_no_keys_for_tokens_are_passed_over(provider: Provider)
     provider.add("k1")
     provider.add("encrypts", use="enc")
     shared = {"kty": "oct", "kid": "shared", "k": encoded(b"k" * 32)}
-    provider.served += [shared, {"kid": "empty"}, {"kid": 5}, "text", {"kid": "bad", "kty": "RSA", "n": 1, "e": []}]  # type: ignore[list-item]
+    provider.served += [
+        shared,
+        {"kid": "empty"},
+        {"kid": 5},
+        "text",  # type: ignore[list-item]
+        {"kid": "bad", "kty": "RSA", "n": 1, "e": []},
+    ]
     assert status_with(provider.token("k1")) == (200, "")
     assert status_with(provider.token("encrypts"))[0] in (401, 503)
-    by_shared_key = jwt.encode({"sub": "1", "exp": 2**32}, "k" * 32, algorithm="HS256", headers={"kid": "shared"})
+    by_shared_key = jwt.encode(
+        {"sub": "1", "exp": 2**32}, "k" * 32, algorithm="HS256", headers={"kid": "shared"}
+    )
     until(lambda: answers(by_shared_key, *INVALID))
     assert status_with(by_shared_key)[0] != 200
 
 
-def test_a_new_key_is_fetched_once_a_token_names_it(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_key_is_fetched_once_a_token_names_it(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keys, "REFRESH_SECONDS", 1_000)
     provider.add("k1")
     assert status_with(provider.token("k1")) == (200, "")
@@ -270,7 +323,9 @@ def test_a_new_key_is_fetched_once_a_token_names_it(provider: Provider, monkeypa
     until(lambda: answers(provider.token("k2"), 200))
 
 
-def test_unknown_keys_do_not_make_us_ask_without_end(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_keys_do_not_make_us_ask_without_end(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keys, "COOLDOWN_SECONDS", 1_000)
     provider.add("k1")
     assert status_with(provider.token("k1")) == (200, "")
@@ -350,7 +405,9 @@ def test_nobody_waits_for_a_provider_that_hangs_but_one_and_only_at_the_start(
     until(lambda: answers(provider.token("k1"), 200))
 
 
-def test_a_provider_that_hangs_later_stops_nobody(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_provider_that_hangs_later_stops_nobody(
+    provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keys, "FETCH_SECONDS", 0.2)
     provider.add("k1")
     assert status_with(provider.token("k1")) == (200, "")
@@ -368,7 +425,9 @@ def test_a_provider_that_hangs_later_stops_nobody(provider: Provider, monkeypatc
 
 def checked(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "manage.py", *arguments]
-    return subprocess.run(command, env=environment() | variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=environment() | variables, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_provider_without_an_audience_is_warned_of() -> None:
@@ -382,23 +441,34 @@ def test_a_provider_without_an_audience_is_warned_of() -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value", "complaint"),
-    [("JWT_PUBLIC_KEY", "none", "JWT_PUBLIC_KEY is not the PEM"), ("JWT_JWKS_URL", "file:///etc/passwd", "https://")],
+    [
+        ("JWT_PUBLIC_KEY", "none", "JWT_PUBLIC_KEY is not the PEM"),
+        ("JWT_JWKS_URL", "file:///etc/passwd", "https://"),
+    ],
 )
-def test_what_cannot_be_a_key_is_refused_at_the_start(variable: str, value: str, complaint: str) -> None:
+def test_what_cannot_be_a_key_is_refused_at_the_start(
+    variable: str, value: str, complaint: str
+) -> None:
     refused = checked("check", **{variable: value})
     assert refused.returncode == 1
     assert complaint in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
-OWN_SERVERS = {"DATABASE_URL": "postgresql://none/none", "KAFKA_BOOTSTRAP_SERVERS": "none", "JWT_SIGNING_KEY": ""}
+OWN_SERVERS = {
+    "DATABASE_URL": "postgresql://none/none",
+    "KAFKA_BOOTSTRAP_SERVERS": "none",
+    "JWT_SIGNING_KEY": "",
+}
 
 
 def test_workers_need_no_key_and_the_api_does_not_start_without() -> None:
     secret = {"DJANGO_SECRET_KEY": "s" * 50}
     assert checked("help", "run_fanout", **OWN_SERVERS, **secret).returncode == 0
     serve = [sys.executable, "-c", "import feedsite.wsgi"]
-    api = subprocess.run(serve, env=environment() | OWN_SERVERS | secret, capture_output=True, text=True, check=False)
+    api = subprocess.run(
+        serve, env=environment() | OWN_SERVERS | secret, capture_output=True, text=True, check=False
+    )
     assert api.returncode == 1
     assert api.stderr.startswith("error: Set JWT_SIGNING_KEY, JWT_PUBLIC_KEY or JWT_JWKS_URL")
     assert len(api.stderr.strip().splitlines()) == 1

@@ -16,7 +16,12 @@ from feedsite.embedded.processes import free_port
 from tests.e2e.system import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("api", "fanout", "dlq", "prometheus")  # the others are what these depend on, but for Grafana
+SERVICES = (
+    "api",
+    "fanout",
+    "dlq",
+    "prometheus",
+)  # the others are what these depend on, but for Grafana
 UP_SECONDS = 600.0
 PATIENCE = 90.0
 
@@ -38,7 +43,9 @@ class Stack:
 
     def __init__(self, directory: Path, **variables: str) -> None:
         self.name = f"feed-test-{secrets.token_hex(4)}"
-        self._ports = {name: free_port() for name in ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
+        self._ports = {
+            name: free_port() for name in ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+        }
         self._env_file = directory / "env"
         subprocess.run([sys.executable, "bin/write-env", self._env_file], check=True, cwd=ROOT)
         self.configure(**self._ports, ENV_FILE=self._env_file, **variables)
@@ -50,11 +57,27 @@ class Stack:
 
     def compose(self, *arguments: str, stdin: str | None = None) -> str:
         """Run `docker compose` on this project and return its output; fails with what it said."""
-        command = ["docker", "compose", "-p", self.name, "--env-file", str(self._env_file), *arguments]
+        command = [
+            "docker",
+            "compose",
+            "-p",
+            self.name,
+            "--env-file",
+            str(self._env_file),
+            *arguments,
+        ]
         done = subprocess.run(
-            command, cwd=ROOT, env=_environment(), input=stdin, capture_output=True, text=True, timeout=UP_SECONDS
+            command,
+            cwd=ROOT,
+            env=_environment(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=UP_SECONDS,
         )
-        assert done.returncode == 0, f"{' '.join(arguments)}: {done.stdout[-2_000:]}{done.stderr[-4_000:]}"
+        assert done.returncode == 0, (
+            f"{' '.join(arguments)}: {done.stdout[-2_000:]}{done.stderr[-4_000:]}"
+        )
         return done.stdout
 
     def up(self, *options: str) -> None:
@@ -72,16 +95,22 @@ class Stack:
 
     def configuration(self, service: str) -> dict[str, Any]:
         """Return a service as Compose understands it, running or not."""
-        services: dict[str, dict[str, Any]] = orjson.loads(self.compose("config", "--format", "json"))["services"]
+        services: dict[str, dict[str, Any]] = orjson.loads(
+            self.compose("config", "--format", "json")
+        )["services"]
         return services[service]
 
     def wait_until_healthy(self, *services: str) -> None:
-        eventually(lambda: all(health(container) == "healthy" for container in self.containers(*services)))
+        eventually(
+            lambda: all(health(container) == "healthy" for container in self.containers(*services))
+        )
 
     def client(self, user: int) -> httpx.Client:
         token = self.manage("issue_token", str(user)).strip()
         headers = {"Authorization": f"Bearer {token}"}
-        return httpx.Client(base_url=f"http://127.0.0.1:{self._ports['API_PORT']}", headers=headers, timeout=30)
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self._ports['API_PORT']}", headers=headers, timeout=30
+        )
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return what Prometheus answers to an instant query."""
@@ -126,4 +155,8 @@ def post(client: httpx.Client, contents: Sequence[str]) -> list[int]:
 
 def _environment() -> dict[str, str]:
     """Return the environment without the variables of the tests' own servers, which would win over the file."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("FEED_", "KAFKA_", "DATABASE_"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("FEED_", "KAFKA_", "DATABASE_"))
+    }

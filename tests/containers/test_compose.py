@@ -15,7 +15,12 @@ APP = {"api", "fanout", "dlq"}
 
 def test_every_container_is_healthy_and_confined(feed: Stack) -> None:
     containers = feed.containers()
-    assert {service(container) for container in containers} == APP | {"postgres", "redis", "kafka", "prometheus"}
+    assert {service(container) for container in containers} == APP | {
+        "postgres",
+        "redis",
+        "kafka",
+        "prometheus",
+    }
     for container in containers:
         host = container["HostConfig"]
         assert health(container) == "healthy"
@@ -31,7 +36,9 @@ def test_every_container_is_healthy_and_confined(feed: Stack) -> None:
 
 def test_only_the_api_is_reachable_from_other_machines(feed: Stack) -> None:
     published = {
-        service(container): {binding["HostIp"] for bindings in ports.values() if bindings for binding in bindings}
+        service(container): {
+            binding["HostIp"] for bindings in ports.values() if bindings for binding in bindings
+        }
         for container in feed.containers()
         if (ports := container["NetworkSettings"]["Ports"])
     }
@@ -61,7 +68,9 @@ def test_prometheus_finds_every_fanout_and_another_takes_over_from_one_killed(fe
     eventually(lambda: len(feed.query('up{job="fanout"} == 1')) == 3)
 
     posts = post(author, [f"before {number}" for number in range(50)])
-    subprocess.run(["docker", "kill", feed.containers("fanout")[0]["Id"]], check=True, capture_output=True)
+    subprocess.run(
+        ["docker", "kill", feed.containers("fanout")[0]["Id"]], check=True, capture_output=True
+    )
     posts += post(author, [f"after {number}" for number in range(50)])
     eventually(lambda: sees(follower, 202, posts))
 
@@ -77,11 +86,15 @@ def test_what_is_no_event_becomes_a_dead_letter_that_everybody_sees(feed: Stack)
     feed.manage("dlq", "discard", "--all", "--reason", "no event", "--yes")
 
 
-def test_after_a_flood_of_dead_letters_the_worker_stays_down_until_someone_starts_it(feed: Stack) -> None:
+def test_after_a_flood_of_dead_letters_the_worker_stays_down_until_someone_starts_it(
+    feed: Stack,
+) -> None:
     feed.configure(DLQ_FLOOD_COUNT=20)
     feed.up()
     produce(feed, *["no event"] * 50)
-    eventually(lambda: [health(container) for container in feed.containers("fanout")] == ["unhealthy"])
+    eventually(
+        lambda: [health(container) for container in feed.containers("fanout")] == ["unhealthy"]
+    )
     (worker,) = feed.containers("fanout")
     assert worker["State"]["Running"]
     assert worker["RestartCount"] == 0
@@ -93,8 +106,14 @@ def test_after_a_flood_of_dead_letters_the_worker_stays_down_until_someone_start
 
 
 def test_prometheus_has_the_rules_and_grafana_the_files_it_is_given(feed: Stack) -> None:
-    feed.compose("exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
-    mounts = [Path(mount["source"]) for mount in feed.configuration("grafana")["volumes"] if mount["type"] == "bind"]
+    feed.compose(
+        "exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml"
+    )
+    mounts = [
+        Path(mount["source"])
+        for mount in feed.configuration("grafana")["volumes"]
+        if mount["type"] == "bind"
+    ]
     assert mounts
     for mount in mounts:
         assert mount.exists(), mount
@@ -124,7 +143,11 @@ def test_restarting_everything_loses_nothing(feed: Stack) -> None:
 
 
 def test_the_profile_zookeeper_runs_on_kafka_3_and_valkey_does_for_redis(tmp_path: Path) -> None:
-    choice = {"COMPOSE_PROFILES": "zookeeper", "KAFKA_BOOTSTRAP_SERVERS": "kafka-zk:9092", "KAFKA_KRAFT": "0"}
+    choice = {
+        "COMPOSE_PROFILES": "zookeeper",
+        "KAFKA_BOOTSTRAP_SERVERS": "kafka-zk:9092",
+        "KAFKA_KRAFT": "0",
+    }
     with running(tmp_path, REDIS_IMAGE="valkey/valkey:9", **choice) as feed:
         present = {service(container) for container in feed.containers()}
         assert {"zookeeper", "kafka-zk"} <= present

@@ -54,7 +54,9 @@ def servers(*, apache: bool) -> Iterator[ApacheKafka | None]:
     for variable in ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS"):
         os.environ.pop(variable, None)
     os.environ.update(
-        DJANGO_SETTINGS_MODULE="feedsite.settings", FEED_DATA_DIR=str(directory), FEED_EMBEDDED_FSYNC="on"
+        DJANGO_SETTINGS_MODULE="feedsite.settings",
+        FEED_DATA_DIR=str(directory),
+        FEED_EMBEDDED_FSYNC="on",
     )
     os.environ.setdefault("LOG_LEVEL", "WARNING")
     # Small, so that partitions of the feeds are started and dropped in the middle of it all.

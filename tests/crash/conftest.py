@@ -29,13 +29,19 @@ def fresh_broker(django_db_setup: None) -> None:
 def durable_commits(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> None:
     """Have a commit survive a killed PostgreSQL: the servers of the tests acknowledge before the log is written."""
     with django_db_blocker.unblock(), connection.cursor() as cursor:
-        cursor.execute(f'ALTER DATABASE "{connection.settings_dict["NAME"]}" SET synchronous_commit = on')
+        cursor.execute(
+            f'ALTER DATABASE "{connection.settings_dict["NAME"]}" SET synchronous_commit = on'
+        )
         connection.close()
 
 
 @pytest.fixture
-def system(transactional_db: None, durable_commits: None, tmp_path: Path, settings: Settings) -> Iterator[System]:
-    if settings.KAFKA_SESSION_TIMEOUT_MS < 6_000:  # the embedded broker's; Apache Kafka would refuse less
+def system(
+    transactional_db: None, durable_commits: None, tmp_path: Path, settings: Settings
+) -> Iterator[System]:
+    if (
+        settings.KAFKA_SESSION_TIMEOUT_MS < 6_000
+    ):  # the embedded broker's; Apache Kafka would refuse less
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
     kafka.create_topics()
     with running(tmp_path) as started:

@@ -44,7 +44,9 @@ class Load:
         self._clients = [self._pool.submit(self._work, number) for number in range(CLIENTS)]
         return self
 
-    def __exit__(self, failed: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, failed: type[BaseException] | None, _error: object, _traceback: TracebackType | None
+    ) -> None:
         self._stopping.set()
         self._given_up = failed is not None
         self._pool.shutdown()
@@ -65,13 +67,17 @@ class Load:
         followers = self.network.followers[number::CLIENTS]
         with httpx.Client(base_url=self.network.system.url, timeout=PATIENCE) as client:
             while not self._stopping.is_set():
-                (act,) = chance.choices([self._post, self._delete, self._read, self._turn], [14, 1, 4, 1])
+                (act,) = chance.choices(
+                    [self._post, self._delete, self._read, self._turn], [14, 1, 4, 1]
+                )
                 act(client, chance, authors if act in (self._post, self._delete) else followers)
                 time.sleep(PAUSE_SECONDS)
 
     def _post(self, client: httpx.Client, chance: random.Random, authors: list[int]) -> None:
         author = chance.choice(authors)
-        answer = self._write(client, "POST", "/posts", author, json={"content": f"post {len(self.writes)} 世界"})
+        answer = self._write(
+            client, "POST", "/posts", author, json={"content": f"post {len(self.writes)} 世界"}
+        )
         self.network.posts[int(answer["id"])] = author
         self.posts += 1
 
@@ -100,7 +106,9 @@ class Load:
             posts = [int(post["id"]) for post in answer.json()["results"]]
             assert posts == sorted(set(posts), reverse=True), f"a page out of order: {posts}"
 
-    def _write(self, client: httpx.Client, method: str, url: str, user: int, **options: Any) -> dict[str, str]:
+    def _write(
+        self, client: httpx.Client, method: str, url: str, user: int, **options: Any
+    ) -> dict[str, str]:
         """Return the answer that accepts the write."""
         key = str(uuid4())
         self.writes.append(key)

@@ -51,7 +51,9 @@ class Network:
     def feed(self, follower: int) -> list[int]:
         """Return what the follower's feed must be: a join of the answers, in plain Python."""
         authors = {followee for reader, followee in self.follows if reader == follower}
-        return sorted((post for post, author in self.posts.items() if author in authors), reverse=True)
+        return sorted(
+            (post for post, author in self.posts.items() if author in authors), reverse=True
+        )
 
     def prove(self, seconds: float = PATIENCE) -> None:
         """Nothing lost, nothing doubled, no stale page, every acceptance accounted for within `seconds`."""
@@ -86,7 +88,9 @@ def build(system: System, first_user: int) -> Network:
         authors=list(range(first_user, first_user + AUTHORS)),
         followers=list(range(first_user + AUTHORS, first_user + AUTHORS + FOLLOWERS)),
     )
-    network.follows = {(follower, author) for follower in network.followers for author in network.authors}
+    network.follows = {
+        (follower, author) for follower in network.followers for author in network.authors
+    }
     imports.import_follows(network.follows)
     network.look()
     return network

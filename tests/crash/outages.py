@@ -20,7 +20,8 @@ from feedsite.embedded.valkey import VALKEY
 Act = Callable[[], None]
 
 needs_embedded_postgres = pytest.mark.skipif(
-    bool(os.environ.get(POSTGRES.variable)), reason="stops the embedded PostgreSQL, and an external one is in use"
+    bool(os.environ.get(POSTGRES.variable)),
+    reason="stops the embedded PostgreSQL, and an external one is in use",
 )
 
 

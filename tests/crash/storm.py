@@ -29,7 +29,11 @@ FIRST_USER = 1_000
 SETTLE_SECONDS = 120.0
 PROCESSES = ("run_", "API")
 # Those of a worker's points that any batch passes.
-DEADLY = [point for point in POINTS if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.cache")]
+DEADLY = [
+    point
+    for point in POINTS
+    if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.cache")
+]
 
 
 def run(directory: Path, broker: Stoppable | None, seed: int, seconds: float) -> int:
@@ -50,7 +54,9 @@ def run(directory: Path, broker: Stoppable | None, seed: int, seconds: float) ->
 class Storm:
     """Breaks one thing at a time, repairs it, and notes how long it took until all was well again."""
 
-    def __init__(self, system: System, network: Network, seed: int, broker: Stoppable | None) -> None:
+    def __init__(
+        self, system: System, network: Network, seed: int, broker: Stoppable | None
+    ) -> None:
         self._system = system
         self._network = network
         self._chance = random.Random(seed)
@@ -67,8 +73,12 @@ class Storm:
             "run_fanout frozen": self._freeze_worker,
             "run_dlq killed": self._kill_store,
             "API killed": self._kill_api,
-            "PostgreSQL restarted": lambda: self._restart(outages.postgres.stop, outages.postgres.start),
-            "PostgreSQL killed": lambda: self._restart(outages.postgres.kill, outages.postgres.start),
+            "PostgreSQL restarted": lambda: self._restart(
+                outages.postgres.stop, outages.postgres.start
+            ),
+            "PostgreSQL killed": lambda: self._restart(
+                outages.postgres.kill, outages.postgres.start
+            ),
             "Valkey killed": lambda: self._restart(outages.valkey.kill, outages.valkey.start),
         }
         if broker:
@@ -123,7 +133,9 @@ class Storm:
         number, point = self._chance.randrange(WORKERS), self._chance.choice(DEADLY)
         marker = self._system.directory / f"died-{time.monotonic_ns()}"
         self._workers[number].kill()
-        victim = self._system.command("-m", "tests.crash.die_at", point, str(marker), "run_fanout", script="-u")
+        victim = self._system.command(
+            "-m", "tests.crash.die_at", point, str(marker), "run_fanout", script="-u"
+        )
         wait = time.monotonic() + 10
         while victim.running() and time.monotonic() < wait:  # it may never get to its point
             time.sleep(0.05)
@@ -167,14 +179,21 @@ class Storm:
         )
 
     def _dead_letters(self) -> list[bytes]:
-        return [bytes(letter.value or b"") for letter in DeadLetter.objects.filter(value__in=self._poison)]
+        return [
+            bytes(letter.value or b"")
+            for letter in DeadLetter.objects.filter(value__in=self._poison)
+        ]
 
     def tell(self, lost: int, doubled: int) -> None:
         print(f"\n{'fault':<36}{'times':>6}{'median s':>10}{'max s':>8}   to recover")
         for name, seconds in sorted(self._recoveries.items()):
-            print(f"{name:<36}{len(seconds):>6}{statistics.median(seconds):>10.1f}{max(seconds):>8.1f}")
+            print(
+                f"{name:<36}{len(seconds):>6}{statistics.median(seconds):>10.1f}{max(seconds):>8.1f}"
+            )
         every = [seconds for times in self._recoveries.values() for seconds in times]
-        crashes = sum(len(times) for name, times in self._recoveries.items() if name.startswith(PROCESSES))
+        crashes = sum(
+            len(times) for name, times in self._recoveries.items() if name.startswith(PROCESSES)
+        )
         figures = {
             "crashes and freezes of processes": crashes,
             "restarts of servers": len(every) - crashes,

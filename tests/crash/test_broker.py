@@ -37,7 +37,9 @@ def apache_kafka() -> Iterator[ApacheKafka]:
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-def test_the_broker_goes_away_with_messages_in_flight(end: str, network: Network, apache_kafka: ApacheKafka) -> None:
+def test_the_broker_goes_away_with_messages_in_flight(
+    end: str, network: Network, apache_kafka: ApacheKafka
+) -> None:
     workers = [network.system.worker(), network.system.worker(), network.system.command("run_dlq")]
     poison = [f"no event {uuid4()}".encode() for _ in range(2)]
     with Load(network) as load:
@@ -69,7 +71,10 @@ def test_a_topic_grows_under_load(network: Network) -> None:
         system.api()
         time.sleep(AFTER)
     assert broker.partitions_of(kafka.FEED_EVENTS) == partitions + 3
-    assert any(broker.size_of(kafka.FEED_EVENTS, partition) for partition in range(partitions, partitions + 3))
+    assert any(
+        broker.size_of(kafka.FEED_EVENTS, partition)
+        for partition in range(partitions, partitions + 3)
+    )
     network.prove(METADATA_SECONDS)
     assert all(worker.running() for worker in workers)
 
@@ -78,7 +83,11 @@ def test_a_worker_is_killed_under_the_consumer_protocol_of_kafka_4(network: Netw
     newer = {"KAFKA_GROUP_PROTOCOL": "consumer"}
     victim, survivor = network.system.worker(**newer), network.system.worker(**newer)
     with Load(network):
-        wait_until(lambda: all("partitions_assigned" in worker.log.read_text() for worker in (victim, survivor)))
+        wait_until(
+            lambda: all(
+                "partitions_assigned" in worker.log.read_text() for worker in (victim, survivor)
+            )
+        )
         time.sleep(BEFORE)
         victim.kill()
         time.sleep(AFTER)

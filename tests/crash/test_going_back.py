@@ -21,7 +21,9 @@ class Copy:
     """The database as it was at one moment."""
 
     def __init__(self) -> None:
-        self._tables = [table for table in connection.introspection.table_names() if table not in NOT_TAKEN_BACK]
+        self._tables = [
+            table for table in connection.introspection.table_names() if table not in NOT_TAKEN_BACK
+        ]
         self._tables = [table for table in self._tables if not table.startswith("feed_entries_")]
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -33,7 +35,9 @@ class Copy:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"TRUNCATE {', '.join(f'public.{table}' for table in self._tables)}")
             for table in self._tables:
-                cursor.execute(f"INSERT INTO public.{table} OVERRIDING SYSTEM VALUE TABLE copy.{table}")
+                cursor.execute(
+                    f"INSERT INTO public.{table} OVERRIDING SYSTEM VALUE TABLE copy.{table}"
+                )
 
     def forget(self) -> None:
         with connection.cursor() as cursor:
@@ -52,7 +56,9 @@ def copy(network: Network) -> Iterator[Copy]:
     copy.forget()
 
 
-def test_workers_started_on_an_older_database_process_again_what_it_lacks(network: Network, copy: Copy) -> None:
+def test_workers_started_on_an_older_database_process_again_what_it_lacks(
+    network: Network, copy: Copy
+) -> None:
     """Kafka has the offsets of the end of the log committed; PostgreSQL those of its own time."""
     network.post()
     network.prove()
@@ -65,7 +71,9 @@ def test_workers_started_on_an_older_database_process_again_what_it_lacks(networ
     network.prove()
 
 
-def test_workers_that_run_on_notice_an_older_database_by_themselves(network: Network, copy: Copy) -> None:
+def test_workers_that_run_on_notice_an_older_database_by_themselves(
+    network: Network, copy: Copy
+) -> None:
     """Nothing is published afterwards that would make them look."""
     network.post()
     network.prove()
@@ -75,7 +83,9 @@ def test_workers_that_run_on_notice_an_older_database_by_themselves(network: Net
     assert all(process.running() for process in network.system.processes)
 
 
-def test_dead_letters_that_an_older_database_lacks_are_stored_again(network: Network, copy: Copy) -> None:
+def test_dead_letters_that_an_older_database_lacks_are_stored_again(
+    network: Network, copy: Copy
+) -> None:
     store = network.system.command("run_dlq")
     poison = [b"no event, before", b"no event, after"]
     producer.publish_record(kafka.FEED_EVENTS, b"1", poison[0])

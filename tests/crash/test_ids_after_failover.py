@@ -83,7 +83,9 @@ def leased(count: int) -> list[Keeper]:
     return keepers
 
 
-def test_nodes_whose_lease_postgresql_has_forgotten_are_given_to_nobody_else(go_back: Callable[[], None]) -> None:
+def test_nodes_whose_lease_postgresql_has_forgotten_are_given_to_nobody_else(
+    go_back: Callable[[], None],
+) -> None:
     forgotten = leased(LEASES)
     nodes = {node_of(keeper) for keeper in forgotten}
     before = timeline()

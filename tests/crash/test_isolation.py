@@ -66,7 +66,9 @@ class Asked:
     last_took: float = 0.0
 
     def note(self, answer: httpx.Response, seconds: float) -> None:
-        is_error = answer.status_code >= 400 and answer.headers["content-type"] == "application/json"
+        is_error = (
+            answer.status_code >= 400 and answer.headers["content-type"] == "application/json"
+        )
         code = answer.json()["code"] if is_error else ""
         self.last, self.last_took = f"{answer.status_code} {code}".strip(), seconds
         self.answers[self.last] += 1
@@ -76,7 +78,9 @@ class Asked:
 class Askers:
     """Threads that ask for the same again and again, each on a connection of its own, until the end of `with`."""
 
-    def __init__(self, network: Network, threads: int, method: str, path: str, **arguments: object) -> None:
+    def __init__(
+        self, network: Network, threads: int, method: str, path: str, **arguments: object
+    ) -> None:
         self.asked = Asked()
         self._network = network
         self._request = (method, path, arguments)

@@ -33,7 +33,9 @@ def dying(system: System, point: str, *command: str, **variables: str) -> Proces
     """Start a command that will kill itself at `point`."""
     assert point in POINTS
     marker = str(system.directory / "died")
-    return system.command("-m", "tests.crash.die_at", point, marker, *command, script="-u", **variables)
+    return system.command(
+        "-m", "tests.crash.die_at", point, marker, *command, script="-u", **variables
+    )
 
 
 def wait_for_death(process: Process) -> None:
@@ -66,14 +68,18 @@ def test_a_worker_killed(point: str, network: Network) -> None:
 def test_a_worker_killed_while_another_joins(network: Network) -> None:
     victim = dying(network.system, "during revocation", "run_fanout")
     network.post()
-    wait_until(lambda: Post.objects.filter(author_id__in=network.authors).count() == len(network.posts))
+    wait_until(
+        lambda: Post.objects.filter(author_id__in=network.authors).count() == len(network.posts)
+    )
     network.system.worker()
     wait_for_death(victim)
     network.post()
     network.prove()
 
 
-def test_a_worker_killed_while_it_makes_the_partitions_that_posts_wait_for(network: Network) -> None:
+def test_a_worker_killed_while_it_makes_the_partitions_that_posts_wait_for(
+    network: Network,
+) -> None:
     with partitions_undone():
         lay_out(0, first_id_of(layout().now_ms))
         network.post()
@@ -88,7 +94,9 @@ def test_a_worker_killed_while_it_drops_a_partition(network: Network) -> None:
     with partitions_undone():
         lay_out(0, *(first_id_of(layout().now_ms + minutes * 60_000) for minutes in (-2, -1, 60)))
         network.post()
-        wait_for_death(dying(network.system, "while a partition is dropped", "run_fanout", FEED_PARTITIONS="2"))
+        wait_for_death(
+            dying(network.system, "while a partition is dropped", "run_fanout", FEED_PARTITIONS="2")
+        )
         Horizon.objects.update(keeper_due_at=Now())  # as if a minute had passed
         network.system.worker(FEED_PARTITIONS="2")
         network.post()
@@ -96,7 +104,9 @@ def test_a_worker_killed_while_it_drops_a_partition(network: Network) -> None:
         network.prove()
 
 
-@pytest.mark.parametrize("point", ["before the dead letter is sent", "after the dead letter is acknowledged"])
+@pytest.mark.parametrize(
+    "point", ["before the dead letter is sent", "after the dead letter is acknowledged"]
+)
 def test_a_worker_killed_around_a_dead_letter(point: str, network: Network) -> None:
     victim = dying(network.system, point, "run_fanout")
     value = poison()
@@ -111,7 +121,8 @@ def test_a_worker_killed_around_a_dead_letter(point: str, network: Network) -> N
 
 
 @pytest.mark.parametrize(
-    "point", ["before dead letters are stored", "after dead letters are stored", "before the offset commit"]
+    "point",
+    ["before dead letters are stored", "after dead letters are stored", "before the offset commit"],
 )
 def test_the_dead_letter_store_killed(point: str, network: Network) -> None:
     victim = dying(network.system, point, "run_dlq")
@@ -133,7 +144,9 @@ def test_a_replay_killed_before_it_is_marked_can_be_repeated(network: Network) -
     value = poison()
     producer.publish_record(kafka.FEED_EVENTS, b"1", value)
     wait_until(lambda: entries(value))
-    wait_for_death(dying(network.system, "before a replay is marked", "dlq", "replay", "--all", "--yes"))
+    wait_for_death(
+        dying(network.system, "before a replay is marked", "dlq", "replay", "--all", "--yes")
+    )
     wait_until(lambda: entries(value)[0].attempts == 2)
     assert network.system.command("dlq", "replay", "--all", "--yes").popen.wait() == 0
     wait_until(lambda: entries(value)[0].attempts == 3)
@@ -141,7 +154,9 @@ def test_a_replay_killed_before_it_is_marked_can_be_repeated(network: Network) -
 
 
 @pytest.mark.parametrize("point", ["before publishing", "between publish and answer"])
-def test_a_post_whose_api_process_dies_is_made_once_when_repeated(point: str, network: Network) -> None:
+def test_a_post_whose_api_process_dies_is_made_once_when_repeated(
+    point: str, network: Network
+) -> None:
     system, author = network.system, network.authors[0]
     marker = system.directory / "died"
     system.processes[0].stop()
@@ -151,7 +166,9 @@ def test_a_post_whose_api_process_dies_is_made_once_when_repeated(point: str, ne
     def post() -> httpx.Response | None:
         with system.client(author) as client:
             try:
-                return client.post("/posts", json={"content": "once"}, headers={"Idempotency-Key": "k"})
+                return client.post(
+                    "/posts", json={"content": "once"}, headers={"Idempotency-Key": "k"}
+                )
             except httpx.TransportError:
                 return None
 

@@ -17,7 +17,8 @@ from tests.e2e.system import Process, is_ready, settled, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
 needs_embedded_valkey = pytest.mark.skipif(
-    bool(os.environ.get(VALKEY.variable)), reason="stops the embedded Valkey, and an external one is in use"
+    bool(os.environ.get(VALKEY.variable)),
+    reason="stops the embedded Valkey, and an external one is in use",
 )
 
 AWAY, AFTER = 3.0, 2.0  # seconds of load
@@ -25,7 +26,9 @@ MAX_POLL_INTERVAL_MS = 6_000
 
 
 @outages.needs_embedded_postgres
-@pytest.mark.parametrize("end", [outages.postgres.stop, outages.postgres.kill], ids=["restarted", "killed"])
+@pytest.mark.parametrize(
+    "end", [outages.postgres.stop, outages.postgres.kill], ids=["restarted", "killed"]
+)
 def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network) -> None:
     workers = [network.system.worker(), network.system.worker()]
     with Load(network) as load:
@@ -40,7 +43,9 @@ def test_postgresql_goes_away_and_comes_back(end: outages.Act, network: Network)
 
 
 @outages.needs_embedded_postgres
-def test_an_api_that_starts_without_postgresql_takes_writes_once_that_is_back(network: Network) -> None:
+def test_an_api_that_starts_without_postgresql_takes_writes_once_that_is_back(
+    network: Network,
+) -> None:
     system = network.system
     system.worker()
     [first, _worker] = system.processes
@@ -67,7 +72,9 @@ def test_valkey_is_killed_and_comes_back_empty(network: Network) -> None:
     assert worker.running()
 
 
-@pytest.mark.parametrize("point", ["after poll", "after the database commit", "before the offset commit"])
+@pytest.mark.parametrize(
+    "point", ["after poll", "after the database commit", "before the offset commit"]
+)
 def test_one_of_three_workers_freezes_past_the_poll_interval(point: str, network: Network) -> None:
     """The others take over what it had in hand; when it wakes up, it must not apply or commit that again."""
     limit = {"KAFKA_MAX_POLL_INTERVAL_MS": str(MAX_POLL_INTERVAL_MS)}
@@ -89,7 +96,9 @@ def test_one_of_three_workers_freezes_past_the_poll_interval(point: str, network
 
 def wait_until_at_work(network: Network) -> None:
     """Wait until events under load get processed."""
-    wait_until(lambda: ProcessedEvent.objects.filter(event_id__in=network.events.copy()).count() > 10)
+    wait_until(
+        lambda: ProcessedEvent.objects.filter(event_id__in=network.events.copy()).count() > 10
+    )
 
 
 def freezing(network: Network, point: str, **variables: str) -> Process:

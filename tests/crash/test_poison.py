@@ -40,13 +40,23 @@ def injected(author: int, somebody_elses_post: int) -> list[Poison]:
     return [
         Poison("undecodable", f"not JSON, {author}".encode(), "UndecodableEvent"),
         Poison("a version of the future", changed(author, version=99), "UnknownEventType"),
-        Poison("bad UTF-8", changed(author, payload={"content": "TEXT"}).replace(b"TEXT", b"\xff"), "UndecodableEvent"),
+        Poison(
+            "bad UTF-8",
+            changed(author, payload={"content": "TEXT"}).replace(b"TEXT", b"\xff"),
+            "UndecodableEvent",
+        ),
         Poison("1 MB", changed(author, payload={"content": "x" * 1_000_000}), "InvalidEvent"),
-        Poison("deep JSON", b'{"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "UndecodableEvent"),
+        Poison(
+            "deep JSON", b'{"payload":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "UndecodableEvent"
+        ),
         Poison("NUL", changed(author, payload={"content": "a\0b"}), "InvalidEvent"),
         Poison("wrong types", changed(author, event_id=1, payload=[]), "InvalidEvent"),
         Poison("unknown type", changed(author, type="post.exploded"), "UnknownEventType"),
-        Poison("integrity", changed(author, payload={"post_id": str(somebody_elses_post)}), "InvalidEvent"),
+        Poison(
+            "integrity",
+            changed(author, payload={"post_id": str(somebody_elses_post)}),
+            "InvalidEvent",
+        ),
     ]
 
 
@@ -54,7 +64,9 @@ def entries(poison: list[Poison]) -> list[tuple[bytes, str, str]]:
     """Return value, exception class and state of the stored dead letters that hold `poison`."""
     values = [one.value for one in poison]
     stored = DeadLetter.objects.filter(value__in=values).select_related("group")
-    return sorted((bytes(e.value or b""), e.group.exception.rpartition(".")[2], e.state) for e in stored)
+    return sorted(
+        (bytes(e.value or b""), e.group.exception.rpartition(".")[2], e.state) for e in stored
+    )
 
 
 def post_the_bug(network: Network) -> httpx.Response:
@@ -86,7 +98,11 @@ def test_ten_kinds_of_poison_and_a_replay_once_the_bug_is_fixed(network: Network
     wait_until(lambda: DeadLetter.objects.filter(event_id=bug).exists())
     assert DeadLetter.objects.count() == 10
     entry = DeadLetter.objects.select_related("group").get(event_id=bug)
-    assert (entry.group.exception, entry.state, entry.attempts) == ("builtins.RuntimeError", DeadLetter.State.OPEN, 1)
+    assert (entry.group.exception, entry.state, entry.attempts) == (
+        "builtins.RuntimeError",
+        DeadLetter.State.OPEN,
+        1,
+    )
 
     # The neighbours are in their feeds, and the workers are alive.
     network.prove()

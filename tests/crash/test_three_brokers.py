@@ -17,7 +17,10 @@ from tests.kafka.apache import ApacheKafka, cluster, start_all
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(running.apache_kafka is None, reason="starts three Apache Kafka brokers: run `make test-kafka`"),
+    pytest.mark.skipif(
+        running.apache_kafka is None,
+        reason="starts three Apache Kafka brokers: run `make test-kafka`",
+    ),
 ]
 
 COPIES = 3
@@ -49,13 +52,19 @@ def brokers(started: list[ApacheKafka], settings: Settings) -> Iterator[list[Apa
 def in_sync() -> bool:
     """Tell whether every broker has all that is in our topics."""
     known = AdminClient(kafka.client_config()).list_topics(timeout=10).topics
-    partitions = [partition for topic in kafka.TOPICS for partition in known[topic].partitions.values()]
+    partitions = [
+        partition for topic in kafka.TOPICS for partition in known[topic].partitions.values()
+    ]
     return all(len(partition.isrs) == COPIES for partition in partitions)
 
 
 def leader(brokers: list[ApacheKafka]) -> ApacheKafka:
     """Return the broker that takes the writes of a partition of `feed-events`."""
-    topic = AdminClient(kafka.client_config()).list_topics(kafka.FEED_EVENTS, timeout=10).topics[kafka.FEED_EVENTS]
+    topic = (
+        AdminClient(kafka.client_config())
+        .list_topics(kafka.FEED_EVENTS, timeout=10)
+        .topics[kafka.FEED_EVENTS]
+    )
     node = topic.partitions[0].leader
     return next(broker for broker in brokers if broker.node == node)
 

@@ -36,14 +36,18 @@ def hanging_worker(network: Network, **variables: str) -> Process:
 
 @pytest.mark.parametrize("command", ["run_fanout", "run_dlq"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_worker_cleanly(command: str, number: signal.Signals, network: Network) -> None:
+def test_a_signal_ends_a_worker_cleanly(
+    command: str, number: signal.Signals, network: Network
+) -> None:
     process = started(network.system.command(command))
     process.popen.send_signal(number)
     assert process.popen.wait(PATIENCE) == 0
     assert "left_group" in process.log.read_text()
 
 
-def test_a_worker_with_a_long_way_to_go_leaves_after_the_transaction_it_is_at(network: Network) -> None:
+def test_a_worker_with_a_long_way_to_go_leaves_after_the_transaction_it_is_at(
+    network: Network,
+) -> None:
     """Of 400 posts of one author each fills a transaction, and all are one lane's share of a batch."""
     author = network.authors[0]
     imports.import_follows({(follower, author) for follower in range(100_000, 100_900)})
@@ -81,7 +85,9 @@ def test_a_worker_that_cannot_leave_is_ended_by_its_watchdog(network: Network) -
     network.prove()
 
 
-def test_a_flood_of_dead_letters_stops_a_worker_and_leaves_the_rest_in_the_topic(network: Network) -> None:
+def test_a_flood_of_dead_letters_stops_a_worker_and_leaves_the_rest_in_the_topic(
+    network: Network,
+) -> None:
     worker = network.system.worker(DLQ_FLOOD_COUNT="3", DLQ_FLOOD_SECONDS="60")
     network.system.command("run_dlq")
     flood = [f"no event {uuid4()}".encode() for _ in range(5)]
@@ -104,7 +110,9 @@ def test_a_flood_in_one_lane_stops_a_worker_although_its_other_lane_hangs(networ
     marker = network.system.directory / "hangs"
     command = ("-m", "tests.crash.die_at", "before the database commit", str(marker), "run_fanout")
     two_lanes = {"FEED_FANOUT_LANES": "2", "FEED_BATCH_MAX_WAIT_MS": "1000"}
-    worker = network.system.command(*command, script="-u", AT_POINT="hang", DLQ_FLOOD_COUNT="3", **two_lanes)
+    worker = network.system.command(
+        *command, script="-u", AT_POINT="hang", DLQ_FLOOD_COUNT="3", **two_lanes
+    )
     assert worker.popen.wait(PATIENCE) == EXIT_FLOOD
     assert marker.exists()
     network.system.worker()

@@ -83,7 +83,9 @@ def test_each_page_is_in_the_navigation_of_the_site() -> None:
 
 def test_the_overview_leads_to_each_page() -> None:
     overview = (DOCS / "README.md").read_text()
-    pages = [str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.parent.name != "adr"]
+    pages = [
+        str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.parent.name != "adr"
+    ]
     assert [page for page in pages if page != "README.md" and f"]({page}" not in overview] == []
 
 
@@ -93,9 +95,15 @@ def test_the_overview_leads_to_each_page() -> None:
 def said_defaults() -> dict[str, tuple[str, str]]:
     """Return what docs/settings.md says of each variable: the default with embedded servers and with one's own."""
     said = {}
-    for names, defaults, *_rest in rows((DOCS / "settings.md").read_text().split("Read outside")[0]):
+    for names, defaults, *_rest in rows(
+        (DOCS / "settings.md").read_text().split("Read outside")[0]
+    ):
         variables = [name for name in in_code(names) if name.isupper()]
-        each = defaults.split(", ") if len(defaults.split(", ")) == len(variables) else [defaults] * len(variables)
+        each = (
+            defaults.split(", ")
+            if len(defaults.split(", ")) == len(variables)
+            else [defaults] * len(variables)
+        )
         for variable, default in zip(variables, each, strict=True):
             embedded, _, own = default.partition(" / ")
             said[variable] = (embedded, own or embedded)
@@ -121,34 +129,54 @@ def in_words(value: Any) -> str:
     return f"`{text}`" if text else "none"
 
 
-def differing(said: dict[str, str], values: dict[str, Any], but: set[str]) -> dict[str, tuple[str, str]]:
-    told = {variable: text.partition(": ")[0].replace("unlimited", "none") for variable, text in said.items()}
+def differing(
+    said: dict[str, str], values: dict[str, Any], but: set[str]
+) -> dict[str, tuple[str, str]]:
+    told = {
+        variable: text.partition(": ")[0].replace("unlimited", "none")
+        for variable, text in said.items()
+    }
     meant = {variable: in_words(value) for variable, value in values.items()}
-    return {name: (told[name], meant[name]) for name in told if name not in but and told[name] != meant[name]}
+    return {
+        name: (told[name], meant[name])
+        for name in told
+        if name not in but and told[name] != meant[name]
+    }
 
 
-def test_the_table_of_settings_has_each_variable_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_settings_has_each_variable_that_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert said_defaults().keys() == read_settings(monkeypatch, {}).keys()
 
 
-def test_the_table_of_settings_tells_the_defaults_with_embedded_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_settings_tells_the_defaults_with_embedded_servers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said = {variable: embedded for variable, (embedded, _own) in said_defaults().items()}
     values = read_settings(monkeypatch, {})
     servers = {"DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS"}
     secrets = {"DJANGO_SECRET_KEY", "JWT_SIGNING_KEY"}
     assert differing(said, values, but=servers | secrets | {"FEED_DATA_DIR"}) == {}
     running = addresses(values["FEED_DATA_DIR"])
-    assert all(said[name].startswith("the embedded") and values[name] == running.get(name, "") for name in servers)
+    assert all(
+        said[name].startswith("the embedded") and values[name] == running.get(name, "")
+        for name in servers
+    )
     assert all(said[name] == "generated" and len(values[name]) >= 32 for name in secrets)
 
 
-def test_the_table_of_settings_tells_the_defaults_with_servers_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_settings_tells_the_defaults_with_servers_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said = {variable: own for variable, (_embedded, own) in said_defaults().items()}
     monkeypatch.delenv("FEED_DATA_DIR")
     values = read_settings(monkeypatch, OWN_SERVERS)
     assert differing(said, values, but={*OWN_SERVERS, "FEED_DATA_DIR"}) == {}
     assert said["FEED_DATA_DIR"] == in_words(values["FEED_DATA_DIR"].relative_to(ROOT))
-    assert all(said[name].startswith("required") for name in ("DJANGO_SECRET_KEY", "JWT_SIGNING_KEY"))
+    assert all(
+        said[name].startswith("required") for name in ("DJANGO_SECRET_KEY", "JWT_SIGNING_KEY")
+    )
 
 
 # Metrics, commands, HTTP -------------------------------------------------------------------------------------
@@ -198,9 +226,15 @@ def names_in(file: Path) -> set[str]:
     """Return what a file of ours defines: functions, classes, methods as `Class.method`, constants, attributes."""
     tree = ast.parse(file.read_text())
     names = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS | ast.ClassDef)}
-    names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     names |= {
-        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    names |= {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
     for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
         names |= {f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, FUNCTIONS)}
@@ -216,23 +250,33 @@ def file_named(path: str) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_each_name_given_with_its_file_is_in_it(page: Path) -> None:
     given = re.findall(r"`([\w/]+\.py): ([\w.]+)`", page.read_text())
-    assert [f"{path}: {name}" for path, name in given if name not in names_in(file_named(path))] == []
+    assert [
+        f"{path}: {name}" for path, name in given if name not in names_in(file_named(path))
+    ] == []
 
 
 def test_the_code_named_in_correctness_exists() -> None:
     missing = []
     for cells in rows((DOCS / "correctness.md").read_text()):
         for path, names in re.findall(r"`([\w/]+\.py)`((?:,? `\w+`)*)", cells[2]):
-            missing += [f"{path} {name}" for name in in_code(names) if name not in names_in(file_named(path))]
+            missing += [
+                f"{path} {name}"
+                for name in in_code(names)
+                if name not in names_in(file_named(path))
+            ]
     assert missing == []
 
 
 def test_the_tests_named_in_correctness_exist() -> None:
     suite = {name for file in (ROOT / "tests").rglob("test_*.py") for name in names_in(file)}
     named = {
-        name for cells in rows((DOCS / "correctness.md").read_text()) for name in re.findall(r"\*(\S+)\*", cells[3])
+        name
+        for cells in rows((DOCS / "correctness.md").read_text())
+        for name in re.findall(r"\*(\S+)\*", cells[3])
     }
-    missing = {name for name in named if not any(re.fullmatch(_pattern(name), test) for test in suite)}
+    missing = {
+        name for name in named if not any(re.fullmatch(_pattern(name), test) for test in suite)
+    }
     assert named
     assert missing == set()
 
@@ -248,7 +292,16 @@ def _pattern(name: str) -> str:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the site as `make docs` does."""
     directory = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(directory)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(directory),
+    ]
     subprocess.run(command, cwd=ROOT, check=True)
     return directory
 
@@ -265,6 +318,10 @@ def test_the_reference_has_each_command_metric_and_path(site: Path) -> None:
 
 def test_the_site_loads_nothing_from_another_host(site: Path) -> None:
     pages = [page.read_text() for page in site.rglob("*.html")]
-    loaded = [tag for page in pages for tag in re.findall(r"<(?:script|img|iframe|link)[^>]*//[^>]*>", page)]
+    loaded = [
+        tag
+        for page in pages
+        for tag in re.findall(r"<(?:script|img|iframe|link)[^>]*//[^>]*>", page)
+    ]
     assert len(pages) > 30
     assert loaded == []

@@ -20,7 +20,10 @@ def follow_graph(directory: Path) -> tuple[Path, set[Pair]]:
         print(f"{file.name} is not there: using a generated graph")  # noqa: T201 - pytest shows it on failure
         file = _generated_graph(directory)
     with gzip.open(file, "rt") as lines:
-        return file, {(int(follower), int(followee)) for follower, followee in islice(csv.reader(lines), 1, None)}
+        return file, {
+            (int(follower), int(followee))
+            for follower, followee in islice(csv.reader(lines), 1, None)
+        }
 
 
 def posts(count: int, pairs: set[Pair], seed: int) -> list[Draft]:
@@ -46,7 +49,12 @@ def _real_posts(count: int) -> list[tuple[str, str]]:
 def _generated_graph(directory: Path) -> Path:
     chance = random.Random(1)
     file = directory / "graph.csv.gz"
-    pairs = {(chance.randint(1, 2_000), min(2_000, int(chance.paretovariate(0.7)))) for _ in range(30_000)}
+    pairs = {
+        (chance.randint(1, 2_000), min(2_000, int(chance.paretovariate(0.7))))
+        for _ in range(30_000)
+    }
     with gzip.open(file, "wt") as out:
-        csv.writer(out).writerows([("follower", "followee"), *sorted(pair for pair in pairs if pair[0] != pair[1])])
+        csv.writer(out).writerows(
+            [("follower", "followee"), *sorted(pair for pair in pairs if pair[0] != pair[1])]
+        )
     return file

@@ -49,7 +49,9 @@ class Process:
         directory.mkdir(exist_ok=True)
         self.log = directory / f"{name}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as log:
-            self.popen = subprocess.Popen(command, env=environment() | variables, stdout=log, stderr=subprocess.STDOUT)
+            self.popen = subprocess.Popen(
+                command, env=environment() | variables, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def kill(self) -> None:
         """Kill the process and all it has started (the API's workers), which a killed parent would leave behind."""
@@ -79,7 +81,9 @@ class System:
         self.url = ""
 
     def command(self, *arguments: str, script: str = "manage.py", **variables: str) -> Process:
-        process = Process(arguments[0], [sys.executable, script, *arguments], self.directory, **variables)
+        process = Process(
+            arguments[0], [sys.executable, script, *arguments], self.directory, **variables
+        )
         self.processes.append(process)
         return process
 
@@ -91,7 +95,12 @@ class System:
         port = str(free_port(httpx.URL(self.url).port or 0 if self.url else 0))
         metrics = self.directory / f"metrics-{port}"
         api = Process(
-            "api", ["bin/serve"], self.directory, PORT=port, PROMETHEUS_MULTIPROC_DIR=str(metrics), **variables
+            "api",
+            ["bin/serve"],
+            self.directory,
+            PORT=port,
+            PROMETHEUS_MULTIPROC_DIR=str(metrics),
+            **variables,
         )
         self.processes.append(api)
         self.url = f"http://127.0.0.1:{port}"
@@ -143,7 +152,9 @@ def wait_until(
 
 def settled(event_ids: set[int]) -> bool:
     """Tell whether every event is processed or a dead letter."""
-    processed = set(ProcessedEvent.objects.filter(event_id__in=event_ids).values_list("event_id", flat=True))
+    processed = set(
+        ProcessedEvent.objects.filter(event_id__in=event_ids).values_list("event_id", flat=True)
+    )
     dead = set(DeadLetter.objects.filter(event_id__in=event_ids).values_list("event_id", flat=True))
     return event_ids <= processed | dead
 

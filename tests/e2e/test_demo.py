@@ -53,7 +53,9 @@ class Demo:
         assert text in self.output, self.output
 
     def child(self, word: str) -> psutil.Process:
-        (found,) = [c for c in psutil.Process(self.process.pid).children() if word in " ".join(c.cmdline())]
+        (found,) = [
+            c for c in psutil.Process(self.process.pid).children() if word in " ".join(c.cmdline())
+        ]
         return found
 
     def curl(self, path: str) -> httpx.Request:
@@ -96,7 +98,17 @@ def run(tmp_path: Path) -> Iterator[Callable[[int], Demo]]:
 
 
 def put_load_on(port: int, data_dir: Path) -> None:
-    command = [sys.executable, "manage.py", "load", "--port", str(port), "--rate", "20", "--seconds", "2"]
+    command = [
+        sys.executable,
+        "manage.py",
+        "load",
+        "--port",
+        str(port),
+        "--rate",
+        "20",
+        "--seconds",
+        "2",
+    ]
     done = subprocess.run(command, env=environment(data_dir), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"[1-9]\d* posts accepted \(.* a second\), [1-9]\d* feeds read", done.stdout)

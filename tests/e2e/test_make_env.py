@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 SECRET = re.compile(r"^(\w+)=([0-9a-f]{64})$", re.MULTILINE)
-WANTED = {"DJANGO_SECRET_KEY", "JWT_SIGNING_KEY", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "GRAFANA_PASSWORD"}
+WANTED = {
+    "DJANGO_SECRET_KEY",
+    "JWT_SIGNING_KEY",
+    "POSTGRES_PASSWORD",
+    "REDIS_PASSWORD",
+    "GRAFANA_PASSWORD",
+}
 
 
 @pytest.fixture

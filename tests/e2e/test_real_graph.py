@@ -27,7 +27,9 @@ class Model:
 
     def feed(self, user: int) -> list[int]:
         authors = {followee for follower, followee in self.follows if follower == user} | {user}
-        return sorted((post for post, author in self.posts.items() if author in authors), reverse=True)
+        return sorted(
+            (post for post, author in self.posts.items() if author in authors), reverse=True
+        )
 
 
 def write(system: System, model: Model, drafts: list[real_data.Draft]) -> None:
@@ -38,7 +40,10 @@ def write(system: System, model: Model, drafts: list[real_data.Draft]) -> None:
 
     def post_all(author: int) -> list[tuple[int, int]]:
         with system.client(author) as client:
-            answers = [client.post("/posts", json={"content": text}).raise_for_status() for text in by_author[author]]
+            answers = [
+                client.post("/posts", json={"content": text}).raise_for_status()
+                for text in by_author[author]
+            ]
         assert {answer.status_code for answer in answers} == {202}
         return [(int(answer.json()["id"]), int(answer.json()["event_id"])) for answer in answers]
 

@@ -43,7 +43,9 @@ def generated_graph(chance: random.Random) -> set[tuple[int, int]]:
     fans = chance.sample([user for user in USERS if user != STAR], len(USERS) // 4)
     pairs = {(fan, STAR) for fan in fans}
     for follower in USERS:
-        pairs |= {(follower, followee) for followee in chance.sample(USERS, 8) if followee != follower}
+        pairs |= {
+            (follower, followee) for followee in chance.sample(USERS, 8) if followee != follower
+        }
     return pairs
 
 
@@ -69,21 +71,32 @@ class Traffic:
         mine = [post for post, author in self.posts.items() if author == STAR]
         for post in {self.chance.choice(mine), *self.chance.sample(sorted(self.posts), count)}:
             with self.system.client(self.posts.pop(post)) as client:
-                self.events.add(int(client.delete(f"/posts/{post}").raise_for_status().json()["event_id"]))
+                self.events.add(
+                    int(client.delete(f"/posts/{post}").raise_for_status().json()["event_id"])
+                )
 
     def change_follows(self, pairs: set[tuple[int, int]], count: int) -> None:
         """Have some leave the star, and others come to it."""
         fans = {follower for follower, followee in pairs if followee == STAR}
         strangers = set(USERS) - fans - {STAR}
-        for user in [*self.chance.sample(sorted(fans), count), *self.chance.sample(sorted(strangers), count)]:
+        for user in [
+            *self.chance.sample(sorted(fans), count),
+            *self.chance.sample(sorted(strangers), count),
+        ]:
             with self.system.client(user) as client:
-                answer = client.delete(f"/follows/{STAR}") if user in fans else client.put(f"/follows/{STAR}")
+                answer = (
+                    client.delete(f"/follows/{STAR}")
+                    if user in fans
+                    else client.put(f"/follows/{STAR}")
+                )
             self.events.add(int(answer.raise_for_status().json()["event_id"]))
             pairs ^= {(user, STAR)}
 
     def is_half_done(self) -> bool:
         """Tell whether the worker is amid its work."""
-        return ProcessedEvent.objects.filter(event_id__in=self.events).count() > len(self.events) / 2
+        return (
+            ProcessedEvent.objects.filter(event_id__in=self.events).count() > len(self.events) / 2
+        )
 
     def wait(self) -> None:
         wait_until(lambda: settled(self.events))
@@ -91,7 +104,9 @@ class Traffic:
     def _post(self, author: int) -> dict[str, str]:
         with self.system.client(author) as client:
             answer: dict[str, str] = (
-                client.post("/posts", json={"content": f"by {author} 世界"}).raise_for_status().json()
+                client.post("/posts", json={"content": f"by {author} 世界"})
+                .raise_for_status()
+                .json()
             )
         return answer
 
@@ -109,18 +124,25 @@ def expected_feeds(pairs: set[tuple[int, int]], posts: dict[int, int]) -> dict[i
         return dict(cursor.fetchall())
 
 
-def test_feeds_stay_right_while_workers_are_restarted_under_another_strategy(tmp_path: Path) -> None:
+def test_feeds_stay_right_while_workers_are_restarted_under_another_strategy(
+    tmp_path: Path,
+) -> None:
     kafka.create_topics()
     chance = random.Random(SEED)
     pairs = generated_graph(chance)
     file = tmp_path / "graph.csv"
-    file.write_text("follower,followee\n" + "".join(f"{follower},{followee}\n" for follower, followee in sorted(pairs)))
+    file.write_text(
+        "follower,followee\n"
+        + "".join(f"{follower},{followee}\n" for follower, followee in sorted(pairs))
+    )
     call_command("import_follows", str(file))
     with running(tmp_path) as system:
         system.api()
         traffic = Traffic(system, chance)
         for strategy in STRATEGIES:
-            worker = system.worker(FEED_STRATEGY=strategy, FEED_PUSH_MAX_FOLLOWERS=PUSH_MAX_FOLLOWERS)
+            worker = system.worker(
+                FEED_STRATEGY=strategy, FEED_PUSH_MAX_FOLLOWERS=PUSH_MAX_FOLLOWERS
+            )
             traffic.post()
             traffic.change_follows(pairs, 3)
             wait_until(traffic.is_half_done)

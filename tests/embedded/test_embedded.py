@@ -112,7 +112,9 @@ def test_start_revives_a_killed_server_and_only_that(
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_a_server_moves_when_its_port_is_taken(data_dir: Path, running: dict[str, state.Record], variable: str) -> None:
+def test_a_server_moves_when_its_port_is_taken(
+    data_dir: Path, running: dict[str, state.Record], variable: str
+) -> None:
     kill(data_dir, variable)
     with socket.create_server(("127.0.0.1", running[variable].port)):
         stack.start(data_dir)
@@ -137,7 +139,9 @@ def test_a_pid_that_now_belongs_to_another_process_is_no_server(
     assert state.read(data_dir)[variable].pid != os.getpid()
 
 
-def test_concurrent_starts_start_each_server_once(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_starts_start_each_server_once(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stack.stop(data_dir)
     with ThreadPoolExecutor() as threads:
         for call in [threads.submit(stack.start, data_dir) for _ in range(3)]:
@@ -167,7 +171,9 @@ def test_a_server_given_by_the_environment_is_left_alone(
 def test_a_server_that_does_not_start_is_an_error_naming_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = replace(VALKEY, command=lambda data_dir, port, password: ["/bin/sh", "-c", "echo no; exit 1"])
+    broken = replace(
+        VALKEY, command=lambda data_dir, port, password: ["/bin/sh", "-c", "echo no; exit 1"]
+    )
     monkeypatch.setattr(stack, "SERVERS", [broken])
     monkeypatch.setattr(stack, "ATTEMPTS", 1)
     with pytest.raises(EmbeddedError, match=r"Valkey did not start; see .*valkey-server\.log"):
@@ -179,21 +185,29 @@ def test_a_server_that_does_not_start_is_an_error_naming_its_log(
     assert log == "no\n"
 
 
-def test_passwords_are_needed_and_kept_from_others(data_dir: Path, running: dict[str, state.Record]) -> None:
+def test_passwords_are_needed_and_kept_from_others(
+    data_dir: Path, running: dict[str, state.Record]
+) -> None:
     assert not VALKEY.answers(f"redis://127.0.0.1:{running['REDIS_URL'].port}/0")
     assert not VALKEY.answers(VALKEY.url(running["REDIS_URL"].port, "wrong"))
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(running["DATABASE_URL"].url.replace("feed:", "feed:wrong"))
-    readable = [path.name for path in data_dir.iterdir() if path.is_file() and path.stat().st_mode & 0o077]
+    readable = [
+        path.name for path in data_dir.iterdir() if path.is_file() and path.stat().st_mode & 0o077
+    ]
     assert readable in ([], ["lock"])
     assert data_dir.stat().st_mode & 0o044 == 0
 
 
-def test_remove_leaves_no_server_and_no_data(data_dir: Path, running: dict[str, state.Record]) -> None:
+def test_remove_leaves_no_server_and_no_data(
+    data_dir: Path, running: dict[str, state.Record]
+) -> None:
     home = (data_dir / "postgres").resolve()
     stack.remove(data_dir)
     assert not home.exists()
     # Settings keep their generated secrets there too, which are not the stack's to delete.
     assert {path.name for path in data_dir.iterdir()} <= {"django_secret_key", "jwt_signing_key"}
     assert addresses(data_dir) == {}
-    assert not any(is_running(r.pid, s.program, r.port) for s in stack.SERVERS for r in running.values())
+    assert not any(
+        is_running(r.pid, s.program, r.port) for s in stack.SERVERS for r in running.values()
+    )

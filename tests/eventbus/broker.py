@@ -62,12 +62,17 @@ def size_of(topic: str, partition: int) -> int:
 
 def read_all(topic: str) -> list[Record]:
     """Return every record of the topic, partition by partition to its end, without joining a group."""
-    return [record for partition in range(partitions_of(topic)) for record in _read_partition(topic, partition)]
+    return [
+        record
+        for partition in range(partitions_of(topic))
+        for record in _read_partition(topic, partition)
+    ]
 
 
 def _read_partition(topic: str, partition: int) -> list[Record]:
     reader = Consumer(
-        kafka.client_config() | {"group.id": unique_name(), "enable.partition.eof": True, "fetch.wait.max.ms": 10}
+        kafka.client_config()
+        | {"group.id": unique_name(), "enable.partition.eof": True, "fetch.wait.max.ms": 10}
     )
     reader.assign([TopicPartition(topic, partition, 0)])
     records: list[Record] = []

@@ -68,7 +68,9 @@ def start_script(transactional_db: None, settings: Settings) -> Iterator[StartSc
 
     def start(source: str, *arguments: str) -> Script:
         command = [sys.executable, "-c", source, *arguments]
-        script = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        script = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         started.append(script)
         return script
 

@@ -39,7 +39,11 @@ def a_dead_letter(
         "event_type": TYPE,
         **context,
     }
-    pairs: list[tuple[str, bytes | None]] = [("traceparent", b"00-1-2-01"), ("binary", b"\xff\x00"), ("none", None)]
+    pairs: list[tuple[str, bytes | None]] = [
+        ("traceparent", b"00-1-2-01"),
+        ("binary", b"\xff\x00"),
+        ("none", None),
+    ]
     pairs += [(f"dlq.{name}", text.encode()) for name, text in headers.items()]
     body = envelope.encode(an_event(event_id, key=7)) if value is None else value
     if entry is not None:

@@ -18,12 +18,22 @@ LATEST_ID = compose(int(NOON.timestamp() * 1_000), NODES - 1, MAX_SEQUENCE)
 
 
 def an_event(event_id: int = 1, key: int = 1, **payload: Any) -> Event:
-    return Event(event_id=event_id, type=TYPE, version=1, actor_id=key, occurred_at=NOON, key=key, payload=payload)
+    return Event(
+        event_id=event_id,
+        type=TYPE,
+        version=1,
+        actor_id=key,
+        occurred_at=NOON,
+        key=key,
+        payload=payload,
+    )
 
 
 def a_record(event: Event, offset: int = 0, partition: int = 0) -> Record:
     """Return the record that delivers `event`."""
-    return Record("notes", partition, offset, envelope.encode_key(event.key), envelope.encode(event), (), 0)
+    return Record(
+        "notes", partition, offset, envelope.encode_key(event.key), envelope.encode(event), (), 0
+    )
 
 
 def counted(metric: str, **labels: str) -> float:

@@ -48,7 +48,9 @@ def crash() -> None:
     raise SystemExit
 
 
-FAILURES: dict[str, Callable[[], None]] = {failure.__name__: failure for failure in (bug, constraint, outage, crash)}
+FAILURES: dict[str, Callable[[], None]] = {
+    failure.__name__: failure for failure in (bug, constraint, outage, crash)
+}
 
 
 class Journal:
@@ -69,7 +71,9 @@ class Journal:
         self.follow_up_failures: list[BaseException] = []
         self._failed: Counter[int] = Counter()
         execute("DROP TABLE IF EXISTS journal")
-        execute("CREATE TABLE journal (n bigserial, event_id bigint, part int, xid xid8 DEFAULT pg_current_xact_id())")
+        execute(
+            "CREATE TABLE journal (n bigserial, event_id bigint, part int, xid xid8 DEFAULT pg_current_xact_id())"
+        )
 
     def to_fact(self, event: Event) -> Event:
         if event.payload.get("fails") == "to_fact":
@@ -84,7 +88,9 @@ class Journal:
                 bug()
         return [list(events[i : i + self.part_size]) for i in range(0, len(events), self.part_size)]
 
-    def apply(self, events: Sequence[Event], *, careful: bool, resume_after: int | None) -> int | None:
+    def apply(
+        self, events: Sequence[Event], *, careful: bool, resume_after: int | None
+    ) -> int | None:
         self.calls.append([event.event_id for event in events])
         self.careful_calls += careful
         self.on_apply(self.calls[-1])

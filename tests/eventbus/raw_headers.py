@@ -19,7 +19,11 @@ def publish(topic: str, key: bytes, value: bytes, headers: list[tuple[bytes, byt
     record_headers = ctypes.c_void_p(library.rd_kafka_headers_new(len(headers)))
     for name, header_value in headers:
         library.rd_kafka_header_add(
-            record_headers, name, ctypes.c_ssize_t(len(name)), header_value, ctypes.c_ssize_t(len(header_value))
+            record_headers,
+            name,
+            ctypes.c_ssize_t(len(name)),
+            header_value,
+            ctypes.c_ssize_t(len(header_value)),
         )
     arguments = [
         *(_TOPIC, topic.encode()),
@@ -39,7 +43,10 @@ def _new_producer() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
     configuration = ctypes.c_void_p(library.rd_kafka_conf_new())
     error = ctypes.create_string_buffer(512)
     servers = settings.KAFKA_BOOTSTRAP_SERVERS.encode()
-    assert library.rd_kafka_conf_set(configuration, b"bootstrap.servers", servers, error, 512) == _CONF_OK
+    assert (
+        library.rd_kafka_conf_set(configuration, b"bootstrap.servers", servers, error, 512)
+        == _CONF_OK
+    )
     producer = ctypes.c_void_p(library.rd_kafka_new(_PRODUCER, configuration, error, 512))
     assert producer, error.value
     return library, producer
@@ -47,7 +54,9 @@ def _new_producer() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
 
 def _librdkafka() -> ctypes.CDLL:
     """Return the library that the Python client has loaded."""
-    [file] = (Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs").glob("librdkafka*.so*")
+    [file] = (Path(confluent_kafka.__file__).parents[1] / "confluent_kafka.libs").glob(
+        "librdkafka*.so*"
+    )
     library = ctypes.CDLL(str(file))
     for function in ("rd_kafka_headers_new", "rd_kafka_conf_new", "rd_kafka_new"):
         getattr(library, function).restype = ctypes.c_void_p

@@ -56,7 +56,9 @@ def test_a_payload_cannot_inject_markup(admin_client: Client) -> None:
 def test_replaying_a_group_asks_first_and_is_logged(admin_client: Client, feed_events: str) -> None:
     entry = an_entry()
     an_entry()
-    assert "Replay 2 dead letters?" in act(admin_client, GROUPS, "replay_selected", [entry.group_id])
+    assert "Replay 2 dead letters?" in act(
+        admin_client, GROUPS, "replay_selected", [entry.group_id]
+    )
     assert broker.read_all(feed_events) == []
     told = act(admin_client, GROUPS, "replay_selected", [entry.group_id], confirmed="yes")
     assert "2 replayed, 0 skipped" in told
@@ -64,13 +66,17 @@ def test_replaying_a_group_asks_first_and_is_logged(admin_client: Client, feed_e
     assert LogEntry.objects.get().change_message == "Replayed 2 dead letters."
 
 
-def test_replays_without_an_outcome_are_repeated_only_when_ticked(admin_client: Client, feed_events: str) -> None:
+def test_replays_without_an_outcome_are_repeated_only_when_ticked(
+    admin_client: Client, feed_events: str
+) -> None:
     entry = an_entry()
     long_ago = timezone.now() - OVERDUE_AFTER
     DeadLetter.objects.update(state=DeadLetter.State.REPLAYED, last_replayed_at=long_ago)
     asked = act(admin_client, ENTRIES, "replay_selected", [entry.id])
     assert "Replay 1 dead letter, 1 of them replayed before without an outcome so far?" in asked
-    assert "0 replayed, 1 skipped" in act(admin_client, ENTRIES, "replay_selected", [entry.id], confirmed="yes")
+    assert "0 replayed, 1 skipped" in act(
+        admin_client, ENTRIES, "replay_selected", [entry.id], confirmed="yes"
+    )
     told = act(admin_client, ENTRIES, "replay_selected", [entry.id], confirmed="yes", overdue="yes")
     assert "1 replayed, 0 skipped" in told
     assert len(broker.read_all(feed_events)) == 1
@@ -78,8 +84,12 @@ def test_replays_without_an_outcome_are_repeated_only_when_ticked(admin_client: 
 
 def test_discarding_needs_a_reason_and_is_logged(admin_client: Client) -> None:
     entry = an_entry()
-    assert "A reason is needed." in act(admin_client, ENTRIES, "discard_selected", [entry.id], confirmed="yes")
-    assert "1 discarded." in act(admin_client, ENTRIES, "discard_selected", [entry.id], confirmed="yes", reason="spam")
+    assert "A reason is needed." in act(
+        admin_client, ENTRIES, "discard_selected", [entry.id], confirmed="yes"
+    )
+    assert "1 discarded." in act(
+        admin_client, ENTRIES, "discard_selected", [entry.id], confirmed="yes", reason="spam"
+    )
     entry.refresh_from_db()
     assert (entry.state, entry.discard_reason) == (DeadLetter.State.DISCARDED, "spam")
     assert LogEntry.objects.get().change_message == "Discarded 1 dead letters: spam"
@@ -100,7 +110,9 @@ def test_seeing_replaying_and_discarding_are_permissions_apart(
     entry = an_entry()
     operator(client, "view_deadletter", *permissions)
     page = client.get(ENTRIES).content.decode()
-    assert {action for action in ("replay_selected", "discard_selected") if action in page} == actions
+    assert {
+        action for action in ("replay_selected", "discard_selected") if action in page
+    } == actions
     act(client, ENTRIES, "discard_selected", [entry.id], confirmed="yes", reason="spam")
     entry.refresh_from_db()
     assert (entry.state == DeadLetter.State.DISCARDED) == ("discard_selected" in actions)
@@ -109,7 +121,9 @@ def test_seeing_replaying_and_discarding_are_permissions_apart(
 def test_nobody_changes_or_deletes_a_dead_letter_by_hand(admin_client: Client) -> None:
     entry = an_entry()
     assert admin_client.get(f"{ENTRIES}add/").status_code == 403
-    assert admin_client.post(f"{ENTRIES}{entry.id}/change/", {"state": "resolved"}).status_code == 403
+    assert (
+        admin_client.post(f"{ENTRIES}{entry.id}/change/", {"state": "resolved"}).status_code == 403
+    )
     assert admin_client.post(f"{ENTRIES}{entry.id}/delete/", {"post": "yes"}).status_code == 403
 
 

@@ -50,7 +50,9 @@ def test_a_group_that_has_never_committed_has_the_whole_topic_before_it(backlog:
     assert lags(backlog) == {0: 100, 1: 7}
 
 
-def test_the_lag_follows_commits_also_into_the_midst_of_a_batch_and_what_comes_in(backlog: Backlog) -> None:
+def test_the_lag_follows_commits_also_into_the_midst_of_a_batch_and_what_comes_in(
+    backlog: Backlog,
+) -> None:
     publish(backlog.topic, 100)
     commit(backlog, 63)
     assert backlog.read()[0] == Standing(committed=63, lag=37)

@@ -169,7 +169,9 @@ def test_an_event_from_within_a_day_is_none() -> None:
     assert envelope.decode(bytes_of_an_event_minted_in(23 * HOUR_MS), b"1")
 
 
-def test_a_worker_with_a_wrong_clock_tells_the_future_by_postgresqls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_with_a_wrong_clock_tells_the_future_by_postgresqls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     set_host_clock(monkeypatch, by_ms=-48 * HOUR_MS)
     clock.read()
     assert envelope.decode(bytes_of_an_event_minted_in(0), b"1")

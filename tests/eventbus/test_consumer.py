@@ -28,7 +28,8 @@ from tests.kafka import running
 pytestmark = [pytest.mark.usefixtures("quick_joins"), pytest.mark.django_db(transaction=True)]
 
 needs_apache_kafka = pytest.mark.skipif(
-    running.apache_kafka is None, reason="needs what the embedded broker lacks: run `make test-kafka`"
+    running.apache_kafka is None,
+    reason="needs what the embedded broker lacks: run `make test-kafka`",
 )
 
 Handle = Callable[["Member", Sequence[Record]], None]
@@ -51,7 +52,9 @@ class Member:
         self.consumer = consumer
         self.stop = partial(leaving.begin, "SIGTERM")
         self._handle = handle
-        self._run: Future[None] = threads.submit(consumer.run, Lanes(lanes, self, Nowhere(), leaving))
+        self._run: Future[None] = threads.submit(
+            consumer.run, Lanes(lanes, self, Nowhere(), leaving)
+        )
 
     def process(self, records: Sequence[Record], turn: Turn) -> None:
         self.turns.append(turn)
@@ -108,11 +111,15 @@ class Group:
         """Return the offset that the group has committed in each partition; nothing for where it has not."""
         asked = [TopicPartition(self.topic, partition) for partition in range(self._partitions)]
         answered = self._reader.committed(asked, timeout=broker.TIMEOUT)
-        return {partition.partition: partition.offset for partition in answered if partition.offset >= 0}
+        return {
+            partition.partition: partition.offset for partition in answered if partition.offset >= 0
+        }
 
     def commit(self, offsets: dict[int, int]) -> None:
         """Commit in Kafka, as an operator does while no member lives."""
-        partitions = [TopicPartition(self.topic, number, offset) for number, offset in offsets.items()]
+        partitions = [
+            TopicPartition(self.topic, number, offset) for number, offset in offsets.items()
+        ]
         self._reader.commit(offsets=partitions, asynchronous=False)
 
     def close(self) -> None:
@@ -157,7 +164,9 @@ def publish(topic: str, *values: bytes, partition: int = 0) -> None:
         producer.publish_record(topic, KEYS[partition], value)
 
 
-def test_each_batch_is_committed_after_it_is_handled_also_the_last_one_before_a_stop(group: Group) -> None:
+def test_each_batch_is_committed_after_it_is_handled_also_the_last_one_before_a_stop(
+    group: Group,
+) -> None:
     def handle(member: Member, records: Sequence[Record]) -> None:
         assert len(records) <= 3
         assert group.committed() == ({0: len(member.handled)} if member.handled else {})
@@ -220,7 +229,9 @@ def test_a_member_that_waits_longer_than_the_poll_interval_stays_and_misses_noth
     assert set(still_ours) == {True}
 
 
-def test_members_share_the_partitions_and_one_takes_over_even_while_it_waits(group_of_two: Group) -> None:
+def test_members_share_the_partitions_and_one_takes_over_even_while_it_waits(
+    group_of_two: Group,
+) -> None:
     group = group_of_two
     published = 0
 
@@ -248,7 +259,9 @@ def test_members_share_the_partitions_and_one_takes_over_even_while_it_waits(gro
     assert len({*first.handled, *second.handled}) == 2 * published
 
 
-def test_a_partition_that_leaves_during_a_wait_is_read_again_when_it_comes_back(group_of_two: Group) -> None:
+def test_a_partition_that_leaves_during_a_wait_is_read_again_when_it_comes_back(
+    group_of_two: Group,
+) -> None:
     group = group_of_two
     others: list[Member] = []
 
@@ -287,7 +300,9 @@ def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_
             others.append(group.join(see_and_leave_uncommitted))
             while others[0].is_in_the_group() or member.consumer.partitions() != [0, 1]:
                 member.turns[-1].wait(0.2)
-            not_ours.extend(record.value for record in records if not member.turns[-1].still_ours(record))
+            not_ours.extend(
+                record.value for record in records if not member.turns[-1].still_ours(record)
+            )
 
     publish(group.topic, b"left", partition=0)
     publish(group.topic, b"right", partition=1)
@@ -312,7 +327,9 @@ def keep(group: Group, offset: int) -> None:
 
 
 def rewinds(group: Group, reason: str) -> float:
-    return counted("kafka_consumer_rewinds_total", topic=group.topic, group=group.name, reason=reason)
+    return counted(
+        "kafka_consumer_rewinds_total", topic=group.topic, group=group.name, reason=reason
+    )
 
 
 def values(count: int, start: int = 0) -> list[bytes]:
@@ -352,7 +369,9 @@ def test_a_database_that_went_back_takes_the_group_back_with_it(group: Group) ->
     assert rewinds(group, "database_behind") == 1
 
 
-def test_a_worker_notices_by_itself_that_the_database_went_back(group: Group, often_checked: None) -> None:
+def test_a_worker_notices_by_itself_that_the_database_went_back(
+    group: Group, often_checked: None
+) -> None:
     member = group.join()
     publish(group.topic, *values(10))
     eventually(lambda: kept(group) == {0: 10})
@@ -494,7 +513,9 @@ def test_a_running_worker_that_retention_overtakes_tells_it_and_goes_on(group: G
 
 
 @needs_apache_kafka
-def test_a_log_that_is_shorter_than_the_group_has_read_is_read_from_its_beginning(group: Group) -> None:
+def test_a_log_that_is_shorter_than_the_group_has_read_is_read_from_its_beginning(
+    group: Group,
+) -> None:
     """As after an election of a replica that lagged."""
     work_off(group, *values(3))
     keep(group, 500)
@@ -515,10 +536,15 @@ def test_a_partition_that_is_revoked_while_two_lanes_work_is_not_committed_and_t
     settings.KAFKA_MAX_POLL_INTERVAL_MS = max(4_000, settings.KAFKA_SESSION_TIMEOUT_MS)
     group = group_of_two
     others: list[Member] = []
-    left: dict[int, set[bool]] = {0: set(), 1: set()}  # by partition, whether it was ours at the end
+    left: dict[int, set[bool]] = {
+        0: set(),
+        1: set(),
+    }  # by partition, whether it was ours at the end
     both = Barrier(2)
 
-    def work_until_one_partition_has_left(member: Member, turn: Turn, records: Sequence[Record]) -> None:
+    def work_until_one_partition_has_left(
+        member: Member, turn: Turn, records: Sequence[Record]
+    ) -> None:
         if member is not first or (others and others[0].handled):
             return
         if both.wait(broker.TIMEOUT) == 0:

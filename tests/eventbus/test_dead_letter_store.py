@@ -26,7 +26,10 @@ def test_a_dead_letter_is_stored_whole() -> None:
     dead_letter_store.store([record])
     entry = DeadLetter.objects.get()
     assert (bytes(entry.key or b""), bytes(entry.value or b"")) == (b"\xff", bytes(range(256)))
-    assert payloads.headers(entry.headers) == "traceparent: 00-1-2-01\nbinary: \\xff\x00\nnone: (no value)"
+    assert (
+        payloads.headers(entry.headers)
+        == "traceparent: 00-1-2-01\nbinary: \\xff\x00\nnone: (no value)"
+    )
     assert (entry.state, entry.event_id, entry.attempts) == (DeadLetter.State.OPEN, 41, 1)
 
 
@@ -85,7 +88,9 @@ def test_a_record_that_names_the_origin_of_another_is_stored_too_and_once() -> N
     dead_letter_store.store([a_dead_letter(origin_offset=5)])
     forged = a_dead_letter(origin_offset=5, value=b"mine")
     dead_letter_store.store([forged, forged])
-    assert [bytes(entry.value or b"") for entry in DeadLetter.objects.order_by("id")][1:] == [b"mine"]
+    assert [bytes(entry.value or b"") for entry in DeadLetter.objects.order_by("id")][1:] == [
+        b"mine"
+    ]
 
 
 # What comes late ------------------------------------------------------------------------------------------------
@@ -97,10 +102,16 @@ def test_a_late_failure_does_not_open_what_a_later_replay_has_resolved() -> None
     DeadLetter.objects.close_replayed([entry.id])
     dead_letter_store.store([a_dead_letter(entry=entry)])
     entry.refresh_from_db()
-    assert (entry.state, entry.attempts, entry.failures.count()) == (DeadLetter.State.RESOLVED, 2, 2)
+    assert (entry.state, entry.attempts, entry.failures.count()) == (
+        DeadLetter.State.RESOLVED,
+        2,
+        2,
+    )
 
 
-def test_the_dead_letter_of_an_event_that_was_processed_since_is_kept_but_waits_for_nobody() -> None:
+def test_the_dead_letter_of_an_event_that_was_processed_since_is_kept_but_waits_for_nobody() -> (
+    None
+):
     ProcessedEvent.objects.create(event_id=41, type="note.taken")
     entry = an_entry(event_id=41)
     assert (entry.state, entry.resolved_at is None) == (DeadLetter.State.RESOLVED, False)
@@ -138,7 +149,9 @@ def test_an_entry_replayed_too_often_is_parked(settings: object) -> None:
 
 def test_failures_that_differ_only_in_values_are_one_group() -> None:
     for event_id in (1, 2, 3):
-        an_entry(event_id=event_id, message=f"note {event_id} of 'user{event_id}' at 0x{event_id:016x}")
+        an_entry(
+            event_id=event_id, message=f"note {event_id} of 'user{event_id}' at 0x{event_id:016x}"
+        )
     an_entry(message="something else")
     an_entry(error="builtins.KeyError", message="note 4 of 'user4' at 0x0")
     assert sorted(DeadLetterGroup.objects.values_list("failures", flat=True)) == [1, 1, 3]
@@ -147,7 +160,11 @@ def test_failures_that_differ_only_in_values_are_one_group() -> None:
 def test_a_record_without_any_context_is_stored_all_the_same() -> None:
     dead_letter_store.store([Record("dead-letter-events", 0, 9, None, None, [], 1_700_000_000_000)])
     failure = DeadLetterFailure.objects.get()
-    assert (failure.topic, failure.offset, failure.exception) == ("dead-letter-events", 9, "unknown")
+    assert (failure.topic, failure.offset, failure.exception) == (
+        "dead-letter-events",
+        9,
+        "unknown",
+    )
 
 
 @pytest.mark.parametrize("timestamp_ms", [-(2**63), -1, 0, 253_402_300_800_000, 2**63 - 1])
@@ -161,9 +178,20 @@ def test_no_timestamp_of_a_record_stops_its_dead_letter(timestamp_ms: int) -> No
 
 @pytest.mark.parametrize("odd", ["x" * 2_000, "nul \0 inside", "-1", "９", "9" * 40, "\ud800"])
 def test_odd_context_never_stops_a_dead_letter(odd: str) -> None:
-    names = ["offset", "attempts", "event_id", "first_failed_at", "message", "event_type", "exception", "group"]
+    names = [
+        "offset",
+        "attempts",
+        "event_id",
+        "first_failed_at",
+        "message",
+        "event_type",
+        "exception",
+        "group",
+    ]
     headers = [(f"dlq.{name}", odd.encode("utf-8", "surrogatepass")) for name in names]
-    dead_letter_store.store([Record("dead-letter-events", 0, 9, b"k", b"v", headers, 1_700_000_000_000)])
+    dead_letter_store.store(
+        [Record("dead-letter-events", 0, 9, b"k", b"v", headers, 1_700_000_000_000)]
+    )
     assert DeadLetter.objects.count() == 1
 
 
@@ -187,14 +215,18 @@ def test_a_huge_payload_is_cut_and_says_so() -> None:
 def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
     refusal = 'new row for relation "posts" violates check constraint "no_robots"\nDETAIL:  Failing row contains ({}).'
     for text in ("41, My robot waters the plants", "42, A robot like yours"):
-        dead_letter_store.store([a_dead_letter(origin_offset=int(text[:2]), message=refusal.format(text))])
+        dead_letter_store.store(
+            [a_dead_letter(origin_offset=int(text[:2]), message=refusal.format(text))]
+        )
     group = DeadLetterGroup.objects.get()
     assert group.failures == 2
     assert "robot" not in group.message
 
 
 @pytest.mark.django_db(transaction=True)
-def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sizes: list[int] = []
     whole = dead_letter_store.store
 
@@ -206,6 +238,8 @@ def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(monkeypatch
         whole(records)
 
     monkeypatch.setattr(dead_letter_store, "store", store_a_few)
-    dead_letter_store.DeadLetterStore().process([a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn())
+    dead_letter_store.DeadLetterStore().process(
+        [a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn()
+    )
     assert DeadLetter.objects.count() == 4
     assert sizes == [4, 4, 2, 2]

@@ -20,7 +20,13 @@ from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted
 
 BINARY = bytes(range(256))
 A_CLAIM = Claim.make(12, UUID(int=5), b"1", b"?")
-OWN_HEADERS = [("traceparent", b"00-1-2-01"), ("", BINARY), ("none", None), ("twice", b"1"), ("twice", b"2")]
+OWN_HEADERS = [
+    ("traceparent", b"00-1-2-01"),
+    ("", BINARY),
+    ("none", None),
+    ("twice", b"1"),
+    ("twice", b"2"),
+]
 
 
 def context_of(dead_letter: Record) -> dict[str, str]:
@@ -53,8 +59,12 @@ def _fail(depth: int) -> None:
     _fail(depth - 1)
 
 
-@pytest.mark.parametrize(("key", "value"), [(b"7", b'{"not": "an event"}'), (BINARY, BINARY), (b"", b""), (None, None)])
-def test_the_record_is_kept_byte_for_byte(dead_letter_events: str, key: bytes | None, value: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [(b"7", b'{"not": "an event"}'), (BINARY, BINARY), (b"", b""), (None, None)]
+)
+def test_the_record_is_kept_byte_for_byte(
+    dead_letter_events: str, key: bytes | None, value: bytes | None
+) -> None:
     record = Record("notes", 3, 41, key, value, OWN_HEADERS, 1_700_000_000_123)
     DeadLetterWriter("note-takers").write(record, UndecodableEvent(), None)
     [dead_letter] = broker.read_all(dead_letter_events)
@@ -95,13 +105,17 @@ def test_the_headers_tell_where_the_record_was_and_why_it_failed(dead_letter_eve
 
 def test_a_record_that_never_became_an_event_has_no_event_id(dead_letter_events: str) -> None:
     started = datetime.now(UTC).replace(microsecond=0)
-    DeadLetterWriter("note-takers").write(Record("notes", 0, 0, b"1", b"?", [], 0), UndecodableEvent(), None)
+    DeadLetterWriter("note-takers").write(
+        Record("notes", 0, 0, b"1", b"?", [], 0), UndecodableEvent(), None
+    )
     context = context_of(broker.read_all(dead_letter_events)[0])
     assert (context["event_id"], context["event_type"], context["attempts"]) == ("", "", "0")
     assert datetime.fromisoformat(context["first_failed_at"]) >= started
 
 
-def test_headers_do_not_grow_however_often_a_record_is_replayed_and_fails(dead_letter_events: str) -> None:
+def test_headers_do_not_grow_however_often_a_record_is_replayed_and_fails(
+    dead_letter_events: str,
+) -> None:
     record = Record("notes", 0, 0, b"1", b"?", OWN_HEADERS, 0)
     for round_number in range(1, 6):
         DeadLetterWriter("note-takers").write(record, InvalidEvent(f"round {round_number}"), None)
@@ -118,7 +132,9 @@ def test_a_replay_keeps_its_claim(dead_letter_events: str) -> None:
     assert Claim.of(broker.read_all(dead_letter_events)[0]) == A_CLAIM
 
 
-@pytest.mark.parametrize("claim", [None, b"", b"12", b"-1:", b"12:short", b"one:" + b"0" * 64, b"9" * 5_000])
+@pytest.mark.parametrize(
+    "claim", [None, b"", b"12", b"-1:", b"12:short", b"one:" + b"0" * 64, b"9" * 5_000]
+)
 def test_a_header_that_is_no_claim_names_no_entry(claim: bytes | None) -> None:
     assert dead_letters.entry_of(Record("notes", 0, 0, b"1", b"?", [(ENTRY, claim)], 0)) is None
 
@@ -133,7 +149,9 @@ def test_long_messages_and_stack_traces_are_cut(dead_letter_events: str) -> None
 
 
 def test_a_message_that_is_no_text_is_written_all_the_same(dead_letter_events: str) -> None:
-    DeadLetterWriter("note-takers").write(a_record(an_event()), InvalidEvent("half an emoji: \ud83d"), None)
+    DeadLetterWriter("note-takers").write(
+        a_record(an_event()), InvalidEvent("half an emoji: \ud83d"), None
+    )
     assert context_of(broker.read_all(dead_letter_events)[0])["message"] == "half an emoji: ?"
 
 
@@ -147,34 +165,48 @@ def test_a_record_up_to_and_past_the_limit_of_its_topic_fits_with_its_headers(
     kafka.create_topics()
     value = os.urandom(size)
     error = InvalidEvent("👍" * dead_letters.MAX_STACK_TRACE_CHARS)
-    DeadLetterWriter("note-takers").write(Record("notes", 0, 0, b"1", value, OWN_HEADERS, 0), error, None)
+    DeadLetterWriter("note-takers").write(
+        Record("notes", 0, 0, b"1", value, OWN_HEADERS, 0), error, None
+    )
     assert [dead_letter.value for dead_letter in broker.read_all(topic)] == [value]
 
 
 @pytest.mark.django_db
-def test_a_dead_letter_too_big_for_the_client_is_stored_at_once_whole_and_once(dead_letter_events: str) -> None:
+def test_a_dead_letter_too_big_for_the_client_is_stored_at_once_whole_and_once(
+    dead_letter_events: str,
+) -> None:
     before = counted("dlq_messages_total", reason="ValueError")
     event = an_event(41)
     value = b"x" * (kafka.MAX_DEAD_LETTER_BYTES + 1)
     record = Record("notes", 3, 99, b"\xff", value, [("binary", BINARY)], 1_700_000_000_123)
     for _ in range(2):  # the worker may die before its offset is committed
-        DeadLetterWriter("note-takers").write(record, a_failure(), Delivery(record, event, taken_at=0, attempts=3))
+        DeadLetterWriter("note-takers").write(
+            record, a_failure(), Delivery(record, event, taken_at=0, attempts=3)
+        )
     entry = DeadLetter.objects.get()
     assert (bytes(entry.key or b""), bytes(entry.value or b"")) == (b"\xff", value)
     assert payloads.headers(entry.headers).startswith("binary: ")
     assert (entry.topic, entry.event_id, entry.attempts) == ("notes", 41, 1)
     failure = entry.failures.get()
-    assert (str(failure), failure.consumer_group, failure.retries) == ("notes/3/99", "note-takers", 3)
+    assert (str(failure), failure.consumer_group, failure.retries) == (
+        "notes/3/99",
+        "note-takers",
+        3,
+    )
     assert broker.read_all(dead_letter_events) == []
     assert counted("dlq_messages_total", reason="ValueError") == before + 2
 
 
 @pytest.mark.django_db
-def test_a_dead_letter_too_big_for_the_topic_is_kept_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_letter_too_big_for_the_topic_is_kept_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     topic = broker.create_topic(max_message_bytes=1_000)
     monkeypatch.setattr(kafka, "DEAD_LETTER_EVENTS", topic)
     value = os.urandom(10_000)
-    DeadLetterWriter("note-takers").write(Record("notes", 0, 0, b"1", value, (), 0), UndecodableEvent(), None)
+    DeadLetterWriter("note-takers").write(
+        Record("notes", 0, 0, b"1", value, (), 0), UndecodableEvent(), None
+    )
     # Apache Kafka refuses it, so it is stored; the embedded broker has no such limit.
     in_kafka = [dead_letter.value for dead_letter in broker.read_all(topic)]
     stored = [bytes(entry.value or b"") for entry in DeadLetter.objects.all()]
@@ -208,17 +240,23 @@ def test_no_odd_header_keeps_a_dead_letter_from_being_stored(header: tuple[str, 
     assert bytes(DeadLetter.objects.get().value or b"") == b"?"
 
 
-def test_a_flood_is_stopped_before_it_drains_the_topic(dead_letter_events: str, settings: Settings) -> None:
+def test_a_flood_is_stopped_before_it_drains_the_topic(
+    dead_letter_events: str, settings: Settings
+) -> None:
     settings.DLQ_FLOOD_COUNT = 5
     writer = DeadLetterWriter("note-takers")
     for _ in range(5):
         writer.write(a_record(an_event()), UndecodableEvent(), None)
-    with pytest.raises(DeadLetterFlood, match="5 events became dead letters within 60 s, the last by ValueError"):
+    with pytest.raises(
+        DeadLetterFlood, match="5 events became dead letters within 60 s, the last by ValueError"
+    ):
         writer.write(a_record(an_event()), a_failure(), None)
     assert len(broker.read_all(dead_letter_events)) == 5
 
 
-def test_as_many_dead_letters_over_a_longer_time_are_no_flood(dead_letter_events: str, settings: Settings) -> None:
+def test_as_many_dead_letters_over_a_longer_time_are_no_flood(
+    dead_letter_events: str, settings: Settings
+) -> None:
     settings.DLQ_FLOOD_COUNT = 5
     settings.DLQ_FLOOD_SECONDS = 0
     writer = DeadLetterWriter("note-takers")
@@ -239,7 +277,9 @@ def test_replays_that_fail_again_are_no_flood(dead_letter_events: str, settings:
 
 
 @pytest.mark.django_db
-def test_who_only_says_to_be_a_replay_is_part_of_a_flood(dead_letter_events: str, settings: Settings) -> None:
+def test_who_only_says_to_be_a_replay_is_part_of_a_flood(
+    dead_letter_events: str, settings: Settings
+) -> None:
     settings.DLQ_FLOOD_COUNT = 2
     writer = DeadLetterWriter("note-takers")
     entry = an_entry()

@@ -23,11 +23,18 @@ MISSING = object()
 
 ids = st.integers(1, MAX_ID)
 text = st.text(st.characters(exclude_categories=["Cs"]))
-types = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=64)
-scalars = (
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+types = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=64
 )
-json_values = st.recursive(scalars | text, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=10)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+json_values = st.recursive(
+    scalars | text, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=10
+)
 milliseconds = st.integers(0, 253_402_300_799_999)  # up to the end of the year 9999
 moments = milliseconds.map(lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms))
 events = st.builds(
@@ -45,7 +52,9 @@ events = st.builds(
 def envelope_with(**changes: Any) -> bytes:
     """Return a good envelope with some fields changed or, where `MISSING`, left out."""
     fields = json.loads(envelope.encode(an_event())) | changes
-    return json.dumps({name: value for name, value in fields.items() if value is not MISSING}).encode()
+    return json.dumps(
+        {name: value for name, value in fields.items() if value is not MISSING}
+    ).encode()
 
 
 def test_the_envelope_is_json_with_ids_as_strings_and_utc_milliseconds() -> None:
@@ -74,12 +83,19 @@ def test_a_megabyte_of_payload_survives() -> None:
 def test_times_of_any_zone_are_read_as_utc() -> None:
     value = envelope_with(occurred_at="2026-01-02T17:30:00.345+05:30")
     assert envelope.decode(value, b"1").occurred_at == NOON
-    assert envelope.format_time(NOON.astimezone(timezone(timedelta(hours=-8)))) == "2026-01-02T12:00:00.345Z"
+    assert (
+        envelope.format_time(NOON.astimezone(timezone(timedelta(hours=-8))))
+        == "2026-01-02T12:00:00.345Z"
+    )
 
 
 @pytest.mark.parametrize(
     "text",
-    ["2026-01-02t12:00:00.345z", "2026-01-02T12:00:00.345-00:00", "2026-01-02T12:00:00.345000999+00:00"],
+    [
+        "2026-01-02t12:00:00.345z",
+        "2026-01-02T12:00:00.345-00:00",
+        "2026-01-02T12:00:00.345000999+00:00",
+    ],
 )
 def test_times_may_be_written_in_every_way_of_rfc_3339(text: str) -> None:
     assert envelope.decode(envelope_with(occurred_at=text), b"1").occurred_at == NOON
@@ -111,11 +127,49 @@ def test_bytes_that_are_no_json_object_are_undecodable(value: bytes | None) -> N
         envelope.decode(value, b"1")
 
 
-NOT_AN_ID = [MISSING, None, "", "0", "-1", "+1", "01", " 1", "1 ", "1_000", "1.0", "1e3", "0x1", "١", "²", "1\0"]
+NOT_AN_ID = [
+    MISSING,
+    None,
+    "",
+    "0",
+    "-1",
+    "+1",
+    "01",
+    " 1",
+    "1 ",
+    "1_000",
+    "1.0",
+    "1e3",
+    "0x1",
+    "١",
+    "²",
+    "1\0",
+]
 NOT_AN_ID += [str(2**63), "9" * 4_301, 1, 1.0, True, ["1"], {"id": "1"}]
-NOT_A_TYPE = [MISSING, None, "", 1, True, ["post.created"], "post\0created", "x" * 65, "x" * 1_000_000]
+NOT_A_TYPE = [
+    MISSING,
+    None,
+    "",
+    1,
+    True,
+    ["post.created"],
+    "post\0created",
+    "x" * 65,
+    "x" * 1_000_000,
+]
 NOT_A_VERSION = [MISSING, None, True, False, 0, -1, 1.0, "1", [1], 2**64]
-NOT_A_TIME = [MISSING, None, "", 0, True, [], "now", "2026-01-02", "2026-01-02T12:00:00", "2026-02-30T12:00:00Z"]
+NOT_A_TIME = [
+    MISSING,
+    None,
+    "",
+    0,
+    True,
+    [],
+    "now",
+    "2026-01-02",
+    "2026-01-02T12:00:00",
+    "2026-02-30T12:00:00Z",
+]
 NOT_A_TIME += ["2026-01-02T12:00:00.345", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"]
 NOT_A_TIME += [
     "2026-W01-1T12:00:00Z",
@@ -124,7 +178,12 @@ NOT_A_TIME += [
     "2026-01-02T12:00Z",
     "2026-01-02 12:00:00Z",
 ]
-NOT_A_TIME += ["2026-01-02T12:00:00,345Z", "2026-01-02T12:00:00+0100", "2026-01-02T12:00:00+01", "2026-01-02T24:00:00Z"]
+NOT_A_TIME += [
+    "2026-01-02T12:00:00,345Z",
+    "2026-01-02T12:00:00+0100",
+    "2026-01-02T12:00:00+01",
+    "2026-01-02T24:00:00Z",
+]
 NOT_A_TIME += [
     "2026-01-02T12:00:00+01:00:30",
     "٢٠٢٦-01-02T12:00:00Z",
@@ -151,13 +210,17 @@ def test_a_wrong_field_is_invalid_and_named(name: str, value: Any) -> None:
         envelope.decode(envelope_with(**{name: value}), b"1")
 
 
-@pytest.mark.parametrize("key", [None, b"", b"0", b"01", b"-1", b"one", b"\xff", b"1\0", b"9223372036854775808"])
+@pytest.mark.parametrize(
+    "key", [None, b"", b"0", b"01", b"-1", b"one", b"\xff", b"1\0", b"9223372036854775808"]
+)
 def test_a_wrong_key_is_invalid(key: bytes | None) -> None:
     with pytest.raises(InvalidEvent, match=r"^key must be"):
         envelope.decode(envelope_with(), key)
 
 
-@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()), st.none() | st.binary())
+@given(
+    st.binary() | json_values.map(lambda value: json.dumps(value).encode()), st.none() | st.binary()
+)
 def test_no_bytes_at_all_raise_anything_but_poison(value: bytes, key: bytes | None) -> None:
     with pytest.raises(PoisonEvent):
         envelope.decode(value, key)

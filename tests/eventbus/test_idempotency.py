@@ -20,8 +20,12 @@ from tests.eventbus.dead_letter_factories import an_entry
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def send(method: str, path: str, body: object = None, *, key: str | None = None, user: int = 7) -> Any:
-    headers = {"Authorization": f"Bearer {issue_token(user, '', 60)}"} | ({"Idempotency-Key": key} if key else {})
+def send(
+    method: str, path: str, body: object = None, *, key: str | None = None, user: int = 7
+) -> Any:
+    headers = {"Authorization": f"Bearer {issue_token(user, '', 60)}"} | (
+        {"Idempotency-Key": key} if key else {}
+    )
     return Client(headers=headers).generic(
         method, path, b"" if body is None else orjson.dumps(body), content_type="application/json"
     )
@@ -78,13 +82,18 @@ def test_a_write_that_kafka_did_not_take_keeps_its_ids_for_the_next_try(
     reserved = IdempotencyKey.objects.get()
     producer.close()
     settings.KAFKA_BOOTSTRAP_SERVERS, settings.KAFKA_PUBLISH_TIMEOUT_MS = servers, 5_000
-    assert send("POST", "/posts", {"content": "once"}, key="k1").json()["id"] == str(reserved.object_id)
+    assert send("POST", "/posts", {"content": "once"}, key="k1").json()["id"] == str(
+        reserved.object_id
+    )
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "tab\there", "naïve"])
 def test_a_key_that_is_none_is_refused(key: str) -> None:
     answer = Client(headers={"Authorization": f"Bearer {issue_token(7, '', 60)}"}).post(
-        "/posts", {"content": "x"}, content_type="application/json", headers={"Idempotency-Key": key}
+        "/posts",
+        {"content": "x"},
+        content_type="application/json",
+        headers={"Idempotency-Key": key},
     )
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_idempotency_key")
 
@@ -120,6 +129,8 @@ def test_an_event_is_dead_lettered_until_a_replay_succeeds() -> None:
     assert outcome(entry.event_id or 0) == (200, "processed")
 
 
-@pytest.mark.parametrize("ms", [EPOCH_MS + 1, clock.host_ms() + 3_600_000], ids=["before", "future"])
+@pytest.mark.parametrize(
+    "ms", [EPOCH_MS + 1, clock.host_ms() + 3_600_000], ids=["before", "future"]
+)
 def test_ids_from_before_the_retention_or_from_the_future_are_unknown(ms: int) -> None:
     assert outcome(compose(ms, 1, 1)) == (404, None)

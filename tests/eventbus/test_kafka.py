@@ -33,7 +33,9 @@ def test_topics_are_created_once(topics: tuple[str, str]) -> None:
     assert kafka.create_topics() == dict.fromkeys(topics, "exists with 3 partitions")
 
 
-def test_topics_grow_to_the_partitions_wanted_and_never_shrink(topics: tuple[str, str], settings: Settings) -> None:
+def test_topics_grow_to_the_partitions_wanted_and_never_shrink(
+    topics: tuple[str, str], settings: Settings
+) -> None:
     kafka.create_topics()
     assert [broker.partitions_of(topic) for topic in topics] == [3, 3]
     settings.KAFKA_PARTITIONS = 2
@@ -51,7 +53,9 @@ def test_topics_grow_to_the_partitions_wanted_and_never_shrink(topics: tuple[str
 def test_the_command_says_what_it_did(topics: tuple[str, str]) -> None:
     output = StringIO()
     call_command("create_topics", stdout=output)
-    assert output.getvalue().splitlines() == [f"{topic}: created with 3 partitions" for topic in topics]
+    assert output.getvalue().splitlines() == [
+        f"{topic}: created with 3 partitions" for topic in topics
+    ]
 
 
 def test_the_command_names_the_setting_to_check_when_there_is_no_broker(
@@ -81,7 +85,9 @@ def test_topics_as_they_are_created_keep_the_promise(topics: tuple[str, str]) ->
 
 
 def test_topics_that_are_missing_are_named(topics: tuple[str, str]) -> None:
-    assert topic_checks.check() == [f"There is no topic {topic}: run manage.py create_topics." for topic in topics]
+    assert topic_checks.check() == [
+        f"There is no topic {topic}: run manage.py create_topics." for topic in topics
+    ]
     assert topic_checks.promise_broken() == []
 
 
@@ -111,7 +117,9 @@ def test_a_topic_with_fewer_copies_than_asked_for_breaks_the_promise(
     assert "keeps 1 copies of a record and KAFKA_REPLICATION_FACTOR says 3" in broken
 
 
-def test_a_topic_that_is_not_as_the_settings_say_makes_the_command_fail(topics: tuple[str, str]) -> None:
+def test_a_topic_that_is_not_as_the_settings_say_makes_the_command_fail(
+    topics: tuple[str, str],
+) -> None:
     week = str(168 * topic_checks.HOUR_MS)
     made(topics[0], retention_ms=week, max_message_bytes="1000000")
     made(topics[1], retention_ms=week)
@@ -126,7 +134,10 @@ def test_a_topic_that_is_not_as_the_settings_say_makes_the_command_fail(topics: 
 
 def test_a_retention_other_than_the_setting_is_told(topics: tuple[str, str]) -> None:
     made(topics[0], retention_ms="-1")
-    assert any("keeps records for ever and KAFKA_RETENTION_HOURS says 168" in told for told in topic_checks.check())
+    assert any(
+        "keeps records for ever and KAFKA_RETENTION_HOURS says 168" in told
+        for told in topic_checks.check()
+    )
 
 
 def test_what_is_to_be_set_is_set_when_asked_for(topics: tuple[str, str]) -> None:

@@ -33,7 +33,9 @@ class Work:
 
 
 def lanes_for(
-    process: Callable[[Sequence[Record], Turn], None], count: int = 2, leaving: Leaving | None = None
+    process: Callable[[Sequence[Record], Turn], None],
+    count: int = 2,
+    leaving: Leaving | None = None,
 ) -> Lanes:
     return Lanes(count, Work(process), Grave(), leaving or Leaving())
 
@@ -252,7 +254,9 @@ def test_a_lane_that_waits_when_the_worker_is_told_to_stop_leaves_the_batch_undo
     assert finished == [EVENTS_WORTH_A_LANE]
 
 
-def test_the_failure_of_one_lane_ends_the_waits_of_the_others_and_is_what_the_worker_hears_of() -> None:
+def test_the_failure_of_one_lane_ends_the_waits_of_the_others_and_is_what_the_worker_hears_of() -> (
+    None
+):
     waiting = Event()
 
     def process(records: Sequence[Record], turn: Turn) -> None:
@@ -299,7 +303,10 @@ def test_a_batch_in_lanes_has_the_effect_of_one_after_the_other(journal: Journal
         51: {"fails": "outage", "times": 1},
         120: {"fails": "bug", "times": 1},
     }
-    events = [an_event(number, key=number % 20 + 1, **commands.get(number, {})) for number in range(1, 201)]
+    events = [
+        an_event(number, key=number % 20 + 1, **commands.get(number, {}))
+        for number in range(1, 201)
+    ]
     grave = Grave()
     two = Lanes(2, Processor(journal), grave, Leaving())
     for _ in range(2):  # the second time redelivered

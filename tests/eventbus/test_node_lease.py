@@ -83,7 +83,9 @@ def hanging() -> Iterator[None]:
 
 def only_nodes(*free_since: int) -> None:
     """Have nodes 0, 1, … alone, free since these times."""
-    SnowflakeNode.objects.bulk_create(SnowflakeNode(node_id=n, leased_until_ms=ms) for n, ms in enumerate(free_since))
+    SnowflakeNode.objects.bulk_create(
+        SnowflakeNode(node_id=n, leased_until_ms=ms) for n, ms in enumerate(free_since)
+    )
 
 
 def node_of(snowflake_id: int) -> int:
@@ -118,7 +120,9 @@ def test_two_leases_never_share_a_node(take: Callable[[], Keeper]) -> None:
     assert len({range_of(keeper).node_id for keeper in keepers}) == 10
 
 
-def test_a_process_and_its_forked_children_never_mint_the_same_id(start_script: StartScript) -> None:
+def test_a_process_and_its_forked_children_never_mint_the_same_id(
+    start_script: StartScript,
+) -> None:
     output = output_of(start_script(MINT_IN_A_FAMILY))
     turns = [[int(word) for word in line.split()] for line in output.splitlines()]
     minted = list(chain(*(ids for _, *ids in turns)))
@@ -139,7 +143,9 @@ def test_a_process_keeps_its_lease_and_gives_it_back_at_its_end() -> None:
 def test_when_all_nodes_are_leased_there_is_none_to_have(take: Callable[[], Keeper]) -> None:
     only_nodes(0)
     take()
-    with pytest.raises(IdsUnavailable, match=r"All 1024 snowflake nodes are leased; the next one is free in \d+ s"):
+    with pytest.raises(
+        IdsUnavailable, match=r"All 1024 snowflake nodes are leased; the next one is free in \d+ s"
+    ):
         take()
 
 
@@ -178,7 +184,9 @@ def test_a_node_whose_ids_ran_ahead_of_the_clock_is_given_to_nobody_before_the_c
 # How long a lease is ------------------------------------------------------------------------------------------
 
 
-def test_a_lease_is_short_at_first_and_reaches_further_the_longer_it_lasts(take: Callable[[], Keeper]) -> None:
+def test_a_lease_is_short_at_first_and_reaches_further_the_longer_it_lasts(
+    take: Callable[[], Keeper],
+) -> None:
     keeper = take()
     node_id = range_of(keeper).node_id
     assert range_of(keeper).until_ms <= clock.now_ms() + node_lease.FIRST_LEASE_MS
@@ -230,7 +238,9 @@ def test_a_lease_taken_within_a_transaction_outlasts_its_rollback() -> None:
 # PostgreSQL away, or hanging ----------------------------------------------------------------------------------
 
 
-def test_ids_go_on_without_postgresql_until_the_range_is_used_up(take: Callable[[], Keeper]) -> None:
+def test_ids_go_on_without_postgresql_until_the_range_is_used_up(
+    take: Callable[[], Keeper],
+) -> None:
     keeper = take()
     with out_of_reach():
         assert keeper.next_id() < keeper.next_id()
@@ -260,7 +270,10 @@ def test_nobody_waits_long_for_a_postgresql_that_hangs(monkeypatch: pytest.Monke
     monkeypatch.setattr(node_lease, "WAIT_SECONDS", 0.2)
     with hanging():
         refused = [can_mint(node_lease.next_id_without_waiting)]
-        threads = [threading.Thread(target=lambda: refused.append(can_mint(node_lease.next_id))) for _ in range(8)]
+        threads = [
+            threading.Thread(target=lambda: refused.append(can_mint(node_lease.next_id)))
+            for _ in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -64,7 +64,9 @@ class Worker:
         return record.partition not in self.lost
 
     def process(self, *batch: Event | Record) -> None:
-        self.processor.process([a_record(one) if isinstance(one, Event) else one for one in batch], self)
+        self.processor.process(
+            [a_record(one) if isinstance(one, Event) else one for one in batch], self
+        )
 
     @property
     def buried_ids(self) -> list[int]:
@@ -89,7 +91,9 @@ def events_of_different_keys(count: int) -> list[Event]:
 # A batch in which nothing fails -----------------------------------------------------------------------------
 
 
-def test_a_batch_is_applied_in_order_recorded_and_followed_up_in_one_go(worker: Worker, journal: Journal) -> None:
+def test_a_batch_is_applied_in_order_recorded_and_followed_up_in_one_go(
+    worker: Worker, journal: Journal
+) -> None:
     observed = counted("event_processing_duration_seconds_count", type=TYPE)
     worker.process(an_event(3), an_event(1, key=2), an_event(2))
     assert journal.rows() == [3, 1, 2]
@@ -104,7 +108,9 @@ def test_an_empty_batch_does_nothing(worker: Worker, journal: Journal) -> None:
     assert (journal.calls, journal.followed_up) == ([], [])
 
 
-def test_each_part_of_the_plan_is_a_transaction_of_its_own(worker: Worker, journal: Journal) -> None:
+def test_each_part_of_the_plan_is_a_transaction_of_its_own(
+    worker: Worker, journal: Journal
+) -> None:
     journal.part_size = 2
     worker.process(*events_of_different_keys(5))
     assert journal.calls == journal.followed_up == [[1, 2], [3, 4], [5]]
@@ -120,7 +126,9 @@ def test_twins_in_one_batch_are_applied_once(worker: Worker, journal: Journal) -
 # Redelivery and crashes ----------------------------------------------------------------------------------------
 
 
-def test_a_redelivery_applies_nothing_again_but_repeats_the_follow_up(worker: Worker, journal: Journal) -> None:
+def test_a_redelivery_applies_nothing_again_but_repeats_the_follow_up(
+    worker: Worker, journal: Journal
+) -> None:
     before = counted("events_redelivered_total", type=TYPE)
     worker.process(an_event(1), an_event(2))
     worker.process(an_event(2), an_event(3))
@@ -138,7 +146,9 @@ def test_a_crash_before_the_commit_leaves_nothing(worker: Worker, journal: Journ
     assert journal.rows() == [1, 2, 3]
 
 
-def test_a_crash_after_the_commit_is_made_up_for_by_the_redelivery(worker: Worker, journal: Journal) -> None:
+def test_a_crash_after_the_commit_is_made_up_for_by_the_redelivery(
+    worker: Worker, journal: Journal
+) -> None:
     journal.follow_up_failures = [SystemExit()]
     with pytest.raises(SystemExit):
         worker.process(an_event(1))
@@ -148,7 +158,9 @@ def test_a_crash_after_the_commit_is_made_up_for_by_the_redelivery(worker: Worke
     assert journal.followed_up == [[1], [1]]
 
 
-def test_workers_that_have_the_same_events_at_the_same_time_apply_them_once(journal: Journal) -> None:
+def test_workers_that_have_the_same_events_at_the_same_time_apply_them_once(
+    journal: Journal,
+) -> None:
     together = Barrier(4)
 
     def work(_number: int) -> Worker:
@@ -166,7 +178,9 @@ def test_workers_that_have_the_same_events_at_the_same_time_apply_them_once(jour
     assert [worker.buried for worker in workers] == [[], [], [], []]
 
 
-def test_events_of_one_key_are_never_applied_by_two_workers_at_once(worker: Worker, journal: Journal) -> None:
+def test_events_of_one_key_are_never_applied_by_two_workers_at_once(
+    worker: Worker, journal: Journal
+) -> None:
     def work_too() -> None:
         try:
             Worker(journal).process(an_event(2))
@@ -176,7 +190,11 @@ def test_events_of_one_key_are_never_applied_by_two_workers_at_once(worker: Work
     def another_comes(events: list[int]) -> None:
         if events == [1]:
             pool.submit(work_too)
-            eventually(lambda: execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
+            eventually(
+                lambda: execute(
+                    "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                )
+            )
             assert journal.calls == [[1]]
 
     journal.on_apply = another_comes
@@ -186,7 +204,9 @@ def test_events_of_one_key_are_never_applied_by_two_workers_at_once(worker: Work
     assert worker.buried == []
 
 
-def test_rows_that_are_there_already_cost_a_careful_try_not_a_dead_letter(worker: Worker, journal: Journal) -> None:
+def test_rows_that_are_there_already_cost_a_careful_try_not_a_dead_letter(
+    worker: Worker, journal: Journal
+) -> None:
     # As after a replay of an event whose record of being processed was pruned: a plain insert violates the key.
     worker.process(an_event(1, fails="constraint", times=1))
     assert journal.rows() == [1]
@@ -194,7 +214,9 @@ def test_rows_that_are_there_already_cost_a_careful_try_not_a_dead_letter(worker
     assert worker.buried == []
 
 
-@pytest.mark.parametrize(("fails", "state"), [(None, DeadLetter.State.RESOLVED), ("bug", DeadLetter.State.REPLAYED)])
+@pytest.mark.parametrize(
+    ("fails", "state"), [(None, DeadLetter.State.RESOLVED), ("bug", DeadLetter.State.REPLAYED)]
+)
 def test_a_replay_resolves_its_dead_letter_with_its_own_effect_or_not_at_all(
     worker: Worker, fails: str | None, state: DeadLetter.State
 ) -> None:
@@ -205,7 +227,9 @@ def test_a_replay_resolves_its_dead_letter_with_its_own_effect_or_not_at_all(
 
 
 def a_replayed_entry() -> DeadLetter:
-    group, _ = DeadLetterGroup.objects.get_or_create(fingerprint="f", first_seen=NOON, last_seen=NOON)
+    group, _ = DeadLetterGroup.objects.get_or_create(
+        fingerprint="f", first_seen=NOON, last_seen=NOON
+    )
     return DeadLetter.objects.create(
         group=group, topic="notes", headers=[], last_failed_at=NOON, state=DeadLetter.State.REPLAYED
     )
@@ -213,10 +237,14 @@ def a_replayed_entry() -> DeadLetter:
 
 def a_replay_of(entry: DeadLetter, event: Event) -> Record:
     record = a_record(event)
-    return replace(record, headers=[Claim.make(entry.id, entry.token, record.key, record.value).to_header()])
+    return replace(
+        record, headers=[Claim.make(entry.id, entry.token, record.key, record.value).to_header()]
+    )
 
 
-def test_a_record_that_only_says_to_be_a_replay_closes_nothing(worker: Worker, journal: Journal) -> None:
+def test_a_record_that_only_says_to_be_a_replay_closes_nothing(
+    worker: Worker, journal: Journal
+) -> None:
     entry = a_replayed_entry()
     claim = Claim.make(entry.id, UUID(int=0), b"1", envelope.encode(an_event(1)))
     worker.process(replace(a_record(an_event(1)), headers=[claim.to_header()]))
@@ -233,7 +261,9 @@ def test_a_claim_taken_from_a_replay_proves_nothing_on_another_record(worker: Wo
     assert entry.state == DeadLetter.State.REPLAYED
 
 
-def test_a_replay_beside_another_record_of_its_event_is_resolved_with_it(worker: Worker, journal: Journal) -> None:
+def test_a_replay_beside_another_record_of_its_event_is_resolved_with_it(
+    worker: Worker, journal: Journal
+) -> None:
     entries = [a_replayed_entry() for _ in range(2)]
     worker.process(an_event(1), *(a_replay_of(entry, an_event(1)) for entry in entries))
     assert journal.rows() == [1]
@@ -250,7 +280,9 @@ def test_a_replay_beside_another_record_of_its_event_fails_with_it(worker: Worke
 
 
 @pytest.mark.parametrize("fails", ["bug", "constraint", "to_fact", "to_fact by a bug"])
-def test_a_bad_event_among_500_costs_only_itself(worker: Worker, journal: Journal, fails: str) -> None:
+def test_a_bad_event_among_500_costs_only_itself(
+    worker: Worker, journal: Journal, fails: str
+) -> None:
     batch = events_of_different_keys(500)
     batch[240] = an_event(241, key=241, fails=fails)
     worker.process(*batch)
@@ -281,10 +313,14 @@ def test_bytes_that_are_no_event_cost_only_themselves(worker: Worker, journal: J
 
 
 def test_headers_that_cannot_be_read_make_one_dead_letter(worker: Worker, journal: Journal) -> None:
-    unreadable = replace(a_record(an_event(2, key=2)), headers_error="The name of a header is not UTF-8.")
+    unreadable = replace(
+        a_record(an_event(2, key=2)), headers_error="The name of a header is not UTF-8."
+    )
     worker.process(an_event(1), unreadable, an_event(3))
     assert journal.calls == [[1, 3]]
-    assert [(record, str(error)) for record, error, _ in worker.buried] == [(unreadable, unreadable.headers_error)]
+    assert [(record, str(error)) for record, error, _ in worker.buried] == [
+        (unreadable, unreadable.headers_error)
+    ]
 
 
 def test_several_bad_events_share_their_waits(worker: Worker, journal: Journal) -> None:
@@ -295,13 +331,17 @@ def test_several_bad_events_share_their_waits(worker: Worker, journal: Journal) 
     assert len(worker.waits) == retry.MAX_ATTEMPTS - 1
 
 
-def test_later_events_of_a_key_wait_until_the_failing_one_is_applied(worker: Worker, journal: Journal) -> None:
+def test_later_events_of_a_key_wait_until_the_failing_one_is_applied(
+    worker: Worker, journal: Journal
+) -> None:
     worker.process(an_event(1), an_event(2, fails="bug", times=3), an_event(3), an_event(4, key=2))
     assert journal.rows() == [4, 1, 2, 3]
     assert worker.buried == []
 
 
-def test_later_events_of_a_key_go_on_once_the_failing_one_is_a_dead_letter(worker: Worker, journal: Journal) -> None:
+def test_later_events_of_a_key_go_on_once_the_failing_one_is_a_dead_letter(
+    worker: Worker, journal: Journal
+) -> None:
     rows_at_burial: list[list[int]] = []
     worker.on_bury = lambda: rows_at_burial.append(journal.rows())
     worker.process(an_event(1), an_event(2, fails="bug"), an_event(3), an_event(4, key=2))
@@ -309,9 +349,13 @@ def test_later_events_of_a_key_go_on_once_the_failing_one_is_a_dead_letter(worke
     assert journal.rows() == [4, 1, 3]
 
 
-def test_later_events_of_a_key_wait_in_later_parts_of_the_plan_too(worker: Worker, journal: Journal) -> None:
+def test_later_events_of_a_key_wait_in_later_parts_of_the_plan_too(
+    worker: Worker, journal: Journal
+) -> None:
     journal.part_size = 2
-    worker.process(an_event(1, fails="bug", times=2), an_event(2, key=2), an_event(3), an_event(4, key=2))
+    worker.process(
+        an_event(1, fails="bug", times=2), an_event(2, key=2), an_event(3), an_event(4, key=2)
+    )
     assert journal.rows() == [2, 4, 1, 3]
 
 
@@ -331,7 +375,9 @@ class TestAnyBatch:
     )
     batches = st.lists(st.tuples(st.integers(1, 4), commands), max_size=12)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     @given(batches, st.integers(1, 12))
     def test_every_event_is_applied_once_in_the_order_of_its_key_or_buried(
         self, journal: Journal, batch: Sequence[tuple[int, dict[str, Any]]], part_size: int
@@ -340,12 +386,16 @@ class TestAnyBatch:
         journal = Journal(part_size)
         worker = Worker(journal)
         events = [an_event(n, key, **command) for n, (key, command) in enumerate(batch, start=1)]
-        hopeless = {event.event_id for event in events if event.payload and "times" not in event.payload}
+        hopeless = {
+            event.event_id for event in events if event.payload and "times" not in event.payload
+        }
 
         worker.process(*events)
 
         rows = journal.rows()
-        assert sorted(rows) == [event.event_id for event in events if event.event_id not in hopeless]
+        assert sorted(rows) == [
+            event.event_id for event in events if event.event_id not in hopeless
+        ]
         assert sorted(worker.buried_ids) == sorted(hopeless)
         key_of = {event.event_id: event.key for event in events}
         for key in key_of.values():
@@ -360,19 +410,25 @@ class TestAnyBatch:
 # Which failures are tried again, and how often -----------------------------------------------------------------
 
 
-def test_poison_found_by_the_check_is_a_dead_letter_at_once(worker: Worker, journal: Journal) -> None:
+def test_poison_found_by_the_check_is_a_dead_letter_at_once(
+    worker: Worker, journal: Journal
+) -> None:
     worker.process(an_event(1, fails="to_fact"))
     assert worker.buried_ids == [1]
     assert (journal.calls, worker.waits) == ([], [])
 
 
-def test_poison_found_by_the_database_is_a_dead_letter_without_waiting(worker: Worker, journal: Journal) -> None:
+def test_poison_found_by_the_database_is_a_dead_letter_without_waiting(
+    worker: Worker, journal: Journal
+) -> None:
     worker.process(an_event(1, fails="constraint"), an_event(2, key=2))
     assert worker.buried_ids == [1]
     assert worker.waits == []
 
 
-def test_a_bug_gets_its_attempts_and_then_becomes_a_dead_letter(worker: Worker, journal: Journal) -> None:
+def test_a_bug_gets_its_attempts_and_then_becomes_a_dead_letter(
+    worker: Worker, journal: Journal
+) -> None:
     before = counted("event_retry_total", type=TYPE, reason="RuntimeError")
     worker.process(an_event(1, fails="bug"), an_event(2))
     [(record, error, delivery)] = worker.buried
@@ -421,7 +477,11 @@ def test_an_outage_while_planning_is_waited_out_too(worker: Worker, journal: Jou
 def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
     worker: Worker, journal: Journal
 ) -> None:
-    journal.follow_up_failures = [OperationalError(), RuntimeError("the cache is odd"), RuntimeError("still")]
+    journal.follow_up_failures = [
+        OperationalError(),
+        RuntimeError("the cache is odd"),
+        RuntimeError("still"),
+    ]
     worker.process(an_event(1))
     assert journal.rows() == [1]
     assert journal.followed_up == [[1]] * 4
@@ -432,7 +492,9 @@ def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "53200", "53400"])
-def test_what_is_too_much_at_once_is_done_in_halves(worker: Worker, journal: Journal, sqlstate: str) -> None:
+def test_what_is_too_much_at_once_is_done_in_halves(
+    worker: Worker, journal: Journal, sqlstate: str
+) -> None:
     journal.most, journal.too_much = 3, partial(raises, sqlstate)
     worker.process(*events_of_different_keys(8))
     assert sorted(journal.rows()) == list(range(1, 9))
@@ -441,14 +503,18 @@ def test_what_is_too_much_at_once_is_done_in_halves(worker: Worker, journal: Jou
     assert [len(call) for call in journal.calls] == [8, 8, 4, 4, 2, 2, 4, 4, 2, 2]
 
 
-def test_the_events_of_one_key_that_are_too_much_together_are_done_one_by_one(worker: Worker, journal: Journal) -> None:
+def test_the_events_of_one_key_that_are_too_much_together_are_done_one_by_one(
+    worker: Worker, journal: Journal
+) -> None:
     journal.most = 3
     worker.process(*(an_event(number) for number in range(1, 9)))
     assert journal.rows() == list(range(1, 9))
     assert worker.buried == []
 
 
-def test_an_event_that_is_too_much_alone_waits_and_is_no_dead_letter(worker: Worker, journal: Journal) -> None:
+def test_an_event_that_is_too_much_alone_waits_and_is_no_dead_letter(
+    worker: Worker, journal: Journal
+) -> None:
     """Somebody set a limit that is too low; once it is raised, the event has its effect."""
     journal.most = 0
 
@@ -462,7 +528,9 @@ def test_an_event_that_is_too_much_alone_waits_and_is_no_dead_letter(worker: Wor
     assert worker.buried == []
 
 
-def test_a_plan_that_is_too_much_at_once_is_made_in_halves(worker: Worker, journal: Journal) -> None:
+def test_a_plan_that_is_too_much_at_once_is_made_in_halves(
+    worker: Worker, journal: Journal
+) -> None:
     plan = journal.plan
 
     def plan_a_few(events: Sequence[Event]) -> list[list[Event]]:
@@ -475,7 +543,9 @@ def test_a_plan_that_is_too_much_at_once_is_made_in_halves(worker: Worker, journ
     assert journal.calls == [[1, 2], [3, 4], [5, 6], [7, 8]]
 
 
-def test_a_batch_that_finds_the_lock_table_nearly_full_is_done_all_the_same(worker: Worker, journal: Journal) -> None:
+def test_a_batch_that_finds_the_lock_table_nearly_full_is_done_all_the_same(
+    worker: Worker, journal: Journal
+) -> None:
     with lock_table_with_room_for(60):
         worker.process(*events_of_different_keys(200))
     assert sorted(journal.rows()) == list(range(1, 201))
@@ -488,13 +558,18 @@ def lock_table_with_room_for(locks: int) -> Iterator[None]:
     """Hold all the locks that PostgreSQL has room for but so many."""
     place = connection.settings_dict
     address = {"host": place["HOST"], "port": place["PORT"], "dbname": place["NAME"]}
-    with psycopg.connect(**address, user=place["USER"], password=place["PASSWORD"], autocommit=True) as other:
+    with psycopg.connect(
+        **address, user=place["USER"], password=place["PASSWORD"], autocommit=True
+    ) as other:
         with suppress(psycopg.errors.OutOfMemory):
             for first in itertools.count(step=100):
                 other.execute(
-                    "SELECT pg_advisory_lock(7, n) FROM generate_series(%s::int, %s::int) AS n", [first, first + 99]
+                    "SELECT pg_advisory_lock(7, n) FROM generate_series(%s::int, %s::int) AS n",
+                    [first, first + 99],
                 )
-        other.execute("SELECT pg_advisory_unlock(7, n) FROM generate_series(0, %s::int) AS n", [locks - 1])
+        other.execute(
+            "SELECT pg_advisory_unlock(7, n) FROM generate_series(0, %s::int) AS n", [locks - 1]
+        )
         yield
         # A server gives the locks of a closed connection back when it gets round to that.
         other.execute("SELECT pg_advisory_unlock_all()")
@@ -509,7 +584,9 @@ def test_the_largest_batch_that_settings_allow_finds_room_for_its_locks() -> Non
 
 
 @pytest.mark.parametrize("fails", ["to_fact", "bug"])
-def test_the_batch_is_not_done_before_its_dead_letter_is_written(worker: Worker, journal: Journal, fails: str) -> None:
+def test_the_batch_is_not_done_before_its_dead_letter_is_written(
+    worker: Worker, journal: Journal, fails: str
+) -> None:
     worker.dead_letter_failures = [PublishTimedOut()] * 10
     worker.process(an_event(1, fails=fails), an_event(2))
     assert worker.buried_ids == [1]
@@ -518,14 +595,18 @@ def test_the_batch_is_not_done_before_its_dead_letter_is_written(worker: Worker,
 
 
 @pytest.mark.parametrize("fails", ["to_fact", "bug"])
-def test_a_flood_of_dead_letters_stops_the_worker(worker: Worker, journal: Journal, fails: str) -> None:
+def test_a_flood_of_dead_letters_stops_the_worker(
+    worker: Worker, journal: Journal, fails: str
+) -> None:
     worker.dead_letter_failures = [DeadLetterFlood()]
     with pytest.raises(DeadLetterFlood):
         worker.process(an_event(1, fails=fails), an_event(2))
     assert processed() == set()
 
 
-def test_a_worker_told_to_stop_leaves_the_failing_event_to_the_next(worker: Worker, journal: Journal) -> None:
+def test_a_worker_told_to_stop_leaves_the_failing_event_to_the_next(
+    worker: Worker, journal: Journal
+) -> None:
     def stop() -> None:
         raise WorkerStopping
 
@@ -539,7 +620,9 @@ def test_a_worker_told_to_stop_leaves_the_failing_event_to_the_next(worker: Work
     assert worker.buried == []
 
 
-def test_a_worker_told_to_stop_during_an_outage_leaves_the_batch_to_the_next(worker: Worker, journal: Journal) -> None:
+def test_a_worker_told_to_stop_during_an_outage_leaves_the_batch_to_the_next(
+    worker: Worker, journal: Journal
+) -> None:
     def stop() -> None:
         raise WorkerStopping
 
@@ -553,20 +636,26 @@ def test_a_worker_told_to_stop_during_an_outage_leaves_the_batch_to_the_next(wor
 # Partitions that leave -----------------------------------------------------------------------------------------
 
 
-def test_records_of_a_partition_that_left_are_another_consumers(worker: Worker, journal: Journal) -> None:
+def test_records_of_a_partition_that_left_are_another_consumers(
+    worker: Worker, journal: Journal
+) -> None:
     worker.lost = {1}
     worker.process(a_record(an_event(1), partition=1), a_record(an_event(2), partition=0))
     assert journal.calls == journal.followed_up == [[2]]
     assert processed() == {2}
 
 
-def test_a_batch_of_which_nothing_is_ours_any_more_is_left_alone(worker: Worker, journal: Journal) -> None:
+def test_a_batch_of_which_nothing_is_ours_any_more_is_left_alone(
+    worker: Worker, journal: Journal
+) -> None:
     worker.lost = {0}
     worker.process(an_event(1), an_event(2))
     assert (journal.calls, journal.followed_up) == ([], [])
 
 
-def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(worker: Worker, journal: Journal) -> None:
+def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(
+    worker: Worker, journal: Journal
+) -> None:
     worker.on_wait = lambda: worker.lost.add(1)
     worker.process(
         a_record(an_event(1, key=1, fails="bug"), partition=1),
@@ -580,7 +669,9 @@ def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(work
 # Events too big for one transaction -----------------------------------------------------------------------------
 
 
-def test_an_event_may_take_several_transactions_and_is_processed_at_the_end(worker: Worker, journal: Journal) -> None:
+def test_an_event_may_take_several_transactions_and_is_processed_at_the_end(
+    worker: Worker, journal: Journal
+) -> None:
     journal.parts_of_one = 3
     seen: list[set[int]] = []
 
@@ -614,7 +705,9 @@ def test_a_worker_that_another_overtakes_between_the_transactions_does_no_more(
     assert processed() == {1}
 
 
-def test_a_crash_between_the_transactions_starts_the_event_again(worker: Worker, journal: Journal) -> None:
+def test_a_crash_between_the_transactions_starts_the_event_again(
+    worker: Worker, journal: Journal
+) -> None:
     journal.parts_of_one = 2
 
     def crash() -> bool:

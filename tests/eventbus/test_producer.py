@@ -86,14 +86,19 @@ def test_an_event_goes_where_a_java_client_would_put_its_key(feed_events: str) -
         producer.publish(an_event(event_id, key))
     records = broker.read_all(feed_events)
     assert len(records) == 2 * len(keys)
-    assert all(record.partition == (murmur2(record.key or b"") & 0x7FFFFFFF) % 6 for record in records)
+    assert all(
+        record.partition == (murmur2(record.key or b"") & 0x7FFFFFFF) % 6 for record in records
+    )
     assert len({record.partition for record in records}) > 1
 
 
 def test_events_of_a_key_keep_the_order_they_were_published_in(feed_events: str) -> None:
     for event_id in range(1, 51):
         producer.publish(an_event(event_id))
-    ids = [envelope.decode(record.value, record.key).event_id for record in broker.read_all(feed_events)]
+    ids = [
+        envelope.decode(record.value, record.key).event_id
+        for record in broker.read_all(feed_events)
+    ]
     assert ids == list(range(1, 51))
 
 
@@ -101,7 +106,9 @@ def test_each_of_many_threads_gets_the_report_of_its_own_record(feed_events: str
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: producer.publish(an_event(n, key=n)), range(1, 201)))
     records = broker.read_all(feed_events)
-    assert sorted(envelope.decode(record.value, record.key).event_id for record in records) == list(range(1, 201))
+    assert sorted(envelope.decode(record.value, record.key).event_id for record in records) == list(
+        range(1, 201)
+    )
 
 
 def test_an_event_that_no_consumer_could_read_is_not_published(feed_events: str) -> None:
@@ -114,12 +121,16 @@ def test_raw_records_may_lack_key_value_and_header_values() -> None:
     topic = broker.create_topic()
     producer.publish_record(topic, None, None, [("empty", b""), ("none", None)])
     [record] = broker.read_all(topic)
-    assert record == Record(topic, 0, 0, None, None, [("empty", b""), ("none", None)], record.timestamp_ms)
+    assert record == Record(
+        topic, 0, 0, None, None, [("empty", b""), ("none", None)], record.timestamp_ms
+    )
 
 
 def test_a_record_too_big_for_kafka_is_refused_at_once() -> None:
     with pytest.raises(RecordTooLarge, match="too large") as caught:
-        producer.publish_record(broker.create_topic(), b"1", b"x" * (kafka.MAX_DEAD_LETTER_BYTES + 1))
+        producer.publish_record(
+            broker.create_topic(), b"1", b"x" * (kafka.MAX_DEAD_LETTER_BYTES + 1)
+        )
     assert caught.value.result == "too_large"
 
 

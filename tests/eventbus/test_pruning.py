@@ -27,20 +27,28 @@ def minted(days_ago: float, sequence: int = 0) -> int:
     return compose(clock.host_ms() - int(days_ago * DAY_MS), node_id=1, sequence=sequence)
 
 
-def an_event_processed(days_ago: float, *, minted_days_ago: float | None = None, sequence: int = 0) -> int:
+def an_event_processed(
+    days_ago: float, *, minted_days_ago: float | None = None, sequence: int = 0
+) -> int:
     event_id = minted(days_ago if minted_days_ago is None else minted_days_ago, sequence)
-    ProcessedEvent.objects.create(event_id=event_id, type=TYPE, processed_at=timezone.now() - timedelta(days=days_ago))
+    ProcessedEvent.objects.create(
+        event_id=event_id, type=TYPE, processed_at=timezone.now() - timedelta(days=days_ago)
+    )
     return event_id
 
 
 def a_key(days_ago: float, name: str) -> None:
     created_at = timezone.now() - timedelta(days=days_ago)
-    IdempotencyKey.objects.create(user_id=1, key=name, fingerprint="f", event_id=1, object_id=1, created_at=created_at)
+    IdempotencyKey.objects.create(
+        user_id=1, key=name, fingerprint="f", event_id=1, object_id=1, created_at=created_at
+    )
 
 
 def a_closed_entry(days_ago: float, state: DeadLetter.State) -> DeadLetter:
     entry = an_entry()
-    resolved_at = None if state in DeadLetter.UNRESOLVED else timezone.now() - timedelta(days=days_ago)
+    resolved_at = (
+        None if state in DeadLetter.UNRESOLVED else timezone.now() - timedelta(days=days_ago)
+    )
     DeadLetter.objects.filter(id=entry.id).update(state=state, resolved_at=resolved_at)
     return entry
 
@@ -77,7 +85,9 @@ def test_an_old_event_processed_lately_stays_for_kafka_may_bring_it_again() -> N
 def test_an_old_event_whose_dead_letter_may_still_be_replayed_stays() -> None:
     waiting, closed = (an_event_processed(days, sequence=1) for days in (50, 40))
     an_entry(event_id=waiting, failed_at=timezone.now().isoformat())  # in what follows the commit
-    DeadLetter.objects.filter(id=an_entry(event_id=closed).id).update(state=DeadLetter.State.DISCARDED)
+    DeadLetter.objects.filter(id=an_entry(event_id=closed).id).update(
+        state=DeadLetter.State.DISCARDED
+    )
     prune()
     assert remembered() == {waiting}
 
@@ -92,7 +102,9 @@ def test_expired_idempotency_keys_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [key.key for key in IdempotencyKey.objects.all()] == ["young"]
 
 
-def test_dead_letters_stay_for_good_unless_configured(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_letters_stay_for_good_unless_configured(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pruning, "CHUNK_OF_DEAD_LETTERS", 2)
     for _ in range(3):
         a_closed_entry(31, DeadLetter.State.RESOLVED)
@@ -130,7 +142,9 @@ def test_a_step_reads_only_its_chunk_by_the_primary_key() -> None:
         cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + pruning._PRUNE_EVENTS, values)
         scans = list(scans_of(cursor.fetchone()[0][0]["Plan"], "processed_events"))
     # Once to find the events, once to delete them.
-    assert [(scan["Index Name"], scan["Actual Rows"]) for scan in scans] == [("processed_events_pkey", 500)] * 2
+    assert [(scan["Index Name"], scan["Actual Rows"]) for scan in scans] == [
+        ("processed_events_pkey", 500)
+    ] * 2
 
 
 def scans_of(node: dict[str, Any], table: str) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def replay_all(**options: Any) -> replay.Replayed:
-    *_, totals = [replay.Replayed(), *replay.replay(DeadLetter.objects.values_list("id", flat=True), **options)]
+    *_, totals = [
+        replay.Replayed(),
+        *replay.replay(DeadLetter.objects.values_list("id", flat=True), **options),
+    ]
     return totals
 
 
@@ -70,7 +73,9 @@ def test_an_entry_is_replayed_once_until_its_outcome_is_known(feed_events: str) 
     assert len(broker.read_all(feed_events)) == 1
 
 
-def test_an_entry_that_kafka_did_not_acknowledge_stays_open(settings: Settings, own_producer: None) -> None:
+def test_an_entry_that_kafka_did_not_acknowledge_stays_open(
+    settings: Settings, own_producer: None
+) -> None:
     settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
     settings.KAFKA_PUBLISH_TIMEOUT_MS = 200
     entry = an_entry()
@@ -98,7 +103,9 @@ def test_parked_entries_are_replayed_only_when_asked_for(feed_events: str) -> No
     assert replay_all(parked=True).acknowledged == 1
 
 
-def test_a_replay_that_had_no_outcome_for_a_while_can_be_repeated_when_asked_for(feed_events: str) -> None:
+def test_a_replay_that_had_no_outcome_for_a_while_can_be_repeated_when_asked_for(
+    feed_events: str,
+) -> None:
     an_entry()
     replay_all()
     assert replay_all(overdue=True).skipped == 1
@@ -181,7 +188,9 @@ def test_a_replay_that_fails_again_leaves_its_entry_unresolved(feed_events: str)
         (["--until", "2026-01-02T12:00:00Z"], 0),
     ],
 )
-def test_the_command_selects_by_cause_type_and_time(feed_events: str, selection: list[str], chosen: int) -> None:
+def test_the_command_selects_by_cause_type_and_time(
+    feed_events: str, selection: list[str], chosen: int
+) -> None:
     an_entry(error="builtins.KeyError")
     an_entry()
     an_entry()
@@ -221,7 +230,9 @@ def test_no_more_are_replayed_in_a_second_than_the_rate_allows(feed_events: str)
     assert after_ms[8] >= 1_990
 
 
-def test_on_a_terminal_the_command_shows_how_far_it_is(feed_events: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_the_command_shows_how_far_it_is(
+    feed_events: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for _ in range(3):
         an_entry()
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
@@ -230,7 +241,9 @@ def test_on_a_terminal_the_command_shows_how_far_it_is(feed_events: str, monkeyp
 
 
 @pytest.mark.parametrize("answer", ["", "n\n"])
-def test_the_command_does_nothing_without_a_yes(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_does_nothing_without_a_yes(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry = an_entry()
     monkeypatch.setattr(sys, "stdin", StringIO(answer))
     with pytest.raises(CommandError, match="Pass --yes"):
@@ -238,7 +251,9 @@ def test_the_command_does_nothing_without_a_yes(answer: str, monkeypatch: pytest
     assert state_of(entry) == DeadLetter.State.OPEN
 
 
-def test_the_command_fails_when_kafka_does_not_acknowledge(settings: Settings, own_producer: None) -> None:
+def test_the_command_fails_when_kafka_does_not_acknowledge(
+    settings: Settings, own_producer: None
+) -> None:
     settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
     settings.KAFKA_PUBLISH_TIMEOUT_MS = 200
     an_entry()

@@ -169,7 +169,9 @@ def test_what_postgresql_answers(provoke: Callable[[], None], expected: str) -> 
 
 @pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 @pytest.mark.parametrize("provoke", [*TRANSIENT, *POISON, *RETRYABLE])
-def test_postgresql_is_unreachable_only_when_it_could_not_be_talked_to(provoke: Callable[[], None]) -> None:
+def test_postgresql_is_unreachable_only_when_it_could_not_be_talked_to(
+    provoke: Callable[[], None],
+) -> None:
     with pytest.raises(DatabaseError) as caught:
         provoke()
     unreachable = {terminated_backend, connection_closed_under_us, server_away}
@@ -186,7 +188,9 @@ def test_an_event_at_fault_itself_is_never_tried_again(error: Exception) -> None
     assert classified(error) == "poison"
 
 
-@pytest.mark.parametrize("error", [RuntimeError(), KeyError("x"), ZeroDivisionError(), MemoryError(), OSError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError(), KeyError("x"), ZeroDivisionError(), MemoryError(), OSError()]
+)
 def test_anything_else_is_tried_a_few_times(error: Exception) -> None:
     assert classified(error) == "retryable"
 
@@ -204,7 +208,12 @@ def test_the_backoff_uses_all_of_its_range_so_that_workers_spread_out() -> None:
 
 
 def test_what_may_work_later_is_repeated_with_growing_waits_until_it_works() -> None:
-    outcomes: list[PublishFailed | str] = [PublishTimedOut(), ProducerQueueFull(), PublishFailed(), "done"]
+    outcomes: list[PublishFailed | str] = [
+        PublishTimedOut(),
+        ProducerQueueFull(),
+        PublishFailed(),
+        "done",
+    ]
     waits: list[float] = []
 
     def act() -> str:

@@ -38,7 +38,9 @@ def test_an_id_tells_when_and_where_it_was_minted(ms: int, node_id: int, sequenc
     minted = snowflake.compose(ms, node_id, sequence)
     assert parts(minted) == (ms - EPOCH_MS, node_id, sequence)
     assert snowflake.milliseconds_of(minted) == ms
-    assert snowflake.time_of(minted) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    assert snowflake.time_of(minted) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+        milliseconds=ms
+    )
 
 
 @given(clock_readings)

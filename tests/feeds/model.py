@@ -10,7 +10,12 @@ from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import START, Position
-from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    UserFollowedFactory,
+    UserUnfollowedFactory,
+)
 
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
 FollowFact = UserFollowed | UserUnfollowed
@@ -28,7 +33,9 @@ def feed(user: int) -> list[int]:
 
 def open_feed(user: int, query: str = "") -> tuple[list[int], str]:
     """Read the first page of the feed through the API; return it and what the cache did."""
-    answer = Client(headers={"Authorization": f"Bearer {issue_token(user, '', 60)}"}).get(f"/feeds/{user}{query}")
+    answer = Client(headers={"Authorization": f"Bearer {issue_token(user, '', 60)}"}).get(
+        f"/feeds/{user}{query}"
+    )
     assert answer.status_code == 200
     return [int(post["id"]) for post in answer.json()["results"]], answer.headers["X-Cache"]
 
@@ -42,7 +49,9 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
         if kind == "post":
             facts.append(PostCreatedFactory(author_id=one))
         elif kind == "delete" and posts:
-            facts.append(PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one))
+            facts.append(
+                PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one)
+            )
         elif kind == "follow" and one != other:
             facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
         elif kind == "unfollow" and one != other:
@@ -53,10 +62,16 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a deleted post stays deleted."""
     last: dict[tuple[int, int], FollowFact] = {}
-    for fact in sorted((fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id):
+    for fact in sorted(
+        (fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id
+    ):
         last[fact.follower_id, fact.followee_id] = fact
-    authors = {pair[1] for pair, fact in last.items() if pair[0] == user and isinstance(fact, UserFollowed)}
+    authors = {
+        pair[1] for pair, fact in last.items() if pair[0] == user and isinstance(fact, UserFollowed)
+    }
     deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
     posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}
-    mine = (post for post, author in posts.items() if author in authors | {user} and post not in deleted)
+    mine = (
+        post for post, author in posts.items() if author in authors | {user} and post not in deleted
+    )
     return sorted(mine, reverse=True)

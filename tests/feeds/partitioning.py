@@ -35,5 +35,7 @@ def partitions_undone() -> Iterator[None]:
 def rows_by_partition() -> dict[str, int]:
     """Return how many entries each partition has, of those that have any."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT tableoid::regclass::text, count(*) FROM feed_entries GROUP BY 1 ORDER BY 1")
+        cursor.execute(
+            "SELECT tableoid::regclass::text, count(*) FROM feed_entries GROUP BY 1 ORDER BY 1"
+        )
         return dict(cursor.fetchall())

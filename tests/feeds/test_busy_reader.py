@@ -16,7 +16,11 @@ from tests.large_tables import filled, nodes, plans_of, table_of
 
 pytestmark = pytest.mark.django_db
 
-BUSY, FOLLOWED, PULLED = 9_001, 5_000, 50  # the reader, how many are followed, and of how many posts are pulled
+BUSY, FOLLOWED, PULLED = (
+    9_001,
+    5_000,
+    50,
+)  # the reader, how many are followed, and of how many posts are pulled
 CAP = 800
 LIMIT = 21
 
@@ -59,7 +63,10 @@ def rows_read(act: Any) -> Counter[str]:
     found: Counter[str] = Counter()
     for plan in plans_of(act):
         for node in nodes(plan):
-            if (table := table_of(node)) and node["Node Type"] not in ("ModifyTable", "Bitmap Index Scan"):
+            if (table := table_of(node)) and node["Node Type"] not in (
+                "ModifyTable",
+                "Bitmap Index Scan",
+            ):
                 assert node["Node Type"] != "Seq Scan", node
                 rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
                 found[table] += round(rows * node["Actual Loops"])
@@ -101,7 +108,9 @@ def test_the_fan_out_reads_no_follower_who_rests(busy_reader: int) -> None:
     assert read["follows"] == followers
     part = rows_read(lambda: fanout.deliver_part(post, 0))
     assert part["follows"] == followers
-    withdrawn = rows_read(lambda: fanout.withdraw([PostDeletedFactory(author_id=author, post_id=300_000)]))
+    withdrawn = rows_read(
+        lambda: fanout.withdraw([PostDeletedFactory(author_id=author, post_id=300_000)])
+    )
     assert withdrawn["follows"] == followers
     assert withdrawn["feed_entries"] <= followers + 1
 

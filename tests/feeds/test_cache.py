@@ -43,13 +43,24 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir"]
+        command = [
+            str(get_binary_path()),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+        ]
         self.process = subprocess.Popen([*command, str(self.directory)], stdout=subprocess.DEVNULL)
         wait_for_answer(self.client())
 
     def client(self) -> redis.Redis:
         retry = Retry(NoBackoff(), 0)
-        return redis.Redis(port=self.port, socket_timeout=0.3, socket_connect_timeout=0.3, retry=retry)
+        return redis.Redis(
+            port=self.port, socket_timeout=0.3, socket_connect_timeout=0.3, retry=retry
+        )
 
     def kill(self) -> None:
         self.process.kill()
@@ -74,7 +85,9 @@ class Reader:
 
 
 @pytest.fixture(params=["a thread", "the loop"])
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Server]:
+def server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Server]:
     server = Server(tmp_path)
     client = cache.count_connections(server.client())
     monkeypatch.setattr(cache, "_redis", lambda: client)
@@ -172,7 +185,9 @@ def test_without_redis_reads_bypass_and_workers_go_on(server: Server) -> None:
 
 
 @pytest.mark.parametrize("outage", ["killed", "frozen"])
-def test_no_stale_page_after_redis_comes_back(server: Server, monkeypatch: pytest.MonkeyPatch, outage: str) -> None:
+def test_no_stale_page_after_redis_comes_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch, outage: str
+) -> None:
     read(1, b"old")
     if outage == "killed":
         server.kill()
@@ -190,13 +205,17 @@ def test_no_stale_page_after_redis_comes_back(server: Server, monkeypatch: pytes
     assert read(1, b"") == "hit new"
 
 
-def test_a_snapshot_does_not_bring_an_invalidated_page_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_does_not_bring_an_invalidated_page_back(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read(1, b"old")
     server.client().save()
     cache.invalidate([1])
     server.kill()
     server.start()
-    assert server.client().exists(*server.client().scan_iter("*{1}*")) == 1  # the old page is back in Redis …
+    assert (
+        server.client().exists(*server.client().scan_iter("*{1}*")) == 1
+    )  # the old page is back in Redis …
     # … and in no answer. Whoever finds its connection broken leaves Redis alone for a moment.
     shown = [read(1, b"new")]
     while shown[-1] == "bypass new":
@@ -286,7 +305,9 @@ def test_a_post_of_a_watched_author_voids_the_page_and_no_other(server: Server) 
     assert read(2, b"") == "hit other"
 
 
-def test_who_loaded_before_a_watched_author_posted_stores_a_page_nobody_sees(server: Server) -> None:
+def test_who_loaded_before_a_watched_author_posted_stores_a_page_nobody_sees(
+    server: Server,
+) -> None:
     slow = cache.watch(cache.look_up(1), [7])  # loads the old page …
     cache.invalidate([], authors=[7])
     cache.store(slow, a_page(b"old"))
@@ -313,7 +334,9 @@ def test_a_frozen_redis_is_not_believed_for_longer_than_a_second(server: Server)
     assert read(1, b"page") == "bypass page"
 
 
-def test_without_postgresql_cached_pages_are_shown_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_postgresql_cached_pages_are_shown_at_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read(1, b"page")
 
     def gone() -> CacheState:
@@ -335,7 +358,9 @@ def test_without_postgresql_cached_pages_are_shown_at_once(server: Server, monke
             assert read(1, b"") == "hit page"
             waits.append(time.monotonic() - asked)
         assert first.result() == "hit page"
-    assert min(waits) < 0.1 < time.monotonic() - started  # while one of them asks, the others do not wait
+    assert (
+        min(waits) < 0.1 < time.monotonic() - started
+    )  # while one of them asks, the others do not wait
 
 
 def seconds_to_live(server: Server, user: int) -> int:
@@ -345,7 +370,9 @@ def seconds_to_live(server: Server, user: int) -> int:
     return left
 
 
-def test_adding_to_a_cached_page_does_not_make_it_live_longer(server: Server, settings: Settings) -> None:
+def test_adding_to_a_cached_page_does_not_make_it_live_longer(
+    server: Server, settings: Settings
+) -> None:
     settings.FEED_CACHE_TTL = 60
     read(1, b"page")
     settings.FEED_CACHE_TTL = 3_600
@@ -355,20 +382,28 @@ def test_adding_to_a_cached_page_does_not_make_it_live_longer(server: Server, se
     assert seconds_to_live(server, 1) <= 60
 
 
-def test_a_page_that_another_release_has_stored_is_not_read_and_is_voided_like_any_other(server: Server) -> None:
+def test_a_page_that_another_release_has_stored_is_not_read_and_is_voided_like_any_other(
+    server: Server,
+) -> None:
     read(1, b"page")
     (key,) = server.client().scan_iter("feed:{1}:*")
     server.client().set(key, b"P1\n\n\na page of the release before")
     assert read(1, b"new") == "miss new"
-    assert read(1, b"new") == "miss new"  # it was not replaced: that release would not know what to do with ours
+    assert (
+        read(1, b"new") == "miss new"
+    )  # it was not replaced: that release would not know what to do with ours
     cache.invalidate([1])
     assert [read(1, b"new") for _ in range(2)] == ["miss new", "hit new"]
 
 
-def test_who_finds_a_page_outdated_by_a_pulled_post_has_a_lease_like_any_other(server: Server) -> None:
+def test_who_finds_a_page_outdated_by_a_pulled_post_has_a_lease_like_any_other(
+    server: Server,
+) -> None:
     read(1, b"old", authors=[7])
     cache.invalidate([], authors=[7])
-    slow = cache.look_up(1)  # may take its time, but not so long that its page watches too few authors
+    slow = cache.look_up(
+        1
+    )  # may take its time, but not so long that its page watches too few authors
     assert slow.result == "miss"
     assert seconds_to_live(server, 1) <= cache.LEASE_MS / 1_000
     assert read(1, b"new", authors=[7]) == "miss new"  # somebody else, who may not store it

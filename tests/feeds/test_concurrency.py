@@ -48,7 +48,11 @@ class Log:
     @staticmethod
     def _step(chance: random.Random, kind: str) -> Step:
         # Deleted is one of the author's latest posts, which rebuilds are after too.
-        return kind, chance.choice(USERS), -chance.randint(1, 4) if kind == "delete" else chance.choice(USERS)
+        return (
+            kind,
+            chance.choice(USERS),
+            -chance.randint(1, 4) if kind == "delete" else chance.choice(USERS),
+        )
 
     @property
     def facts(self) -> Sequence[Any]:
@@ -100,7 +104,9 @@ class SlowToCommit(FeedHandlers):
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
 
-    def apply(self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None) -> int | None:
+    def apply(
+        self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None
+    ) -> int | None:
         more = super().apply(facts, careful=careful, resume_after=resume_after)
         time.sleep(self._chance.uniform(0, SLOWEST_COMMIT_SECONDS))
         return more
@@ -123,7 +129,9 @@ class Run:
     def work(self, chance: random.Random) -> None:
         worker = Worker(SlowToCommit(chance))
         self.workers.append(worker)
-        while time.monotonic() < self._deadline and (batch := self.log.take(chance.choice([1, 2, 5, 20]), chance)):
+        while time.monotonic() < self._deadline and (
+            batch := self.log.take(chance.choice([1, 2, 5, 20]), chance)
+        ):
             worker.process(*batch)
             self.done["batch"] += 1
         self._stopped.set()
@@ -182,7 +190,9 @@ class Run:
             newest = max((fact.event_id for fact in self.log.facts), default=0)
             partitions.keep_up(milliseconds_of(newest))
             self.done["partition kept"] = len(partitions.partitions())
-            self.done["horizon raised"] += Horizon.objects.exclude(post_id__lte=self.done["horizon"]).count()
+            self.done["horizon raised"] += Horizon.objects.exclude(
+                post_id__lte=self.done["horizon"]
+            ).count()
             self.done["horizon"] = Horizon.objects.get().post_id
 
     def together(self, *acts: Callable[[random.Random], None]) -> None:
@@ -197,7 +207,9 @@ class Run:
                 connection.close()
 
         with ThreadPoolExecutor(len(acts)) as pool:
-            threads = [pool.submit(in_a_thread, act, random.Random(self.chance.random())) for act in acts]
+            threads = [
+                pool.submit(in_a_thread, act, random.Random(self.chance.random())) for act in acts
+            ]
         for thread in threads:
             thread.result()
 
@@ -250,5 +262,13 @@ def test_with_posts_in_parts_and_strategies_switched_every_feed_is_right_in_the_
     run: Run, settings: Settings
 ) -> None:
     settings.FEED_BATCH_MAX_ROWS, settings.FEED_MAX_ENTRIES = 3, 8
-    run.together(run.work, run.work, run.work, run.keep_house, run.keep_house, run.read, run.switch_strategies)
+    run.together(
+        run.work,
+        run.work,
+        run.work,
+        run.keep_house,
+        run.keep_house,
+        run.read,
+        run.switch_strategies,
+    )
     assert_all_right(run)

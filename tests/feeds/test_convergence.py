@@ -41,13 +41,19 @@ def deliver(facts: Sequence[Any], chance: random.Random) -> None:
 
 
 steps = st.tuples(
-    st.sampled_from(["post", "delete", "follow", "unfollow"]), st.sampled_from(USERS), st.sampled_from(USERS)
+    st.sampled_from(["post", "delete", "follow", "unfollow"]),
+    st.sampled_from(USERS),
+    st.sampled_from(USERS),
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(steps, max_size=40), st.integers(0, 2**32), st.booleans())
-def test_any_order_with_repetitions_converges_to_the_join(history_steps: list[Step], seed: int, shuffled: bool) -> None:
+def test_any_order_with_repetitions_converges_to_the_join(
+    history_steps: list[Step], seed: int, shuffled: bool
+) -> None:
     chance = random.Random(seed)
     facts = history(history_steps)
     delivered = facts + chance.choices(facts, k=len(facts) // 3) if facts else []
@@ -61,7 +67,9 @@ def test_any_order_with_repetitions_converges_to_the_join(history_steps: list[St
         transaction.set_rollback(True)
 
 
-def test_a_batch_of_new_posts_costs_the_same_queries_whatever_its_size(django_assert_num_queries: Any) -> None:
+def test_a_batch_of_new_posts_costs_the_same_queries_whatever_its_size(
+    django_assert_num_queries: Any,
+) -> None:
     follow_all(range(10, 30), followee=1)
     posts = [PostCreatedFactory(author_id=1) for _ in range(50)]
     with django_assert_num_queries(4):  # feeds rows, follower counts, posts, entries
@@ -100,7 +108,9 @@ def test_a_post_id_of_another_author_is_refused() -> None:
     assert feed(1) == feed(3) == [post.post_id]
 
 
-def test_a_follow_of_a_long_history_raises_the_floor_and_every_post_can_still_be_read(settings: Settings) -> None:
+def test_a_follow_of_a_long_history_raises_the_floor_and_every_post_can_still_be_read(
+    settings: Settings,
+) -> None:
     settings.FEED_MAX_ENTRIES = 10
     apply(*[PostCreatedFactory(author_id=1) for _ in range(35)])
     apply(*[PostCreatedFactory(author_id=3) for _ in range(5)])
@@ -115,16 +125,24 @@ def test_a_follow_of_a_long_history_raises_the_floor_and_every_post_can_still_be
 def test_follower_counts_change_with_their_cause() -> None:
     follow_all([2, 3, 4], followee=1)
     follow_all([2], followee=1)
-    apply(UserUnfollowedFactory(follower_id=3, followee_id=1), UserUnfollowedFactory(follower_id=9, followee_id=1))
+    apply(
+        UserUnfollowedFactory(follower_id=3, followee_id=1),
+        UserUnfollowedFactory(follower_id=9, followee_id=1),
+    )
     assert Feed.objects.get(user_id=1).follower_count == 2
     assert Follow.objects.followers_page(1, START, 10) == [4, 2]
 
 
 @pytest.mark.parametrize("interrupted_after", [0, 1, 3])
-def test_an_author_with_very_many_followers_is_worked_off_in_parts(settings: Settings, interrupted_after: int) -> None:
+def test_an_author_with_very_many_followers_is_worked_off_in_parts(
+    settings: Settings, interrupted_after: int
+) -> None:
     settings.FEED_BATCH_MAX_ROWS = 1_000
     follow_all(range(10, 3_510), followee=1)
-    for fact in (post := PostCreatedFactory(author_id=1), PostDeletedFactory(author_id=1, post_id=post.post_id)):
+    for fact in (
+        post := PostCreatedFactory(author_id=1),
+        PostDeletedFactory(author_id=1, post_id=post.post_id),
+    ):
         assert [[fact]] == handlers.FeedHandlers().plan([fact])
         work_off(fact, parts=interrupted_after)
         parts = work_off(fact)
@@ -139,7 +157,9 @@ def work_off(fact: Any, parts: int = 100) -> int:
     """Apply a fact part by part, at most `parts` of them; return how many there were."""
     resume_after, done = None, 0
     while done < parts:
-        resume_after = handlers.FeedHandlers().apply([fact], careful=False, resume_after=resume_after)
+        resume_after = handlers.FeedHandlers().apply(
+            [fact], careful=False, resume_after=resume_after
+        )
         if resume_after is None:
             break
         done += 1

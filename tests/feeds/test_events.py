@@ -12,7 +12,12 @@ from eventbus.exceptions import InvalidEvent, UnknownEventType
 from eventbus.snowflake import MAX_ID
 from feeds import handlers
 from feeds.events import UserFollowed, UserUnfollowed
-from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    UserFollowedFactory,
+    UserUnfollowedFactory,
+)
 
 ids = st.integers(1, MAX_ID)
 
@@ -25,7 +30,9 @@ ONE_OF_EACH: list[Any] = [
 
 
 @pytest.mark.parametrize("fact", ONE_OF_EACH, ids=lambda fact: fact.TYPE)
-def test_every_kind_of_event_is_found_by_its_type_and_comes_back_as_the_same_fact(fact: Any) -> None:
+def test_every_kind_of_event_is_found_by_its_type_and_comes_back_as_the_same_fact(
+    fact: Any,
+) -> None:
     event = fact.to_event()
     delivered = envelope.decode(envelope.encode(event), envelope.encode_key(event.key))
     assert handlers.FeedHandlers().to_fact(delivered) == fact
@@ -38,7 +45,10 @@ def test_every_kind_of_event_is_under_the_key_of_the_user_whose_audience_it_conc
 
 @given(st.sampled_from([UserFollowed, UserUnfollowed]), ids, ids, ids)
 def test_a_follow_survives_the_journey_through_kafka(
-    kind: type[UserFollowed] | type[UserUnfollowed], event_id: int, follower_id: int, followee_id: int
+    kind: type[UserFollowed] | type[UserUnfollowed],
+    event_id: int,
+    follower_id: int,
+    followee_id: int,
 ) -> None:
     if follower_id == followee_id:
         followee_id = followee_id % MAX_ID + 1

@@ -77,7 +77,10 @@ def test_mutual_pairs_and_ids_from_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("follower,followee\n2,1\n3,x\n", "line 3: a user id must be a decimal string of 1 to 2^63-1, not 'x'"),
+        (
+            "follower,followee\n2,1\n3,x\n",
+            "line 3: a user id must be a decimal string of 1 to 2^63-1, not 'x'",
+        ),
         ("follower,followee\n2,1\n3\n", "line 3: expected 2 columns, found 1"),
         ("follower,followee\n0,1\n", "line 2: a user id must be"),
         ("follower,followee\n9223372036854775808,1\n", "line 2: a user id must be"),
@@ -87,7 +90,10 @@ def test_mutual_pairs_and_ids_from_zero(tmp_path: Path) -> None:
         ("follower,follower\n2,1\n", "line 1: the header has 'follower' twice"),
         ("follower,followee\n2,1,\n", "line 2: expected 2 columns, found 3"),
         ('follower,followee\n2,1\n"3,1\n4,1\n', "line 3: a quote is opened here and never closed"),
-        ('follower,followee\n2,1\n"3,1\n"4",1\n', "line 3: a quote is opened here, and what closes it has text after"),
+        (
+            'follower,followee\n2,1\n"3,1\n"4",1\n',
+            "line 3: a quote is opened here, and what closes it has text after",
+        ),
         ("follower,followee\n2_01,1\n", "line 2: a user id must be a decimal string"),
         ("follower,followee\n+203,1\n", "line 2: a user id must be a decimal string"),
         ("follower,followee\n02,1\n", "line 2: a user id must be a decimal string"),
@@ -96,7 +102,9 @@ def test_mutual_pairs_and_ids_from_zero(tmp_path: Path) -> None:
         ("follower,followee\n2,1\n\n" + "5" * 1_100_000, "line 4: longer than 1000000 characters"),
     ],
 )
-def test_a_bad_line_is_named_and_nothing_is_imported(tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_bad_line_is_named_and_nothing_is_imported(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
     with pytest.raises(CommandError) as failure:
         load(tmp_path, text)
     assert complaint in str(failure.value)
@@ -127,9 +135,16 @@ def test_an_interrupted_import_leaves_nothing_behind() -> None:
     pipe = subprocess.PIPE
     importing = subprocess.Popen(command, env=environment(), stdin=pipe, stderr=pipe, text=True)
     assert importing.stdin is not None
-    importing.stdin.write("follower,followee\n" + "".join(f"{user},1\n" for user in range(2, 20_000)))
+    importing.stdin.write(
+        "follower,followee\n" + "".join(f"{user},1\n" for user in range(2, 20_000))
+    )
     importing.stdin.flush()
-    eventually(lambda: fetch("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'COPY staged_follows%%'", []) != [])
+    eventually(
+        lambda: (
+            fetch("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'COPY staged_follows%%'", [])
+            != []
+        )
+    )
     importing.send_signal(signal.SIGINT)
     _out, told = importing.communicate(timeout=60)
     assert importing.returncode == 1
@@ -140,7 +155,9 @@ def test_an_interrupted_import_leaves_nothing_behind() -> None:
 # Bad lines aside -----------------------------------------------------------------------------------------------
 
 
-def test_bad_lines_are_set_aside_with_their_reasons_and_the_rest_is_imported(tmp_path: Path) -> None:
+def test_bad_lines_are_set_aside_with_their_reasons_and_the_rest_is_imported(
+    tmp_path: Path,
+) -> None:
     aside = tmp_path / "bad.csv"
     text = 'follower,followee\n2,1\nx,1\n3,1\n4,4\n5,1,9\n"6"7,1\n8,1\n'
     printed = load(tmp_path, text, "--skip-invalid", str(aside))
@@ -162,7 +179,12 @@ def test_a_wrong_header_cannot_be_set_aside_nor_can_the_file_be_overwritten(tmp_
     with pytest.raises(CommandError, match="would overwrite"):
         load(tmp_path, "follower,followee\n2,1\n", "--skip-invalid", str(tmp_path / "graph.csv"))
     with pytest.raises(CommandError, match=r"Cannot write .*: No such file"):
-        load(tmp_path, "follower,followee\n2,1\n", "--skip-invalid", str(tmp_path / "none" / "bad.csv"))
+        load(
+            tmp_path,
+            "follower,followee\n2,1\n",
+            "--skip-invalid",
+            str(tmp_path / "none" / "bad.csv"),
+        )
     assert pairs() == set()
 
 
@@ -183,7 +205,9 @@ def test_the_same_file_again_changes_nothing_that_happened_since(tmp_path: Path)
     assert pairs() == {(3, 1)}
 
 
-def test_what_a_user_did_before_an_import_counts_more_unless_the_file_is_newer(tmp_path: Path) -> None:
+def test_what_a_user_did_before_an_import_counts_more_unless_the_file_is_newer(
+    tmp_path: Path,
+) -> None:
     text = "follower,followee\n2,1\n3,1\n"
     apply(
         UserFollowedFactory(follower_id=2, followee_id=1),
@@ -200,11 +224,17 @@ def test_what_a_user_did_before_an_import_counts_more_unless_the_file_is_newer(t
 @pytest.mark.parametrize(
     ("as_of", "complaint"),
     [
-        ("yesterday", "--as-of must be an RFC 3339 time with a zone. Such as 2026-01-31T12:00:00Z."),
+        (
+            "yesterday",
+            "--as-of must be an RFC 3339 time with a zone. Such as 2026-01-31T12:00:00Z.",
+        ),
         ("2026-01-31", "--as-of must be an RFC 3339 time with a zone."),
         ("2026-01-31T12:00:00", "--as-of must be an RFC 3339 time with a zone."),
         ("2019-01-31T12:00:00Z", "--as-of lies before all ids, which begin with the year 2024."),
-        ("2224-01-31T12:00:00Z", "--as-of lies in the future: what users do until then would have no effect."),
+        (
+            "2224-01-31T12:00:00Z",
+            "--as-of lies in the future: what users do until then would have no effect.",
+        ),
         ("", "--as-of must be an RFC 3339 time with a zone."),
     ],
 )
@@ -251,7 +281,12 @@ def test_everything_is_rebuilt_from_imports_and_the_log_as_documented(
     kinds = ["post"] * 5 + ["follow"] * 3 + ["unfollow"] * 3 + ["delete"]
     steps = [(chance.choice(kinds), chance.choice(users), chance.choice(users)) for _ in range(300)]
     facts = history(steps)
-    graph = "".join(f"{one},{other}\n" for one in users for other in users if one != other and chance.random() < 0.5)
+    graph = "".join(
+        f"{one},{other}\n"
+        for one in users
+        for other in users
+        if one != other and chance.random() < 0.5
+    )
     worker = Worker()
     for number, fact in enumerate(facts):
         producer.publish(fact.to_event())
@@ -264,7 +299,9 @@ def test_everything_is_rebuilt_from_imports_and_the_log_as_documented(
 
     lose_everything()
     for command, *arguments in documented_recipe():
-        arguments = [str(tmp_path / "follows.csv") if name == "follows.csv" else name for name in arguments]
+        arguments = [
+            str(tmp_path / "follows.csv") if name == "follows.csv" else name for name in arguments
+        ]
         call_command(command, *arguments, stdout=StringIO(), verbosity=0)
     assert {user: feed(user) for user in users} == feeds
     after = contents()

@@ -35,7 +35,10 @@ def network(transactional_db: None) -> None:
 
 
 def test_right_feeds_are_proved_right(network: None) -> None:
-    assert verify() == (0, "12 entries checked: 0 missing, 0 extra, 0 duplicate; 0 wrong follower counts or states\n")
+    assert verify() == (
+        0,
+        "12 entries checked: 0 missing, 0 extra, 0 duplicate; 0 wrong follower counts or states\n",
+    )
 
 
 def _lose_an_entry() -> None:
@@ -80,7 +83,9 @@ def _serve_a_feed_at_rest() -> None:
 
 
 def _forget_to_watch_an_author() -> None:
-    Post.objects.create(id=2**57, author_id=1, content="x", created_at=timezone.now(), fanout=Fanout.PULL)
+    Post.objects.create(
+        id=2**57, author_id=1, content="x", created_at=timezone.now(), fanout=Fanout.PULL
+    )
 
 
 def _push_what_is_pulled() -> None:
@@ -89,7 +94,9 @@ def _push_what_is_pulled() -> None:
 
 
 def _push_to_nobody_what_is_pushed() -> None:
-    Post.objects.create(id=2**57, author_id=1, content="x", created_at=timezone.now(), fanout=Fanout.PUSH)
+    Post.objects.create(
+        id=2**57, author_id=1, content="x", created_at=timezone.now(), fanout=Fanout.PUSH
+    )
 
 
 def _lower_a_floor() -> None:
@@ -133,11 +140,17 @@ def test_each_kind_of_damage_is_found_and_repaired(network: None, damage: Any) -
     assert verify("--repair")[0] == 0
     assert verify()[0] == 0
     # And what comes next arrives, in pages cached before too.
-    readers = [user for user in (1, 2, 3) if user == 1 or Follow.objects.filter(follower_id=user, active=True).exists()]
+    readers = [
+        user
+        for user in (1, 2, 3)
+        if user == 1 or Follow.objects.filter(follower_id=user, active=True).exists()
+    ]
     before = {user: open_feed(user)[0] for user in readers}
     assert before == {user: feed(user) for user in readers}
     Worker().process(post := PostCreatedFactory(author_id=1, post_id=2**57 + 1))
-    assert {user: open_feed(user)[0] for user in readers} == {user: [post.post_id, *before[user]] for user in readers}
+    assert {user: open_feed(user)[0] for user in readers} == {
+        user: [post.post_id, *before[user]] for user in readers
+    }
     assert verify()[0] == 0
 
 
@@ -146,7 +159,10 @@ def test_a_feed_that_rests_is_right_as_it_is(network: None, user: int) -> None:
     with transaction.atomic():
         Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
         housekeeping.put_to_rest([user])
-    assert verify() == (0, "8 entries checked: 0 missing, 0 extra, 0 duplicate; 0 wrong follower counts or states\n")
+    assert verify() == (
+        0,
+        "8 entries checked: 0 missing, 0 extra, 0 duplicate; 0 wrong follower counts or states\n",
+    )
     FeedEntry.objects.create(user_id=user, post_id=2**57, author_id=1)  # garbage
     assert verify("--repair")[0] == 0
     assert Feed.objects.get(user_id=user).idle

@@ -15,7 +15,12 @@ from feeds import fanout, follows, housekeeping, rebuild
 from feeds.models import Horizon, Withdrawal
 from feeds.timeline import Reader
 from posts.pagination import START, Position
-from tests.factories import PostCreatedFactory, PostDeletedFactory, UserFollowedFactory, UserUnfollowedFactory
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    UserFollowedFactory,
+    UserUnfollowedFactory,
+)
 from tests.feeds.partitioning import lay_out, partitions_undone
 from tests.large_tables import filled, nodes, plans_of
 
@@ -74,22 +79,38 @@ def deletions(count: int) -> list[Any]:
 HOT: dict[str, Callable[[], object]] = {
     "first page": lambda: Reader(READER).read(START, 21),
     "a page further down": lambda: Reader(READER).read(Position(NEWEST // 2, newer=False), 21),
-    "a page towards newer posts": lambda: Reader(READER).read(Position(NEWEST // 2, newer=True), 21),
-    "fan-out": lambda: fanout.deliver([PostCreatedFactory(author_id=AUTHOR, post_id=NEWEST + 5)], careful=False),
-    "careful fan-out": lambda: fanout.deliver([PostCreatedFactory(author_id=AUTHOR, post_id=NEWEST + 5)], careful=True),
-    "fan-out in parts": lambda: fanout.deliver_part(PostCreatedFactory(author_id=AUTHOR, post_id=NEWEST + 5), None),
+    "a page towards newer posts": lambda: Reader(READER).read(
+        Position(NEWEST // 2, newer=True), 21
+    ),
+    "fan-out": lambda: fanout.deliver(
+        [PostCreatedFactory(author_id=AUTHOR, post_id=NEWEST + 5)], careful=False
+    ),
+    "careful fan-out": lambda: fanout.deliver(
+        [PostCreatedFactory(author_id=AUTHOR, post_id=NEWEST + 5)], careful=True
+    ),
+    "fan-out in parts": lambda: fanout.deliver_part(
+        PostCreatedFactory(author_id=AUTHOR, post_id=NEWEST + 5), None
+    ),
     "deletion": lambda: fanout.withdraw(deletions(1)),
     "deletions": lambda: fanout.withdraw(deletions(20)),
     "deletion in parts": withdrawal,
-    "follow": lambda: follows.follow([UserFollowedFactory(follower_id=READER, followee_id=AUTHOR + 2)]),
-    "unfollow": lambda: follows.unfollow([UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR + 1)]),
+    "follow": lambda: follows.follow(
+        [UserFollowedFactory(follower_id=READER, followee_id=AUTHOR + 2)]
+    ),
+    "unfollow": lambda: follows.unfollow(
+        [UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR + 1)]
+    ),
     "rebuild": lambda: rebuild._fill(READER),
     "walk": lambda: housekeeping.put_to_rest(range(5_000, 5_100)),
 }
 
 
 def touched(plan: dict[str, Any]) -> set[str]:
-    return {node["Relation Name"] for node in nodes(plan) if node.get("Relation Name", "").startswith("feed_entries_")}
+    return {
+        node["Relation Name"]
+        for node in nodes(plan)
+        if node.get("Relation Name", "").startswith("feed_entries_")
+    }
 
 
 @pytest.mark.parametrize("name", HOT)
@@ -105,23 +126,41 @@ def test_no_partition_is_read_whole_and_nothing_spills(told: None, name: str) ->
 
 @pytest.mark.parametrize(
     ("name", "at_most"),
-    [("first page", 4), ("a page further down", 4), ("deletion", 1), ("deletions", 1), ("deletion in parts", 1)],
+    [
+        ("first page", 4),
+        ("a page further down", 4),
+        ("deletion", 1),
+        ("deletions", 1),
+        ("deletion in parts", 1),
+    ],
 )
-def test_only_the_partitions_that_matter_are_planned_for(told: None, name: str, at_most: int) -> None:
+def test_only_the_partitions_that_matter_are_planned_for(
+    told: None, name: str, at_most: int
+) -> None:
     partitions = set().union(*(touched(plan) for plan in plans_of(HOT[name])))
     assert 1 <= len(partitions) <= at_most, partitions
 
 
-def test_a_first_page_that_the_newest_partitions_do_not_fill_takes_few_more_statements(told: None) -> None:
+def test_a_first_page_that_the_newest_partitions_do_not_fill_takes_few_more_statements(
+    told: None,
+) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("DELETE FROM feed_entries WHERE user_id = %s AND post_id > %s", [READER, NEWEST - 4 * POSTS])
+        cursor.execute(
+            "DELETE FROM feed_entries WHERE user_id = %s AND post_id > %s",
+            [READER, NEWEST - 4 * POSTS],
+        )
     pushed = [plan for plan in plans_of(HOT["first page"]) if touched(plan)]
     assert [len(touched(plan)) for plan in pushed] == [4, PARTITIONS - 4]
 
 
 def test_an_unfollow_looks_at_the_posts_of_the_one_who_is_left_alone(told: None) -> None:
     plans = plans_of(HOT["unfollow"])
-    rows = sum(node["Actual Rows"] * node["Actual Loops"] for plan in plans for node in nodes(plan) if touched_by(node))
+    rows = sum(
+        node["Actual Rows"] * node["Actual Loops"]
+        for plan in plans
+        for node in nodes(plan)
+        if touched_by(node)
+    )
     assert 0 < rows <= 2 * NEWEST / 100
 
 

@@ -15,7 +15,17 @@ from eventbus import retry
 from eventbus.snowflake import EPOCH_MS, compose, milliseconds_of
 from feeds import fanout, partitions, verification
 from feeds.models import Feed, FeedEntry, Horizon
-from feeds.partitions import AHEAD, FIRST_MS, LONGEST_MS, SHORTEST_MS, Layout, Partition, keep_up, kept, layout
+from feeds.partitions import (
+    AHEAD,
+    FIRST_MS,
+    LONGEST_MS,
+    SHORTEST_MS,
+    Layout,
+    Partition,
+    keep_up,
+    kept,
+    layout,
+)
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts.events import PostCreated
@@ -79,7 +89,9 @@ def test_a_new_database_has_a_place_for_every_id_up_to_some_hours_from_now() -> 
     now = partitions.first_id_of(layout().now_ms)
     first, *ahead = partitions.partitions()
     assert first.start == 0
-    assert [partition.start for partition in ahead] == [partition.end for partition in [first, *ahead][:-1]]
+    assert [partition.start for partition in ahead] == [
+        partition.end for partition in [first, *ahead][:-1]
+    ]
     assert len([partition for partition in ahead if partition.start > now]) == AHEAD
 
 
@@ -91,7 +103,9 @@ def test_when_a_partition_begins_another_is_made_behind_the_last() -> None:
         found = layout(now_ms)
         assert found.settled
         assert len(found.partitions) - len(found.begun) == AHEAD
-        assert all(older.end == newer.start for older, newer in itertools.pairwise(found.partitions))
+        assert all(
+            older.end == newer.start for older, newer in itertools.pairwise(found.partitions)
+        )
     assert counted("feed_entries_partitions_ahead_seconds") > 0
 
 
@@ -108,7 +122,9 @@ def test_after_an_outage_one_partition_is_for_all_the_time_that_it_took() -> Non
 def test_a_partition_is_like_the_table_and_belongs_to_its_owner(worker: Worker) -> None:
     keep_up(milliseconds_of(partitions.partitions()[-1].start) + 1)
     with connection.cursor() as cursor:
-        cursor.execute("SELECT DISTINCT reloptions, relowner FROM pg_class WHERE relname ~ '^feed_entries_\\d+$'")
+        cursor.execute(
+            "SELECT DISTINCT reloptions, relowner FROM pg_class WHERE relname ~ '^feed_entries_\\d+$'"
+        )
         [(options, owner)] = cursor.fetchall()
         cursor.execute("SELECT relowner FROM pg_class WHERE relname = 'feed_entries'")
         assert cursor.fetchone() == (owner,)
@@ -119,9 +135,14 @@ def at_rate(settings: Settings, *rows: int, minutes: int = 10, now: int = 0) -> 
     """Return how many minutes the next partition is for, after ones of `minutes` with so many rows."""
     settings.FEED_PARTITION_ROWS = 100_000
     bounds = [compose(EPOCH_MS + n * minutes * MINUTE, 0, 0) for n in range(1, len(rows) + 2)]
-    found = [Partition("p", start, end, count) for start, end, count in zip(bounds, bounds[1:], rows, strict=False)]
+    found = [
+        Partition("p", start, end, count)
+        for start, end, count in zip(bounds, bounds[1:], rows, strict=False)
+    ]
     now_ms = EPOCH_MS + (len(rows) + 1) * minutes * MINUTE - 1 - now * MINUTE
-    return round(Layout([Partition("p", 0, bounds[0], 10**9), *found], now_ms, 0, [], "").next_ms / MINUTE)
+    return round(
+        Layout([Partition("p", 0, bounds[0], 10**9), *found], now_ms, 0, [], "").next_ms / MINUTE
+    )
 
 
 def test_the_next_partition_is_as_long_as_the_present_rate_fills_it(settings: Settings) -> None:
@@ -177,7 +198,9 @@ class Lanes:
         self._posts = itertools.count(first_post)
         self._seconds = seconds
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=[user]) for user in range(100, 104)]
+        self._threads = [
+            threading.Thread(target=self._write, args=[user]) for user in range(100, 104)
+        ]
         self._threads.append(threading.Thread(target=self._read))
 
     def __enter__(self) -> "Lanes":
@@ -305,7 +328,9 @@ def test_partitions_are_there_before_a_worker_consumes_and_while_it_does() -> No
         eventually(lambda: newest in names())
 
 
-def test_who_may_not_make_partitions_says_so_and_goes_on(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_may_not_make_partitions_says_so_and_goes_on(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     lay_out(0, next_id())
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = on")
@@ -336,7 +361,9 @@ def aged(worker: Worker, settings: Settings) -> list[int]:
     return [fact.post_id for fact in reversed(facts)]
 
 
-def test_what_is_too_old_goes_with_its_partition_whatever_it_holds(worker: Worker, aged: list[int]) -> None:
+def test_what_is_too_old_goes_with_its_partition_whatever_it_holds(
+    worker: Worker, aged: list[int]
+) -> None:
     assert rows_by_partition() == {f"feed_entries_{n}": 3 * 6 for n in range(1, 5)}
     keep_up(NOW_MS)
     assert rows_by_partition() == {"feed_entries_3": 3 * 6, "feed_entries_4": 3 * 6}
@@ -348,7 +375,9 @@ def test_what_is_too_old_goes_with_its_partition_whatever_it_holds(worker: Worke
     assert verification.verify().equal
 
 
-def test_nothing_at_or_below_the_horizon_is_materialised_again(worker: Worker, aged: list[int]) -> None:
+def test_nothing_at_or_below_the_horizon_is_materialised_again(
+    worker: Worker, aged: list[int]
+) -> None:
     old = PostCreatedFactory(author_id=1, post_id=aged[-1] + 1)
     keep_up(NOW_MS)
     follow_all([99], followee=1)
@@ -367,7 +396,9 @@ def unfollows(*users: int) -> list[object]:
     return [UserUnfollowedFactory(follower_id=user, followee_id=1) for user in users]
 
 
-def test_a_large_post_below_the_horizon_is_not_delivered(worker: Worker, aged: list[int], settings: Settings) -> None:
+def test_a_large_post_below_the_horizon_is_not_delivered(
+    worker: Worker, aged: list[int], settings: Settings
+) -> None:
     keep_up(NOW_MS)
     settings.FEED_BATCH_MAX_ROWS = 2
     old = PostCreatedFactory(author_id=1, post_id=aged[-1] + 1)
@@ -403,7 +434,9 @@ def test_whoever_dies_at_any_statement_leaves_right_feeds_and_the_next_goes_on(
     assert names()[0] == "feed_entries_3"
     assert layout(NOW_MS).settled
     with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_class WHERE relname IN ('feed_entries_1', 'feed_entries_2')")
+        cursor.execute(
+            "SELECT count(*) FROM pg_class WHERE relname IN ('feed_entries_1', 'feed_entries_2')"
+        )
         assert cursor.fetchone() == (0,)
 
 
@@ -424,7 +457,9 @@ def test_feeds_are_right_across_partitions_whatever_happens_to_old_posts(worker:
     old = [fact for fact in facts if isinstance(fact, PostCreated)]
     lay_out(0, *(post.post_id for post in old[7::8]), partitions.partitions()[-1].end)
     worker.process(*facts)
-    facts += [PostDeletedFactory(post_id=post.post_id, author_id=post.author_id) for post in old[::5]]
+    facts += [
+        PostDeletedFactory(post_id=post.post_id, author_id=post.author_id) for post in old[::5]
+    ]
     facts.append(UserUnfollowedFactory(follower_id=101, followee_id=105))
     facts.append(UserFollowedFactory(follower_id=109, followee_id=106))
     worker.process(*facts)
@@ -436,7 +471,9 @@ def test_feeds_are_right_across_partitions_whatever_happens_to_old_posts(worker:
 
 
 @pytest.mark.parametrize("few", [True, False])
-def test_pages_are_whole_when_readers_begin_with_the_newest_partitions(worker: Worker, few: bool) -> None:
+def test_pages_are_whole_when_readers_begin_with_the_newest_partitions(
+    worker: Worker, few: bool
+) -> None:
     facts = [PostCreatedFactory(author_id=1) for _ in range(24)]
     ids = [fact.post_id for fact in facts]
     lay_out(0, *ids[2::2], partitions.partitions()[-1].end)
@@ -452,7 +489,9 @@ def test_pages_are_whole_when_readers_begin_with_the_newest_partitions(worker: W
 # By hand ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_keeps_them_and_shows_all(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_keeps_them_and_shows_all(
+    worker: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
     [newest, *_] = posts(worker)
     lay_out(0, newest + 1)
     call_command("keep_partitions")
@@ -467,7 +506,9 @@ def test_the_command_says_why_not_all_was_done(worker: Worker, aged: list[int]) 
     lay_out(0, next_id())
     with connection.cursor() as cursor:
         cursor.execute("CREATE TABLE feed_entries_2 ()")
-        with pytest.raises(CommandError, match=r"Not all was done, see the runbook: .* already exists"):
+        with pytest.raises(
+            CommandError, match=r"Not all was done, see the runbook: .* already exists"
+        ):
             call_command("keep_partitions")
         cursor.execute("DROP TABLE feed_entries_2")
 
@@ -475,7 +516,9 @@ def test_the_command_says_why_not_all_was_done(worker: Worker, aged: list[int]) 
 # Migration -----------------------------------------------------------------------------------------------------
 
 
-def test_the_migration_keeps_rows_grants_and_owners_both_ways(worker: Worker, aged: list[int]) -> None:
+def test_the_migration_keeps_rows_grants_and_owners_both_ways(
+    worker: Worker, aged: list[int]
+) -> None:
     keep_up(NOW_MS)
     rows = rows_by_partition()
     with connection.cursor() as cursor:
@@ -483,7 +526,10 @@ def test_the_migration_keeps_rows_grants_and_owners_both_ways(worker: Worker, ag
         call_command("migrate", "feeds", "0004", verbosity=0)
         try:
             assert rows_by_partition() == rows
-            cursor.execute("INSERT INTO posts (id, author_id, content, created_at) VALUES (%s, 1, 'x', now())", [2**61])
+            cursor.execute(
+                "INSERT INTO posts (id, author_id, content, created_at) VALUES (%s, 1, 'x', now())",
+                [2**61],
+            )
             cursor.execute("INSERT INTO feed_entries VALUES (2, %s, 1)", [2**61])
         finally:
             call_command("migrate", "feeds", verbosity=0)

@@ -67,7 +67,9 @@ class ForgetfulWorker(Worker):
                 self._process_to_its_end(batch)
             self._keep_house()
             for user in self.users:
-                assert read_through_the_cache(user) == feed(user)[:3], "a page in the cache is stale"
+                assert read_through_the_cache(user) == feed(user)[:3], (
+                    "a page in the cache is stale"
+                )
 
     def _keep_house(self) -> None:
         """Do at random what happens beside the events, none of which may change a feed."""
@@ -139,7 +141,9 @@ limits = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(steps, max_size=40), st.integers(0, 2**32), st.booleans(), limits)
 def test_any_order_batching_repetition_and_interruption_converges_to_the_join(
     history_steps: list[Step], seed: int, shuffled: bool, limits: dict[str, int]
@@ -156,7 +160,9 @@ def test_any_order_batching_repetition_and_interruption_converges_to_the_join(
         worker.deliver(delivered)
 
     assert worker.dead_letters == []
-    assert {user: feed(user) for user in users} == {user: expected_feed(facts, user) for user in users}
+    assert {user: feed(user) for user in users} == {
+        user: expected_feed(facts, user) for user in users
+    }
     assert verification.verify(users).equal
     events = {fact.event_id for fact in facts}
     assert ProcessedEvent.objects.filter(event_id__in=events).count() == len(events)
@@ -196,7 +202,11 @@ def test_a_post_under_an_id_of_another_author_is_a_dead_letter_and_its_neighbour
     foreign = PostCreatedFactory(author_id=2, post_id=taken.post_id)
     worker.process(before, foreign, after, other := PostCreatedFactory(author_id=3))
     assert [type(error) for error in worker.dead_letters] == [InvalidEvent]
-    assert (feed(1), feed(2), feed(3)) == ([taken.post_id], [after.post_id, before.post_id], [other.post_id])
+    assert (feed(1), feed(2), feed(3)) == (
+        [taken.post_id],
+        [after.post_id, before.post_id],
+        [other.post_id],
+    )
 
 
 def test_a_follow_may_fill_in_more_posts_than_fit_one_transaction(settings: Settings) -> None:
@@ -260,7 +270,9 @@ def test_a_post_that_a_stopped_worker_left_half_delivered_is_delivered_by_the_ne
     assert verification.verify().equal
 
 
-def test_a_deletion_is_seen_at_once_and_its_rows_go_bit_by_bit_while_others_go_on(celebrity: PostCreated) -> None:
+def test_a_deletion_is_seen_at_once_and_its_rows_go_bit_by_bit_while_others_go_on(
+    celebrity: PostCreated,
+) -> None:
     worker = Worker()
     worker.process(celebrity)
     deletion = PostDeletedFactory(author_id=1, post_id=celebrity.post_id)
@@ -278,7 +290,9 @@ def test_a_deletion_is_seen_at_once_and_its_rows_go_bit_by_bit_while_others_go_o
     assert not Withdrawal.objects.exists()
 
 
-def test_whoever_dies_between_two_parts_of_a_withdrawal_leaves_it_to_the_next(celebrity: PostCreated) -> None:
+def test_whoever_dies_between_two_parts_of_a_withdrawal_leaves_it_to_the_next(
+    celebrity: PostCreated,
+) -> None:
     Worker().process(celebrity, PostDeletedFactory(author_id=1, post_id=celebrity.post_id))
     assert fanout.withdraw_part()
     with transaction.atomic():
@@ -308,7 +322,9 @@ class OutageAtTheThirdPart(FeedHandlers):
     def __init__(self) -> None:
         self.resumed: list[int | None] = []
 
-    def apply(self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None) -> int | None:
+    def apply(
+        self, facts: Sequence[FeedFact], *, careful: bool, resume_after: int | None
+    ) -> int | None:
         self.resumed.append(resume_after)
         if len(self.resumed) == 3:
             raise OperationalError("PostgreSQL is away")
@@ -323,7 +339,9 @@ def test_a_large_post_goes_on_after_an_outage_where_it_was(celebrity: PostCreate
     assert rows_of(celebrity) == len(FOLLOWERS) + 1
 
 
-def test_who_follows_or_leaves_between_two_parts_of_a_post_gets_it_or_not(celebrity: PostCreated) -> None:
+def test_who_follows_or_leaves_between_two_parts_of_a_post_gets_it_or_not(
+    celebrity: PostCreated,
+) -> None:
     early, late, newcomer = FOLLOWERS[5], FOLLOWERS[-5], 5
     worker = Worker()
 
@@ -367,7 +385,12 @@ def test_an_author_who_shrank_between_two_parts_is_finished_all_the_same(
 
     def shrink() -> bool:
         if worker.asked == 2:
-            Worker().process(*[UserUnfollowedFactory(follower_id=user, followee_id=1) for user in FOLLOWERS[100:]])
+            Worker().process(
+                *[
+                    UserUnfollowedFactory(follower_id=user, followee_id=1)
+                    for user in FOLLOWERS[100:]
+                ]
+            )
         return False
 
     worker.stops = shrink
@@ -377,7 +400,9 @@ def test_an_author_who_shrank_between_two_parts_is_finished_all_the_same(
     assert verification.verify().equal
 
 
-def test_the_pages_of_all_followers_are_dropped_however_many_they_are(celebrity: PostCreated) -> None:
+def test_the_pages_of_all_followers_are_dropped_however_many_they_are(
+    celebrity: PostCreated,
+) -> None:
     readers = [1, FOLLOWERS[0], FOLLOWERS[PART], FOLLOWERS[-1]]
     cache.invalidate(readers)
     assert [read_through_the_cache(user) for user in readers] == [[]] * 4
@@ -386,7 +411,9 @@ def test_the_pages_of_all_followers_are_dropped_however_many_they_are(celebrity:
     assert [read_through_the_cache(user) for user in readers] == [[celebrity.post_id]] * 4
 
 
-def test_a_post_among_many_of_large_authors_is_never_part_of_an_oversized_transaction(celebrity: PostCreated) -> None:
+def test_a_post_among_many_of_large_authors_is_never_part_of_an_oversized_transaction(
+    celebrity: PostCreated,
+) -> None:
     small = [PostCreatedFactory(author_id=author) for author in range(4, 9)]
     worker = Worker()
     worker.process(*small[:2], celebrity, *small[2:])

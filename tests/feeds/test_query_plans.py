@@ -26,7 +26,9 @@ def large_tables(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
 
 
 def test_the_first_page_reads_entries_and_posts_by_their_keys(large_tables: None) -> None:
-    assert_no_full_scan(lambda: Reader(77).read(START, 21), "feed_entries", "posts", "feeds", queries=2)
+    assert_no_full_scan(
+        lambda: Reader(77).read(START, 21), "feed_entries", "posts", "feeds", queries=2
+    )
 
 
 def test_below_the_floor_each_followed_author_costs_one_look_up(large_tables: None) -> None:
@@ -36,7 +38,9 @@ def test_below_the_floor_each_followed_author_costs_one_look_up(large_tables: No
 
 def test_a_link_to_newer_posts_stops_at_the_first_author_who_has_one(large_tables: None) -> None:
     [plan] = plans_of(lambda: Reader(9000).any_beyond(Position(1_000, newer=True)))
-    assert [node["Actual Loops"] for node in nodes(plan) if node.get("Relation Name") == "posts"] == [1]
+    assert [
+        node["Actual Loops"] for node in nodes(plan) if node.get("Relation Name") == "posts"
+    ] == [1]
 
 
 def test_what_is_beyond_a_position_is_told_in_both_directions(large_tables: None) -> None:
@@ -71,6 +75,9 @@ def test_processed_events_are_looked_up_by_their_key(large_tables: None) -> None
 def test_a_follow_costs_the_same_queries_for_any_number_of_pairs(
     large_tables: None, django_assert_num_queries: Any
 ) -> None:
-    facts = [UserFollowedFactory(follower_id=9000, followee_id=followee) for followee in range(1001, 1051)]
+    facts = [
+        UserFollowedFactory(follower_id=9000, followee_id=followee)
+        for followee in range(1001, 1051)
+    ]
     with django_assert_num_queries(4):  # active before, write, count, back-fill
         follows.follow(facts)

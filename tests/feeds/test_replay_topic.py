@@ -67,7 +67,9 @@ def replay() -> str:
 
 
 @pytest.mark.parametrize("strategy", ["push", "hybrid"])
-def test_an_empty_database_gets_back_every_row(settings: Settings, strategy: str, published: list[Any]) -> None:
+def test_an_empty_database_gets_back_every_row(
+    settings: Settings, strategy: str, published: list[Any]
+) -> None:
     settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = strategy, 3
     lose_everything()
     replay()
@@ -75,11 +77,15 @@ def test_an_empty_database_gets_back_every_row(settings: Settings, strategy: str
     lose_everything()
     assert replay() == f"{len(published)} events replayed\n"
     assert contents() == before
-    assert {user: feed(user) for user in USERS} == {user: expected_feed(published, user) for user in USERS}
+    assert {user: feed(user) for user in USERS} == {
+        user: expected_feed(published, user) for user in USERS
+    }
     assert verification.verify().equal
 
 
-def test_what_the_worker_built_and_what_the_log_gives_are_the_same_bytes(published: list[Any]) -> None:
+def test_what_the_worker_built_and_what_the_log_gives_are_the_same_bytes(
+    published: list[Any],
+) -> None:
     before = contents()
     assert len(before["feed_entries"]) > 500
     lose_everything()

@@ -58,7 +58,9 @@ AWAKE, RESTS, WANTED = (False, False, False), (True, True, False), (True, True, 
 
 def rows(user: int = READER) -> int:
     """Return how many rows of the feed somebody may read."""
-    return FeedEntry.objects.filter(user_id=user, post_id__gt=Feed.objects.get(user_id=user).floor).count()
+    return FeedEntry.objects.filter(
+        user_id=user, post_id__gt=Feed.objects.get(user_id=user).floor
+    ).count()
 
 
 # What rest saves ----------------------------------------------------------------------------------------------
@@ -108,7 +110,9 @@ def test_following_and_unfollowing_at_rest_materialises_nothing(worker: Worker) 
     assert verification.verify().equal
 
 
-def test_an_import_for_a_reader_at_rest_leaves_the_feed_at_rest(worker: Worker, tmp_path: Any) -> None:
+def test_an_import_for_a_reader_at_rest_leaves_the_feed_at_rest(
+    worker: Worker, tmp_path: Any
+) -> None:
     worker.process(post := PostCreatedFactory(author_id=OTHER))
     file = tmp_path / "follows.csv"
     file.write_text(f"follower,followee\n{READER},{OTHER}\n")
@@ -121,7 +125,9 @@ def test_an_import_for_a_reader_at_rest_leaves_the_feed_at_rest(worker: Worker, 
 # Coming back --------------------------------------------------------------------------------------------------
 
 
-def test_whoever_comes_back_gets_the_whole_feed_at_once_and_then_the_fast_one(worker: Worker) -> None:
+def test_whoever_comes_back_gets_the_whole_feed_at_once_and_then_the_fast_one(
+    worker: Worker,
+) -> None:
     worker.process(missed := PostCreatedFactory(author_id=AUTHOR))
     expected = feed(AUTHOR)
     assert expected[0] == missed.post_id
@@ -155,7 +161,9 @@ def test_any_read_brings_the_feed_back(worker: Worker, path: str) -> None:
     assert state() == WANTED
 
 
-def test_a_page_read_at_rest_is_not_kept_though_the_feed_was_rebuilt_meanwhile(worker: Worker) -> None:
+def test_a_page_read_at_rest_is_not_kept_though_the_feed_was_rebuilt_meanwhile(
+    worker: Worker,
+) -> None:
     lookup = cache.look_up(READER)
     reader = Reader(READER)
     reader.read(START, 20)
@@ -200,12 +208,16 @@ def read_only() -> Any:
         cursor.execute("SET default_transaction_read_only = off")
 
 
-def test_on_a_database_that_only_reads_the_feed_is_shown_all_the_same(worker: Worker, read_only: None) -> None:
+def test_on_a_database_that_only_reads_the_feed_is_shown_all_the_same(
+    worker: Worker, read_only: None
+) -> None:
     assert open_feed(READER)[0] == feed(AUTHOR)
     assert state() == RESTS
 
 
-def test_a_page_whose_reading_could_not_be_noted_is_not_kept(worker: Worker, read_only: None) -> None:
+def test_a_page_whose_reading_could_not_be_noted_is_not_kept(
+    worker: Worker, read_only: None
+) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET default_transaction_read_only = off")
         Feed.objects.filter(user_id=OTHER).update(last_read_at=LONG_AGO)
@@ -261,14 +273,18 @@ def test_without_saying_clearly_whose_feeds_nothing_is_rebuilt(options: list[str
         rebuild_feeds(*options)
 
 
-def test_what_was_rebuilt_by_hand_is_not_put_to_rest_by_the_next_step_of_the_walk(worker: Worker) -> None:
+def test_what_was_rebuilt_by_hand_is_not_put_to_rest_by_the_next_step_of_the_walk(
+    worker: Worker,
+) -> None:
     rebuild_feeds("--user", str(READER))
     with transaction.atomic():
         housekeeping.put_to_rest([READER])
     assert state() == AWAKE
 
 
-def test_a_rebuild_that_died_half_way_leaves_a_right_feed_and_the_next_read_has_it_finished(worker: Worker) -> None:
+def test_a_rebuild_that_died_half_way_leaves_a_right_feed_and_the_next_read_has_it_finished(
+    worker: Worker,
+) -> None:
     rebuild._include(READER)  # … and here the process is killed
     assert state() == (False, True, False)
     worker.process(PostCreatedFactory(author_id=AUTHOR))
@@ -302,7 +318,11 @@ def test_a_rebuild_waits_for_a_fan_out_that_did_not_see_the_feed_included(worker
             handlers.FeedHandlers().apply([post], careful=False, resume_after=None)
             rebuilding = run(rebuild.rebuild, [READER])
             eventually(lambda: state()[0] is False)
-            assert state() == (False, True, False)  # included, and not filled before this fan-out has ended
+            assert state() == (
+                False,
+                True,
+                False,
+            )  # included, and not filled before this fan-out has ended
         rebuilding.result()
     assert feed(READER)[0] == post.post_id
     assert state() == AWAKE
@@ -330,7 +350,9 @@ def test_two_rebuilds_and_a_walk_between_them_lose_nothing(worker: Worker) -> No
         housekeeping.put_to_rest([READER])
     with elsewhere() as run, transaction.atomic():
         locks.acquire_keys([AUTHOR])
-        handlers.FeedHandlers().apply([post], careful=False, resume_after=None)  # … which has seen it at rest, if it is
+        handlers.FeedHandlers().apply(
+            [post], careful=False, resume_after=None
+        )  # … which has seen it at rest, if it is
         run(rebuild._include, READER).result()  # by housekeeping, since the reader came back
         run(rebuild._fill, READER).result()  # the one by hand, which waited before
     assert feed(READER) == feed(AUTHOR)

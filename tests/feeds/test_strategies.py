@@ -69,7 +69,9 @@ def kinds(author: int = AUTHOR) -> list[str]:
     """Return how each post of the author travels, oldest first."""
     return [
         Fanout(kind).label
-        for kind in Post.objects.filter(author_id=author).order_by("id").values_list("fanout", flat=True)
+        for kind in Post.objects.filter(author_id=author)
+        .order_by("id")
+        .values_list("fanout", flat=True)
     ]
 
 
@@ -89,11 +91,17 @@ def tables_read(act: Callable[[], None]) -> Counter[str]:
     """Return how often queries of `act` name each table."""
     with CaptureQueriesContext(connection) as captured:
         act()
-    return Counter(re.findall(r'"?\b(follows|feeds|feed_entries|posts)\b"?', " ".join(q["sql"] for q in captured)))
+    return Counter(
+        re.findall(
+            r'"?\b(follows|feeds|feed_entries|posts)\b"?', " ".join(q["sql"] for q in captured)
+        )
+    )
 
 
 def test_to_store_a_pulled_post_nobody_looks_for_its_followers(star: Worker) -> None:
-    seen = tables_read(lambda: apply(PostCreatedFactory(author_id=AUTHOR), PostCreatedFactory(author_id=AUTHOR)))
+    seen = tables_read(
+        lambda: apply(PostCreatedFactory(author_id=AUTHOR), PostCreatedFactory(author_id=AUTHOR))
+    )
     assert kinds() == ["pull", "pull"]
     assert "posts" in seen
     assert not seen.keys() & {"follows", "feed_entries"}
@@ -111,7 +119,9 @@ def test_pages_cached_before_a_pulled_post_show_it_at_the_next_read(star: Worker
     assert [open_feed(user) for user in users] == [([second], "miss")] * 11
 
 
-def test_pages_cached_before_the_author_was_ever_pulled_show_the_first_pulled_post(settings: Settings) -> None:
+def test_pages_cached_before_the_author_was_ever_pulled_show_the_first_pulled_post(
+    settings: Settings,
+) -> None:
     settings.FEED_STRATEGY, worker = "push", Worker()
     follow_all(FOLLOWERS, followee=AUTHOR)
     pushed = post(worker)
@@ -137,7 +147,9 @@ def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_voi
     assert tables_read(lambda: handlers.FeedHandlers().after_commit([fact]))["follows"] == 0
 
 
-def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_they_post(settings: Settings) -> None:
+def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_they_post(
+    settings: Settings,
+) -> None:
     settings.FEED_STRATEGY, worker = "push", Worker()
     follow_all(FOLLOWERS, followee=AUTHOR)
     pushed = post(worker)
@@ -145,7 +157,10 @@ def test_a_worker_with_another_strategy_has_readers_watch_its_authors_before_the
     settings.FEED_STRATEGY = "hybrid"
     assert housekeeping.watch_pulled_authors() == 1
     assert housekeeping.watch_pulled_authors() == 0
-    assert open_feed(READER) == ([pushed], "bypass")  # pages from before do not watch the author: all are void
+    assert open_feed(READER) == (
+        [pushed],
+        "bypass",
+    )  # pages from before do not watch the author: all are void
     reopen_cache()
     assert [open_feed(READER)[1] for _ in range(2)] == ["miss", "hit"]
     fact = PostCreatedFactory(author_id=AUTHOR)
@@ -193,7 +208,10 @@ def test_a_reader_of_very_many_pulled_authors_is_not_cached_but_right(settings: 
     follows = [UserFollowedFactory(follower_id=READER, followee_id=author) for author in authors]
     apply(*follows)
     first = post(worker, author=authors[0])
-    assert [open_feed(READER)[1] for _ in range(2)] == ["miss", "hit"]  # as many as a page can watch
+    assert [open_feed(READER)[1] for _ in range(2)] == [
+        "miss",
+        "hit",
+    ]  # as many as a page can watch
 
     apply(UserFollowedFactory(follower_id=READER, followee_id=authors[-1] + 1))
     cache.invalidate([READER])
@@ -208,7 +226,9 @@ def test_a_reader_of_very_many_pulled_authors_is_not_cached_but_right(settings: 
 # From one strategy to another ---------------------------------------------------------------------------------
 
 
-def test_an_author_who_crosses_the_threshold_both_ways_loses_and_doubles_nothing(settings: Settings) -> None:
+def test_an_author_who_crosses_the_threshold_both_ways_loses_and_doubles_nothing(
+    settings: Settings,
+) -> None:
     worker, users = Worker(), (AUTHOR, *FOLLOWERS)
     posts: list[int] = []
 
@@ -238,7 +258,9 @@ def test_an_author_who_crosses_the_threshold_both_ways_loses_and_doubles_nothing
     post_and_read()
 
 
-def test_follow_that_makes_an_author_pulled_and_the_post_may_come_in_one_batch(settings: Settings) -> None:
+def test_follow_that_makes_an_author_pulled_and_the_post_may_come_in_one_batch(
+    settings: Settings,
+) -> None:
     worker, last = Worker(), FOLLOWERS[-1]
     follow_all(FOLLOWERS[:-1], followee=AUTHOR)
     pushed, pulled = PostCreatedFactory(author_id=AUTHOR), PostCreatedFactory(author_id=AUTHOR)
@@ -249,7 +271,9 @@ def test_follow_that_makes_an_author_pulled_and_the_post_may_come_in_one_batch(s
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_switching_the_strategy_with_data_in_place_changes_no_feed(settings: Settings, seed: int) -> None:
+def test_switching_the_strategy_with_data_in_place_changes_no_feed(
+    settings: Settings, seed: int
+) -> None:
     chance, worker, users = random.Random(seed), Worker(), range(1, 16)
     facts: list[Any] = [
         UserFollowedFactory(follower_id=follower, followee_id=followee)
@@ -260,12 +284,17 @@ def test_switching_the_strategy_with_data_in_place_changes_no_feed(settings: Set
     worker.process(*facts)
     for strategy in ["push", "hybrid", "pull", "hybrid", "push", "pull"]:
         before = [feed(user) for user in users]
-        settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = strategy, chance.choice([5, 8, 11])
+        settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = (
+            strategy,
+            chance.choice([5, 8, 11]),
+        )
         assert [feed(user) for user in users] == before
         batch: list[Any] = [PostCreatedFactory(author_id=chance.choice(users)) for _ in range(12)]
         batch += [
             PostDeletedFactory(author_id=gone.author_id, post_id=gone.post_id)
-            for gone in chance.sample([fact for fact in facts if isinstance(fact, PostCreated)] or batch, 3)
+            for gone in chance.sample(
+                [fact for fact in facts if isinstance(fact, PostCreated)] or batch, 3
+            )
         ]
         worker.process(*batch)
         facts += batch
@@ -297,9 +326,16 @@ def mixed(settings: Settings) -> list[int]:
     worker, chance = Worker(), random.Random(7)
     follow_all(range(100, 100 + THRESHOLD), followee=AUTHOR)
     follow_all([READER], followee=AUTHOR)
-    facts = [UserFollowedFactory(follower_id=READER, followee_id=author) for author in (AUTHOR, 3, 4)]
-    posts = [PostCreatedFactory(author_id=chance.choice([AUTHOR, AUTHOR, 3, 4, READER])) for _ in range(41)]
-    deletions = [PostDeletedFactory(author_id=gone.author_id, post_id=gone.post_id) for gone in posts[5::8]]
+    facts = [
+        UserFollowedFactory(follower_id=READER, followee_id=author) for author in (AUTHOR, 3, 4)
+    ]
+    posts = [
+        PostCreatedFactory(author_id=chance.choice([AUTHOR, AUTHOR, 3, 4, READER]))
+        for _ in range(41)
+    ]
+    deletions = [
+        PostDeletedFactory(author_id=gone.author_id, post_id=gone.post_id) for gone in posts[5::8]
+    ]
     worker.process(*facts, *posts, *deletions)
     rebuild([READER])
     floor = Feed.objects.get(user_id=READER).floor
@@ -349,7 +385,9 @@ def test_pages_across_the_floor_are_whole_in_both_directions(mixed: list[int], l
 
 
 @pytest.mark.parametrize("limit", range(1, 8))
-def test_the_page_before_a_page_is_the_one_it_was_reached_from(mixed: list[int], limit: int) -> None:
+def test_the_page_before_a_page_is_the_one_it_was_reached_from(
+    mixed: list[int], limit: int
+) -> None:
     here = None
     for page in pages(limit):
         if here:
@@ -385,11 +423,17 @@ def test_whoever_has_read_all_finds_what_came_since_by_going_on_towards_newer_po
 
 def test_any_read_of_any_length_from_any_place_is_that_part_of_the_feed(mixed: list[int]) -> None:
     places = sorted(
-        {place + step for place in mixed for step in (-1, 0, 1)} | {0, Feed.objects.get(user_id=READER).floor}
+        {place + step for place in mixed for step in (-1, 0, 1)}
+        | {0, Feed.objects.get(user_id=READER).floor}
     )
     for place in places:
         for limit in (1, 4, 50):
-            older = [row.id for row in Reader(READER).read(pagination.Position(place, newer=False), limit)]
+            older = [
+                row.id
+                for row in Reader(READER).read(pagination.Position(place, newer=False), limit)
+            ]
             assert older == [post for post in mixed if post <= place][:limit]
-            newer = [row.id for row in Reader(READER).read(pagination.Position(place, newer=True), limit)]
+            newer = [
+                row.id for row in Reader(READER).read(pagination.Position(place, newer=True), limit)
+            ]
             assert newer == [post for post in reversed(mixed) if post > place][:limit]

@@ -75,7 +75,12 @@ def test_the_walk_takes_the_feeds_in_steps_and_begins_again_at_the_end(worker: W
     for _ in range(4):
         step()
         places.append(Housekeeping.objects.get().last_user_id)
-    assert places == [1_000 + USERS_A_STEP - 7, 1_000 + 2 * USERS_A_STEP - 7, 1_000 + 2 * USERS_A_STEP - 1, 0]
+    assert places == [
+        1_000 + USERS_A_STEP - 7,
+        1_000 + 2 * USERS_A_STEP - 7,
+        1_000 + 2 * USERS_A_STEP - 1,
+        0,
+    ]
 
 
 def test_another_process_goes_on_where_one_was_killed(unread: Worker) -> None:
@@ -155,7 +160,9 @@ def test_feeds_nobody_has_read_for_long_are_put_to_rest(worker: Worker, settings
     assert verification.verify().equal
 
 
-def test_a_shorter_time_puts_more_feeds_to_rest_and_a_longer_one_wakes_none(worker: Worker, settings: Settings) -> None:
+def test_a_shorter_time_puts_more_feeds_to_rest_and_a_longer_one_wakes_none(
+    worker: Worker, settings: Settings
+) -> None:
     Feed.objects.filter(user_id__in=[2, 3]).update(last_read_at=Now() - timedelta(days=10))
     settings.FEED_IDLE_DAYS = 9
     walk_round()
@@ -165,7 +172,9 @@ def test_a_shorter_time_puts_more_feeds_to_rest_and_a_longer_one_wakes_none(work
     assert Feed.objects.filter(idle=True).count() == 2
 
 
-def test_who_follows_while_the_feed_is_put_to_rest_is_left_out_of_the_fan_out_too(worker: Worker) -> None:
+def test_who_follows_while_the_feed_is_put_to_rest_is_left_out_of_the_fan_out_too(
+    worker: Worker,
+) -> None:
     apply(PostCreatedFactory(author_id=9))
     Feed.objects.filter(user_id=2).update(last_read_at="2025-01-01T00:00:00Z")
     Housekeeping.objects.create()

@@ -77,7 +77,9 @@ class Gated:
 
     def wait_for(self, threads: set[str]) -> None:
         """Wait until just these threads wait at the gate."""
-        wait_until(lambda: self.waiting() == threads, message=lambda: f"{self.waiting() ^ threads} differ")
+        wait_until(
+            lambda: self.waiting() == threads, message=lambda: f"{self.waiting() ^ threads} differ"
+        )
 
 
 def posts(count: int) -> list[int]:
@@ -96,26 +98,43 @@ def names(kind: str, count: int) -> set[str]:
 
 
 def test_the_page_about_scaling_has_the_sums_of_the_formula() -> None:
-    table = (ROOT / "docs" / "scaling.md").read_text().split("\n## PostgreSQL connections\n")[1].split("\n## ")[0]
-    told = {name: int(sum_) for name, sum_ in re.findall(r"^\| `(\w[\w/]*)`.* = (\d+) \|$", table, re.MULTILINE)}
+    table = (
+        (ROOT / "docs" / "scaling.md")
+        .read_text()
+        .split("\n## PostgreSQL connections\n")[1]
+        .split("\n## ")[0]
+    )
+    told = {
+        name: int(sum_)
+        for name, sum_ in re.findall(r"^\| `(\w[\w/]*)`.* = (\d+) \|$", table, re.MULTILINE)
+    }
     assert told == {
         "bin/serve": connections.of_api(blocking_threads=8),
         "run_fanout": connections.of_fanout(lanes=2),
         "run_dlq": connections.of_dlq(),
     }
-    (in_all,) = re.findall(r"^10 +× 2 +× (\d+) +\+ +12 +× (\d+) +\+ +1 +× (\d+) += +(\d+)$", table, re.MULTILINE)
+    (in_all,) = re.findall(
+        r"^10 +× 2 +× (\d+) +\+ +12 +× (\d+) +\+ +1 +× (\d+) += +(\d+)$", table, re.MULTILINE
+    )
     api, fanout, dlq, most = map(int, in_all)
     assert (api, fanout, dlq) == (told["bin/serve"], told["run_fanout"], told["run_dlq"])
     assert most == 10 * 2 * api + 12 * fanout + dlq
 
 
-@pytest.mark.parametrize(("threads", "lanes", "enough"), [("8", "2", 17), ("1", "2", 7), ("8", "32", 37)])
+@pytest.mark.parametrize(
+    ("threads", "lanes", "enough"), [("8", "2", 17), ("1", "2", 7), ("8", "32", 37)]
+)
 def test_unless_it_is_set_the_pool_is_large_enough_for_a_process_of_any_kind(
     threads: str, lanes: str, enough: int
 ) -> None:
     shown = subprocess.run(
         [sys.executable, "-c", "from feedsite import settings; print(settings.DATABASE_POOL_MAX)"],
-        env={**environment(), "BLOCKING_THREADS": threads, "FEED_FANOUT_LANES": lanes, "FEED_BATCH_MAX_EVENTS": "100"},
+        env={
+            **environment(),
+            "BLOCKING_THREADS": threads,
+            "FEED_FANOUT_LANES": lanes,
+            "FEED_BATCH_MAX_EVENTS": "100",
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -127,9 +146,19 @@ def test_unless_it_is_set_the_pool_is_large_enough_for_a_process_of_any_kind(
 @pytest.mark.parametrize(
     ("command", "process", "variables", "remedy"),
     [
-        (["manage.py", "run_fanout"], "run_fanout", {"FEED_FANOUT_LANES": "9"}, "raise it, or lower FEED_FANOUT_LANES"),
+        (
+            ["manage.py", "run_fanout"],
+            "run_fanout",
+            {"FEED_FANOUT_LANES": "9"},
+            "raise it, or lower FEED_FANOUT_LANES",
+        ),
         (["manage.py", "run_dlq"], "run_dlq", {"DATABASE_POOL_MAX": "4"}, "raise it"),
-        (["-m", "feedsite.rsgi"], "api", {"BLOCKING_THREADS": "16"}, "raise it, or lower BLOCKING_THREADS"),
+        (
+            ["-m", "feedsite.rsgi"],
+            "api",
+            {"BLOCKING_THREADS": "16"},
+            "raise it, or lower BLOCKING_THREADS",
+        ),
     ],
 )
 def test_a_process_whose_threads_would_wait_for_each_other_is_refused_at_the_start_in_one_sentence(
@@ -164,7 +193,12 @@ def test_other_commands_need_no_more_than_one_connection() -> None:
 # Everybody at once -------------------------------------------------------------------------------------------
 
 
-READ_PATHS = ("/feeds/{user}", "/feeds/{user}?limit=5", "/users/{user}/posts", "/feeds/{user}/new?since=0")
+READ_PATHS = (
+    "/feeds/{user}",
+    "/feeds/{user}?limit=5",
+    "/users/{user}/posts",
+    "/feeds/{user}/new?since=0",
+)
 OTHER_PATHS = ("/healthz", "/readyz", "/metrics", "/docs/", "/schema/")
 
 
@@ -183,12 +217,18 @@ def visit_admin(system: System) -> int:
     return httpx.get(f"{system.url}/admin/", headers=SESSION, timeout=30).status_code
 
 
-def ask_for_pages(clients: ThreadPoolExecutor, system: System, users: Iterable[int]) -> list[Future[int]]:
+def ask_for_pages(
+    clients: ThreadPoolExecutor, system: System, users: Iterable[int]
+) -> list[Future[int]]:
     """Have each of the users read a page, of all kinds in turn."""
-    return [clients.submit(read, system, user, READ_PATHS[user % len(READ_PATHS)]) for user in users]
+    return [
+        clients.submit(read, system, user, READ_PATHS[user % len(READ_PATHS)]) for user in users
+    ]
 
 
-def test_all_threads_of_the_api_at_once_use_just_the_connections_of_the_formula(system: System, tmp_path: Path) -> None:
+def test_all_threads_of_the_api_at_once_use_just_the_connections_of_the_formula(
+    system: System, tmp_path: Path
+) -> None:
     needed = connections.of_api(THREADS)
     gate = Gated(tmp_path, needed)
     system.api(**gate.variables)
@@ -206,7 +246,10 @@ def test_all_threads_of_the_api_at_once_use_just_the_connections_of_the_formula(
         assert len(gate.waiting()) == needed
         # What is local holds none, whoever asks.
         for path in OTHER_PATHS:
-            assert httpx.get(system.url + path, headers=SESSION, timeout=30).status_code in (200, 503), path
+            assert httpx.get(system.url + path, headers=SESSION, timeout=30).status_code in (
+                200,
+                503,
+            ), path
         assert gate.report()["held"] == needed
         gate.open()
         assert all(one.result() < 600 for one in asked)
@@ -308,7 +351,11 @@ def test_an_idle_run_dlq_holds_no_connection(system: System, tmp_path: Path) -> 
     gate = Gated(tmp_path, connections.of_dlq())
     producer.publish_record(kafka.DEAD_LETTER_EVENTS, b"1", b"no event", [])
     system.command("run_dlq", **gate.variables)
-    wait_until(lambda: any(name == "MainThread" or name.startswith("lane") for name in gate.report()["asked"]))
+    wait_until(
+        lambda: any(
+            name == "MainThread" or name.startswith("lane") for name in gate.report()["asked"]
+        )
+    )
     holds_none(gate, set(connections.DLQ_THREADS) - {"MainThread"})
 
 
@@ -323,9 +370,13 @@ def uses_cached_property(source: str) -> bool:
 
 
 @pytest.mark.parametrize("app", APPS)
-def test_nothing_is_a_cached_property_which_before_python_3_12_holds_one_lock_for_all_instances(app: str) -> None:
+def test_nothing_is_a_cached_property_which_before_python_3_12_holds_one_lock_for_all_instances(
+    app: str,
+) -> None:
     """A thread that asks PostgreSQL inside of it would have all others wait, their connections in hand."""
-    assert [str(file) for file in (ROOT / app).rglob("*.py") if uses_cached_property(file.read_text())] == []
+    assert [
+        str(file) for file in (ROOT / app).rglob("*.py") if uses_cached_property(file.read_text())
+    ] == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,11 @@ OWN_SERVERS = {
     "DJANGO_SECRET_KEY": "s" * 50,
     "JWT_SIGNING_KEY": "s" * 50,
 }
-SASL = {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "user", "KAFKA_SASL_PASSWORD": "secret"}
+SASL = {
+    "KAFKA_SASL_MECHANISM": "PLAIN",
+    "KAFKA_SASL_USERNAME": "user",
+    "KAFKA_SASL_PASSWORD": "secret",
+}
 
 
 def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -29,16 +33,34 @@ def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 @pytest.mark.parametrize(
     ("variables", "sentence"),
     [
-        ({"KAFKA_MAX_POLL_INTERVAL_MS": "10000"}, "MAX_POLL_INTERVAL_MS must not be below KAFKA_SESSION_TIMEOUT_MS"),
+        (
+            {"KAFKA_MAX_POLL_INTERVAL_MS": "10000"},
+            "MAX_POLL_INTERVAL_MS must not be below KAFKA_SESSION_TIMEOUT_MS",
+        ),
         ({"KAFKA_LINGER_MS": "5000"}, "KAFKA_PUBLISH_TIMEOUT_MS must be above KAFKA_LINGER_MS"),
-        ({"PROCESSED_EVENTS_DAYS": "7"}, "PROCESSED_EVENTS_DAYS must exceed KAFKA_RETENTION_HOURS by a day"),
-        ({"IDEMPOTENCY_KEY_DAYS": "9"}, "IDEMPOTENCY_KEY_DAYS must not exceed PROCESSED_EVENTS_DAYS"),
-        ({"DEAD_LETTERS_DAYS": "1"}, "DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS"),
+        (
+            {"PROCESSED_EVENTS_DAYS": "7"},
+            "PROCESSED_EVENTS_DAYS must exceed KAFKA_RETENTION_HOURS by a day",
+        ),
+        (
+            {"IDEMPOTENCY_KEY_DAYS": "9"},
+            "IDEMPOTENCY_KEY_DAYS must not exceed PROCESSED_EVENTS_DAYS",
+        ),
+        (
+            {"DEAD_LETTERS_DAYS": "1"},
+            "DEAD_LETTERS_DAYS must be 0 or not below PROCESSED_EVENTS_DAYS",
+        ),
         ({"FEED_BATCH_MAX_EVENTS": "2501"}, "times FEED_BATCH_MAX_EVENTS must not exceed 5,000"),
         ({"KAFKA_FETCH_WAIT_MS": "60000"}, "KAFKA_FETCH_WAIT_MS"),
-        ({"KAFKA_SECURITY_PROTOCOL": "sasl"}, "Must be one of: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"),
+        (
+            {"KAFKA_SECURITY_PROTOCOL": "sasl"},
+            "Must be one of: PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL",
+        ),
         ({"KAFKA_SASL_MECHANISM": "GSSAPI"}, "Must be one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
-        ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "set KAFKA_SASL_MECHANISM and KAFKA_SASL_USERNAME and"),
+        (
+            {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"},
+            "set KAFKA_SASL_MECHANISM and KAFKA_SASL_USERNAME and",
+        ),
         (SASL, "without KAFKA_SECURITY_PROTOCOL=SASL_SSL or SASL_PLAINTEXT it is not used"),
         ({"KAFKA_SSL_CA_LOCATION": "/no/such/file"}, "names /no/such/file, which does not exist"),
     ],
@@ -55,7 +77,11 @@ def test_what_cannot_work_is_refused_at_the_start(
     [
         {},
         {**SASL, "KAFKA_SECURITY_PROTOCOL": "SASL_SSL"},
-        {**SASL, "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512"},
+        {
+            **SASL,
+            "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+        },
         {"KAFKA_RETENTION_HOURS": "1"},
         {"FEED_BATCH_MAX_EVENTS": "5000", "FEED_FANOUT_LANES": "1"},
         {"KAFKA_RETENTION_HOURS": "720", "DEAD_LETTERS_DAYS": "31"},
@@ -79,22 +105,37 @@ def test_what_can_work_is_taken(monkeypatch: pytest.MonkeyPatch, variables: dict
         "postgresql://user:secret@localhost/feed?no_such_parameter=1",
     ],
 )
-def test_an_address_of_postgresql_that_is_none_is_refused_without_showing_its_password(url: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match="Must be postgresql://user:password@host:port/name") as refused:
+def test_an_address_of_postgresql_that_is_none_is_refused_without_showing_its_password(
+    url: str,
+) -> None:
+    with pytest.raises(
+        ImproperlyConfigured, match="Must be postgresql://user:password@host:port/name"
+    ) as refused:
         environment.database(url)
     assert "sec" not in str(refused.value)
 
 
 def test_an_address_of_postgresql_is_taken_with_its_parameters() -> None:
-    parsed = environment.database("postgres://user:p%40ss@localhost:6543/feed?sslmode=require&connect_timeout=2")
-    assert (parsed["HOST"], parsed["PORT"], parsed["NAME"], parsed["PASSWORD"]) == ("localhost", 6543, "feed", "p@ss")
+    parsed = environment.database(
+        "postgres://user:p%40ss@localhost:6543/feed?sslmode=require&connect_timeout=2"
+    )
+    assert (parsed["HOST"], parsed["PORT"], parsed["NAME"], parsed["PASSWORD"]) == (
+        "localhost",
+        6543,
+        "feed",
+        "p@ss",
+    )
     assert parsed["OPTIONS"] == {"sslmode": "require", "connect_timeout": 2}
 
 
 def test_parameters_of_the_address_add_to_ours_and_win() -> None:
     address = f"{OWN_SERVERS['DATABASE_URL']}?connect_timeout=2&options=-c%20lock_timeout%3D1"
     shown = subprocess.run(
-        [sys.executable, "-c", "from feedsite import settings; print(settings.DATABASES['default']['OPTIONS'])"],
+        [
+            sys.executable,
+            "-c",
+            "from feedsite import settings; print(settings.DATABASES['default']['OPTIONS'])",
+        ],
         env={**os.environ, **OWN_SERVERS, "DATABASE_URL": address},
         capture_output=True,
         text=True,

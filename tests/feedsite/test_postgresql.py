@@ -99,9 +99,16 @@ def test_a_session_that_can_only_read_is_given_up() -> None:
 
 
 def test_sessions_are_as_the_promise_needs_them() -> None:
-    shown = {name: ask(f"SHOW {name}") for name in ("synchronous_commit", "default_transaction_isolation")}
+    shown = {
+        name: ask(f"SHOW {name}")
+        for name in ("synchronous_commit", "default_transaction_isolation")
+    }
     assert shown == {"synchronous_commit": "on", "default_transaction_isolation": "read committed"}
     parameters = connection.get_connection_params()
     assert parameters["target_session_attrs"] == "read-write"
-    assert parameters["keepalives_idle"] + parameters["keepalives_interval"] * parameters["keepalives_count"] < 20
+    assert (
+        parameters["keepalives_idle"]
+        + parameters["keepalives_interval"] * parameters["keepalives_count"]
+        < 20
+    )
     assert parameters["tcp_user_timeout"] < 20_000

@@ -40,7 +40,11 @@ def named(kind: str, name: str) -> Manifest:
 
 def pod(workload: Manifest) -> Manifest:
     spec = workload["spec"]
-    template: Manifest = spec["jobTemplate"]["spec"]["template"] if workload["kind"] == "CronJob" else spec["template"]
+    template: Manifest = (
+        spec["jobTemplate"]["spec"]["template"]
+        if workload["kind"] == "CronJob"
+        else spec["template"]
+    )
     return template
 
 
@@ -60,7 +64,11 @@ def config() -> dict[str, str]:
 
 def validate(documents: Iterable[Manifest], version: str) -> int:
     """Check everything that Kubernetes itself defines; return how many that was."""
-    own = [document for document in documents if not document["apiVersion"].startswith(NOT_OF_KUBERNETES)]
+    own = [
+        document
+        for document in documents
+        if not document["apiVersion"].startswith(NOT_OF_KUBERNETES)
+    ]
     for document in own:
         kubernetes_validate.validate(document, version, strict=True)
     return len(own)
@@ -112,12 +120,20 @@ def test_secrets_are_referred_to_and_never_written_down() -> None:
 def test_only_the_api_gets_the_key_that_signs_tokens() -> None:
     for workload in workloads():
         for container in containers(workload):
-            secrets = [source["secretRef"]["name"] for source in container["envFrom"] if "secretRef" in source]
+            secrets = [
+                source["secretRef"]["name"]
+                for source in container["envFrom"]
+                if "secretRef" in source
+            ]
             assert ("feed-api-secrets" in secrets) == (container["name"] == "api")
 
 
 def test_every_command_that_containers_run_exists() -> None:
-    run = [" ".join(container.get("command", [])) for workload in workloads() for container in containers(workload)]
+    run = [
+        " ".join(container.get("command", []))
+        for workload in workloads()
+        for container in containers(workload)
+    ]
     commands = {name for line in run for name in re.findall(r"manage\.py (\w+)", line)}
     assert {"migrate", "create_topics", "prune", "run_dlq"} <= commands <= get_commands().keys()
     for script in {found for line in run for found in re.findall(r"bin/[\w-]+", line)}:
@@ -127,7 +143,10 @@ def test_every_command_that_containers_run_exists() -> None:
 def test_no_outage_of_a_server_kills_or_holds_back_an_api_process() -> None:
     spec = pod(named("Deployment", "api"))["spec"]
     (api,) = spec["containers"]
-    probes = [api[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    probes = [
+        api[probe]["httpGet"]["path"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe")
+    ]
     assert probes == ["/healthz"] * 3
     (wait,) = spec["initContainers"]
     assert wait["command"] == ["python", "-m", wait_for_migrations.__name__]
@@ -139,9 +158,14 @@ def test_every_variable_of_the_configuration_is_documented() -> None:
 
 
 def test_selectors_find_the_pods_they_are_for() -> None:
-    labels = {workload["metadata"]["name"]: pod(workload)["metadata"]["labels"] for workload in workloads()}
+    labels = {
+        workload["metadata"]["name"]: pod(workload)["metadata"]["labels"]
+        for workload in workloads()
+    }
     for deployment in of_kind("Deployment"):
-        assert deployment["spec"]["selector"]["matchLabels"] == labels[deployment["metadata"]["name"]]
+        assert (
+            deployment["spec"]["selector"]["matchLabels"] == labels[deployment["metadata"]["name"]]
+        )
     for budget in of_kind("PodDisruptionBudget"):
         assert budget["spec"]["selector"]["matchLabels"] == labels[budget["metadata"]["name"]]
     for service in of_kind("Service"):
@@ -149,7 +173,10 @@ def test_selectors_find_the_pods_they_are_for() -> None:
 
 
 def test_whoever_scales_a_deployment_is_alone_in_it() -> None:
-    scaled = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in of_kind("HorizontalPodAutoscaler", "ScaledObject")}
+    scaled = {
+        scaler["spec"]["scaleTargetRef"]["name"]
+        for scaler in of_kind("HorizontalPodAutoscaler", "ScaledObject")
+    }
     assert scaled == {"api", "fanout"}
     for name in scaled:
         assert "replicas" not in named("Deployment", name)["spec"]

@@ -52,7 +52,9 @@ class CannotRun(Exception):
 class ApacheKafka:
     """A broker that keeps its data over restarts, until `remove`; by default alone, else one of a `cluster`."""
 
-    def __init__(self, node: int = 1, controller_ports: Sequence[int] = (), cluster_id: str = "") -> None:
+    def __init__(
+        self, node: int = 1, controller_ports: Sequence[int] = (), cluster_id: str = ""
+    ) -> None:
         check()
         _download()
         port = free_port()
@@ -67,13 +69,17 @@ class ApacheKafka:
                 node=node,
                 port=port,
                 controller_port=ports[node - 1],
-                voters=",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, start=1)),
+                voters=",".join(
+                    f"{number}@127.0.0.1:{port}" for number, port in enumerate(ports, start=1)
+                ),
                 copies=len(ports),
                 directory=self._directory,
             )
         )
         cluster_id = cluster_id or str(uuid.uuid4())
-        self._java("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._properties).wait()
+        self._java(
+            "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._properties
+        ).wait()
 
     def start(self) -> None:
         """Start the broker and return once it answers."""
@@ -139,7 +145,9 @@ def start_all(brokers: Iterable[ApacheKafka]) -> None:
 def check() -> None:
     """Raise `CannotRun` where Java or Maven is missing."""
     if shutil.which("mvn") is None:
-        raise CannotRun("Maven is missing: install it to run the tests on Apache Kafka (Debian: apt install maven).")
+        raise CannotRun(
+            "Maven is missing: install it to run the tests on Apache Kafka (Debian: apt install maven)."
+        )
     if _java_version() < OLDEST_JAVA:
         raise CannotRun(
             f"Java {OLDEST_JAVA} or newer is missing: install it to run the tests on Apache Kafka "
@@ -152,7 +160,12 @@ def _java_version() -> int:
     if shutil.which("java") is None:
         return 0
     version = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False)
-    number = version.stderr.partition('version "')[2].partition(".")[0].partition('"')[0].partition("-")[0]
+    number = (
+        version.stderr.partition('version "')[2]
+        .partition(".")[0]
+        .partition('"')[0]
+        .partition("-")[0]
+    )
     return int(number) if number.isdecimal() else 0
 
 
@@ -163,7 +176,9 @@ def _download() -> None:
         return
     shutil.rmtree(JARS, ignore_errors=True)
     command = ["mvn", "--quiet", "--batch-mode", "-f", str(POM), "dependency:copy-dependencies"]
-    maven = subprocess.run([*command, f"-DoutputDirectory={JARS}", "-DincludeScope=runtime"], check=False)
+    maven = subprocess.run(
+        [*command, f"-DoutputDirectory={JARS}", "-DincludeScope=runtime"], check=False
+    )
     if maven.returncode != 0:
         raise CannotRun("Maven could not fetch the jars of Apache Kafka; what it said is above.")
     done.write_text(wanted)

@@ -19,7 +19,9 @@ __all__ = ["fresh_broker"]
 @pytest.fixture
 def idle_system(transactional_db: None, tmp_path: Path, settings: Settings) -> Iterator[System]:
     """No process yet, and nothing for workers to do: what other tests have left is skipped."""
-    if settings.KAFKA_SESSION_TIMEOUT_MS < 6_000:  # the embedded broker's; Apache Kafka would refuse less
+    if (
+        settings.KAFKA_SESSION_TIMEOUT_MS < 6_000
+    ):  # the embedded broker's; Apache Kafka would refuse less
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
     kafka.create_topics()
     for group, topic in kafka.groups().items():

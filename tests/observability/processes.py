@@ -18,7 +18,9 @@ class Worker:
     def __init__(self, system: System, command: str, **variables: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: Process = system.command(command, "--metrics-port", str(self.port), **variables)
+        self.process: Process = system.command(
+            command, "--metrics-port", str(self.port), **variables
+        )
         wait_until(lambda: self.answers("/healthz") and self.partitions() > 0)
 
     @property

@@ -22,12 +22,18 @@ class Prometheus:
     def __init__(self, directory: Path, targets: dict[str, list[str]]) -> None:
         program = shutil.which("prometheus")
         if program is None:
-            pytest.skip("Prometheus is missing: install it to test what it scrapes (Debian: apt install prometheus)")
+            pytest.skip(
+                "Prometheus is missing: install it to test what it scrapes (Debian: apt install prometheus)"
+            )
         config = {
-            "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
+            "global": {
+                "scrape_interval": f"{SCRAPE_SECONDS}s",
+                "evaluation_interval": f"{SCRAPE_SECONDS}s",
+            },
             "rule_files": [str(ROOT / "prometheus-rules.yml")],
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": addresses}]} for job, addresses in targets.items()
+                {"job_name": job, "static_configs": [{"targets": addresses}]}
+                for job, addresses in targets.items()
             ],
         }
         (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML too
@@ -47,7 +53,9 @@ class Prometheus:
 
     def wait_for_targets(self) -> None:
         """Return once every target has been scraped."""
-        wait_until(lambda: all(value == 1 for _labels, value in self.query("up")) and self.query("up"))
+        wait_until(
+            lambda: all(value == 1 for _labels, value in self.query("up")) and self.query("up")
+        )
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Return labels and value of each series now; nothing while Prometheus is still starting."""

@@ -43,7 +43,9 @@ def post(system: System, content: str, **headers: str) -> httpx.Response:
         return client.post("/posts", json={"content": content}, headers=headers).raise_for_status()
 
 
-def test_every_line_about_an_event_names_it_and_its_request_and_trace_on_both_sides(talkative: System) -> None:
+def test_every_line_about_an_event_names_it_and_its_request_and_trace_on_both_sides(
+    talkative: System,
+) -> None:
     worker = Worker(talkative, "run_fanout", **LOGS)
     headers = {"X-Request-ID": "request-1", "traceparent": TRACEPARENT}
     answer = post(talkative, "a post", **headers)
@@ -68,12 +70,17 @@ def test_every_line_about_an_event_names_it_and_its_request_and_trace_on_both_si
 
 
 def test_a_request_without_an_id_or_with_an_unusable_one_gets_one(talkative: System) -> None:
-    given = {"X-Request-ID": "no spaces, please", "traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}
+    given = {
+        "X-Request-ID": "no spaces, please",
+        "traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01",
+    }
     answers = [post(talkative, "a post"), post(talkative, "a post", **given)]
     ids = {answer.headers["X-Request-ID"] for answer in answers}
     assert len(ids) == 2
     assert all(len(request_id) == 32 for request_id in ids)
-    published = [lines_about(talkative.processes[0].log, answer.json()["event_id"]) for answer in answers]
+    published = [
+        lines_about(talkative.processes[0].log, answer.json()["event_id"]) for answer in answers
+    ]
     assert {about["event_published"]["request_id"] for about in published} == ids
     assert all("trace_id" not in about["event_published"] for about in published)
 
@@ -83,7 +90,11 @@ def test_a_line_about_a_batch_names_its_events(talkative: System) -> None:
     with curse():
         sent = {post(talkative, content).json()["event_id"] for content in ("a post", CURSED)}
         worker = Worker(talkative, "run_fanout", **LOGS)
-        wait_until(lambda: settled({int(event) for event in sent}) or "dead_letter" in worker.log.read_text())
+        wait_until(
+            lambda: (
+                settled({int(event) for event in sent}) or "dead_letter" in worker.log.read_text()
+            )
+        )
     failed = [line for line in lines(worker.log) if line["event"] == "events_failed"]
     assert set(failed[0].get("event_ids", [])) == sent
     assert len(failed[0]["request_ids"]) == 2
@@ -95,13 +106,21 @@ def test_no_log_holds_what_people_wrote_or_a_token(talkative: System) -> None:
     token = issue_token(7, "", 60)
     workers = [Worker(talkative, command, **LOGS) for command in ("run_fanout", "run_dlq")]
     for authorization in (f"Bearer {token}", f"Bearer {token}x", token):
-        with httpx.Client(base_url=talkative.url, headers={"Authorization": authorization}) as client:
+        with httpx.Client(
+            base_url=talkative.url, headers={"Authorization": authorization}
+        ) as client:
             client.post("/posts", json={"content": secret}, headers={"Idempotency-Key": secret})
-            client.post("/posts", content=f'{{"content": "{secret}"', headers={"Content-Type": "application/json"})
+            client.post(
+                "/posts",
+                content=f'{{"content": "{secret}"',
+                headers={"Content-Type": "application/json"},
+            )
             client.post("/posts", json={"content": secret * 200})
             client.get("/feeds/7", params={"cursor": secret})
     for value in (secret, f'{{"event_id": "1", "payload": "{secret}"}}'):
-        producer.publish_record(kafka.FEED_EVENTS, b"7", value.encode(), [("note", secret.encode())])
+        producer.publish_record(
+            kafka.FEED_EVENTS, b"7", value.encode(), [("note", secret.encode())]
+        )
     wait_until(lambda: DeadLetter.objects.count() == 2)
     for log in [talkative.processes[0].log, *(worker.log for worker in workers)]:
         text = log.read_text()

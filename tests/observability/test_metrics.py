@@ -91,14 +91,21 @@ def test_what_prometheus_counts_is_what_was_sent(system: System) -> None:
         settles('count(ALERTS{alertname!="DeadLettersWaiting"}) or vector(0)', 0)
 
 
-def test_the_lag_is_the_backlog_with_no_worker_with_one_that_hangs_and_with_two_that_share(system: System) -> None:
+def test_the_lag_is_the_backlog_with_no_worker_with_one_that_hangs_and_with_two_that_share(
+    system: System,
+) -> None:
     traffic = Traffic(system)
     dlq = Worker(system, "run_dlq")
     with scraping(system, dlq) as prometheus:
         traffic.post(25)
         wait_until(lambda: prometheus.value('group:kafka_consumer_lag:sum{group="fanout"}') == 25)
-        assert prometheus.value('sum(kafka_consumer_assigned_partitions{group="fanout"}) or vector(0)') == 0
-        wait_until(lambda: prometheus.query('ALERTS{alertname="NoFanoutWorker", alertstate="pending"}'))
+        assert (
+            prometheus.value('sum(kafka_consumer_assigned_partitions{group="fanout"}) or vector(0)')
+            == 0
+        )
+        wait_until(
+            lambda: prometheus.query('ALERTS{alertname="NoFanoutWorker", alertstate="pending"}')
+        )
 
     first = Worker(system, "run_fanout")
     with scraping(system, dlq, first) as prometheus:
@@ -108,7 +115,9 @@ def test_the_lag_is_the_backlog_with_no_worker_with_one_that_hangs_and_with_two_
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("LOCK TABLE processed_events")
             traffic.post(20)
-            wait_until(lambda: prometheus.value('group:kafka_consumer_lag:sum{group="fanout"}') == 20)
+            wait_until(
+                lambda: prometheus.value('group:kafka_consumer_lag:sum{group="fanout"}') == 20
+            )
             wait_until(lambda: second.lag() == 20)
         wait_until(lambda: prometheus.value('group:kafka_consumer_lag:sum{group="fanout"}') == 0)
         assert first.process.stop() == 0
@@ -122,7 +131,9 @@ def queries(dashboard: Path) -> dict[str, str]:
     """Return every expression of the dashboard by panel and legend, Grafana's variables filled in."""
     panels = json.loads(dashboard.read_text())["panels"]
     return {
-        f"{panel['title']}: {target['legendFormat']}": re.sub(r"\$__(rate_interval|range)", "1m", target["expr"])
+        f"{panel['title']}: {target['legendFormat']}": re.sub(
+            r"\$__(rate_interval|range)", "1m", target["expr"]
+        )
         for panel in panels
         for target in panel.get("targets", [])
     }

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
-        pytest.skip("promtool is missing: install Prometheus to test its rules (Debian: apt install prometheus)")
+        pytest.skip(
+            "promtool is missing: install Prometheus to test its rules (Debian: apt install prometheus)"
+        )
     return found
 
 
@@ -28,7 +30,9 @@ def promtool() -> str:
     ids=" ".join,
 )
 def test_promtool_finds_no_fault(promtool: str, arguments: list[str]) -> None:
-    run = subprocess.run([promtool, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [promtool, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -48,6 +52,8 @@ def test_every_alert_is_tested_and_has_a_chapter_in_the_runbook() -> None:
 
 def test_every_metric_is_explained() -> None:
     explained = re.findall(r"`(\w+)`", (ROOT / "docs/metrics.md").read_text())
-    defined = re.findall(r'(?:Counter|Gauge|Histogram)\(\s*"(\w+)"', (ROOT / "eventbus/metrics.py").read_text())
+    defined = re.findall(
+        r'(?:Counter|Gauge|Histogram)\(\s*"(\w+)"', (ROOT / "eventbus/metrics.py").read_text()
+    )
     assert len(defined) >= 14
     assert set(defined) <= set(explained)

@@ -36,9 +36,14 @@ class Collector(ThreadingHTTPServer):
         """Return the span of that name in the trace, once it is there."""
 
         def found() -> list[Any]:
-            return [span for span in self.spans if span.name == name and span.trace_id.hex() == trace_id]
+            return [
+                span for span in self.spans if span.name == name and span.trace_id.hex() == trace_id
+            ]
 
-        wait_until(found, message=lambda: f"no {name} among {[(s.name, s.trace_id.hex()) for s in self.spans]}")
+        wait_until(
+            found,
+            message=lambda: f"no {name} among {[(s.name, s.trace_id.hex()) for s in self.spans]}",
+        )
         return found()[0]
 
 
@@ -47,7 +52,9 @@ class _Endpoint(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         # Not before the fixture has found it installed.
-        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+            ExportTraceServiceRequest,
+        )
 
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
@@ -65,7 +72,9 @@ class _Endpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    pytest.importorskip("opentelemetry.proto", reason="OpenTelemetry is not installed: pip install '.[tracing]'")
+    pytest.importorskip(
+        "opentelemetry.proto", reason="OpenTelemetry is not installed: pip install '.[tracing]'"
+    )
     collector = Collector()
     thread = threading.Thread(target=collector.serve_forever)
     thread.start()
@@ -91,7 +100,9 @@ def test_one_trace_leads_from_the_request_through_kafka_to_the_worker(
     system = idle_system
     system.api(**collector.variables)
     Worker(system, "run_fanout", **collector.variables)
-    event_id = post(system, "a post", traceparent=f"00-{TRACE_ID}-{CLIENT_SPAN}-01", tracestate="vendor=1")
+    event_id = post(
+        system, "a post", traceparent=f"00-{TRACE_ID}-{CLIENT_SPAN}-01", tracestate="vendor=1"
+    )
 
     request, publication = collector.span("POST /posts"), collector.span("publish feed-events")
     processing = collector.span("process feed-events")
@@ -102,11 +113,17 @@ def test_one_trace_leads_from_the_request_through_kafka_to_the_worker(
     assert attributes(request)["http.response.status_code"] == 202
     assert attributes(publication)["messaging.message.id"] == event_id
     assert attributes(processing)["messaging.consumer.group.name"] == "fanout"
-    wait_until(lambda: [s for s in collector.spans if [link.span_id for link in s.links] == [processing.span_id]])
+    wait_until(
+        lambda: [
+            s for s in collector.spans if [link.span_id for link in s.links] == [processing.span_id]
+        ]
+    )
     assert not any("a post" in str(span) for span in collector.spans)
 
 
-def test_a_dead_letter_stays_in_the_trace_of_its_request(system: System, collector: Collector) -> None:
+def test_a_dead_letter_stays_in_the_trace_of_its_request(
+    system: System, collector: Collector
+) -> None:
     Worker(system, "run_fanout")
     Worker(system, "run_dlq", **collector.variables)
     with curse():
@@ -120,13 +137,20 @@ def test_while_it_is_off_nothing_of_opentelemetry_is_imported() -> None:
         "import sys, feedsite.wsgi, feeds.management.commands.run_fanout; "
         "print({'opentelemetry.sdk.trace', 'opentelemetry.exporter', 'eventbus.spans'} & sys.modules.keys())"
     )
-    run = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert run.stdout.splitlines()[-1] == "set()"
 
 
 def test_wanted_but_not_installed_is_said_in_one_sentence() -> None:
     program = (
-        "import sys, manage; sys.modules['opentelemetry'] = None; sys.argv = ['manage.py', 'run_dlq']; manage.main()"
+        "import sys, manage; sys.modules['opentelemetry'] = None; "
+        "sys.argv = ['manage.py', 'run_dlq']; manage.main()"
     )
     run = subprocess.run(
         [sys.executable, "-c", program],

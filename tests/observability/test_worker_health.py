@@ -17,12 +17,17 @@ def test_a_worker_that_has_what_it_needs_is_alive_and_ready(system: System, comm
     worker = Worker(system, command)
     wait_until(lambda: worker.answers("/readyz"))
     ready = worker.get("/readyz")
-    assert (ready.status_code, ready.text) == (200, "postgresql: ok\nkafka: ok\nredis: ok\nprogress: ok\n")
+    assert (ready.status_code, ready.text) == (
+        200,
+        "postgresql: ok\nkafka: ok\nredis: ok\nprogress: ok\n",
+    )
     assert worker.get("/healthz").text == "ok\n"
     assert worker.get("/other").status_code == 404
 
 
-def test_a_worker_whose_batch_does_not_get_done_is_alive_and_not_ready_until_it_goes_on(system: System) -> None:
+def test_a_worker_whose_batch_does_not_get_done_is_alive_and_not_ready_until_it_goes_on(
+    system: System,
+) -> None:
     worker = Worker(system, "run_fanout", WORKER_STUCK_SECONDS="2")
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("LOCK TABLE processed_events")
@@ -43,7 +48,9 @@ def test_a_worker_whose_batch_does_not_get_done_is_alive_and_not_ready_until_it_
     assert worker.samples("worker_stuck_seconds", group="fanout") == [0]
 
 
-def test_a_worker_in_which_the_loop_hangs_longer_than_kafka_waits_is_not_alive(system: System) -> None:
+def test_a_worker_in_which_the_loop_hangs_longer_than_kafka_waits_is_not_alive(
+    system: System,
+) -> None:
     patience = {"KAFKA_MAX_POLL_INTERVAL_MS": "3000"}
     worker = Worker(system, "run_fanout", **patience)
     with transaction.atomic(), connection.cursor() as cursor:
@@ -55,9 +62,16 @@ def test_a_worker_in_which_the_loop_hangs_longer_than_kafka_waits_is_not_alive(s
     wait_until(lambda: worker.answers("/healthz"))
 
 
-def test_a_worker_without_postgresql_is_alive_and_not_ready_and_without_redis_ready(system: System) -> None:
+def test_a_worker_without_postgresql_is_alive_and_not_ready_and_without_redis_ready(
+    system: System,
+) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
-    worker = Worker(system, "run_dlq", DATABASE_URL=f"postgresql://{nowhere}/none", REDIS_URL=f"redis://{nowhere}/0")
+    worker = Worker(
+        system,
+        "run_dlq",
+        DATABASE_URL=f"postgresql://{nowhere}/none",
+        REDIS_URL=f"redis://{nowhere}/0",
+    )
     # Until the watches have had their answers.
     wait_until(lambda: "postgresql: unreachable" in worker.get("/readyz").text)
     wait_until(lambda: "redis: degraded" in worker.get("/readyz").text)

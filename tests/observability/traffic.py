@@ -52,7 +52,9 @@ class Traffic:
         for reader in READERS:
             with self.system.client(reader) as client:
                 for page in ("", "", "?limit=5"):
-                    self.reads[client.get(f"/feeds/{reader}{page}").raise_for_status().headers["X-Cache"]] += 1
+                    self.reads[
+                        client.get(f"/feeds/{reader}{page}").raise_for_status().headers["X-Cache"]
+                    ] += 1
 
     def send_poison(self, count: int) -> None:
         """Put bytes that are no event into the topic."""

@@ -18,8 +18,12 @@ from tests.factories import PostCreatedFactory, PostDeletedFactory
 
 ids = st.integers(1, MAX_ID)
 minted_ids = st.integers(1, LATEST_ID)
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
-moments = st.integers(0, 10**11).map(lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms * 10))
+texts = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200
+)
+moments = st.integers(0, 10**11).map(
+    lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms * 10)
+)
 
 
 def consumed(event: Event) -> Event:
@@ -36,7 +40,9 @@ def test_a_created_post_survives_the_journey_through_kafka(
 
 
 @given(minted_ids, minted_ids, ids)
-def test_a_deletion_survives_the_journey_through_kafka(event_id: int, post_id: int, author_id: int) -> None:
+def test_a_deletion_survives_the_journey_through_kafka(
+    event_id: int, post_id: int, author_id: int
+) -> None:
     deletion = PostDeleted(event_id, post_id, author_id)
     assert PostDeleted.from_event(consumed(deletion.to_event())) == deletion
 
@@ -78,7 +84,9 @@ def test_content_of_1_to_5000_characters_is_taken(content: str) -> None:
         ({"post_id": str(MAX_ID + 1), "content": "x"}, "post_id must be"),
     ],
 )
-def test_a_payload_that_breaks_the_schema_is_refused(payload: dict[str, Any], complaint: str) -> None:
+def test_a_payload_that_breaks_the_schema_is_refused(
+    payload: dict[str, Any], complaint: str
+) -> None:
     event = replace(PostCreatedFactory().to_event(), payload=payload)
     with pytest.raises(InvalidEvent, match=complaint):
         PostCreated.from_event(event)

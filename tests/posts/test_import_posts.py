@@ -50,7 +50,9 @@ def published(topic: str) -> list[PostCreated]:
     return [PostCreated.from_event(envelope.decode(r.value, r.key)) for r in broker.read_all(topic)]
 
 
-def publish(directory: Path, text: str | bytes, name: str = "posts.csv", options: Sequence[str] = ()) -> str:
+def publish(
+    directory: Path, text: str | bytes, name: str = "posts.csv", options: Sequence[str] = ()
+) -> str:
     """Run the command on a file of this content and return what it printed."""
     content = text.encode() if isinstance(text, str) else text
     file = directory / name
@@ -62,7 +64,11 @@ def publish(directory: Path, text: str | bytes, name: str = "posts.csv", options
 
 @pytest.mark.parametrize("name", ["posts.csv", "posts.csv.gz"])
 def test_each_line_becomes_a_post_of_its_author(topic: str, tmp_path: Path, name: str) -> None:
-    publish(tmp_path, 'author,text\n1,hello\n2,"  one, two\nthree 世界  "\n9223372036854775807,🌍\n', name)
+    publish(
+        tmp_path,
+        'author,text\n1,hello\n2,"  one, two\nthree 世界  "\n9223372036854775807,🌍\n',
+        name,
+    )
     contents = {post.author_id: post.content for post in published(topic)}
     assert contents == {1: "hello", 2: "one, two\nthree 世界", 2**63 - 1: "🌍"}
 
@@ -72,7 +78,9 @@ def test_the_count_and_the_rate_are_printed(topic: str, tmp_path: Path) -> None:
     assert re.fullmatch(r"1234 posts published in \d+\.\d s \([\d,]+/s\)", printed)
 
 
-def test_an_author_posts_in_the_order_of_the_file_under_rising_ids(topic: str, tmp_path: Path) -> None:
+def test_an_author_posts_in_the_order_of_the_file_under_rising_ids(
+    topic: str, tmp_path: Path
+) -> None:
     publish(tmp_path, "author,text\n" + "".join(f"{n % 7 + 1},{n}\n" for n in range(700)))
     posts = published(topic)
     assert len({post.post_id for post in posts} | {post.event_id for post in posts}) == 2 * 700
@@ -91,7 +99,9 @@ def test_more_posts_than_the_producer_holds_at_once_are_all_published(
     assert {post.author_id for post in published(topic)} == set(range(1, 2_001))
 
 
-def test_a_post_has_the_time_the_file_gives_it_or_that_of_its_id(topic: str, tmp_path: Path) -> None:
+def test_a_post_has_the_time_the_file_gives_it_or_that_of_its_id(
+    topic: str, tmp_path: Path
+) -> None:
     publish(tmp_path, "author,t_unix,channel,text\n1,1234567890,#ubuntu,old\n2,,#ubuntu,new\n")
     posts = {post.content: post for post in published(topic)}
     assert posts["old"].created_at == datetime(2009, 2, 13, 23, 31, 30, tzinfo=UTC)
@@ -104,22 +114,49 @@ def test_a_post_has_the_time_the_file_gives_it_or_that_of_its_id(topic: str, tmp
         ("author,text\n1,ok\nx,bad\n", "line 3: author must be"),
         ("author,text\n1,ok\n0,bad\n", "line 3: author must be"),
         ("author,text\n1,ok\n9223372036854775808,bad\n", "line 3: author must be"),
-        ('author,text\n1,"two\nlines"\n1,\n', "line 4: text must have 1 to 5000 characters and no NUL"),
+        (
+            'author,text\n1,"two\nlines"\n1,\n',
+            "line 4: text must have 1 to 5000 characters and no NUL",
+        ),
         ("author,text\n1,ok\n1\n", "line 3: text must have"),
         ("author,text\n1,ok\n1,   \n", "line 3: text must have"),
         (f"author,text\n1,ok\n1,{'x' * 5_001}\n", "line 3: text must have"),
         ("author,text\n1,ok\n1,a\0b\n", "line 3: text must have"),
-        ("author,text,t_unix\n1,ok,1\n1,bad,yesterday\n", "line 3: t_unix must be seconds since 1970"),
-        ("author,text,t_unix\n1,ok,1\n1,bad,1_700_000_000\n", "line 3: t_unix must be seconds since 1970"),
-        ("author,text,t_unix\n1,ok,1\n1,Hello, 2024\n", "line 3: t_unix must be seconds since 1970"),
-        ("author,text,t_unix\n1,ok,1\n1,bad,\u0661\u0662\n", "line 3: t_unix must be seconds since 1970"),
+        (
+            "author,text,t_unix\n1,ok,1\n1,bad,yesterday\n",
+            "line 3: t_unix must be seconds since 1970",
+        ),
+        (
+            "author,text,t_unix\n1,ok,1\n1,bad,1_700_000_000\n",
+            "line 3: t_unix must be seconds since 1970",
+        ),
+        (
+            "author,text,t_unix\n1,ok,1\n1,Hello, 2024\n",
+            "line 3: t_unix must be seconds since 1970",
+        ),
+        (
+            "author,text,t_unix\n1,ok,1\n1,bad,\u0661\u0662\n",
+            "line 3: t_unix must be seconds since 1970",
+        ),
         ("author,text,t_unix\n1,ok,1\n1,bad,+5\n", "line 3: t_unix must be seconds since 1970"),
-        ("author,text,t_unix\n1,ok,1\n1,bad,999999999999\n", "line 3: t_unix must be seconds since 1970"),
+        (
+            "author,text,t_unix\n1,ok,1\n1,bad,999999999999\n",
+            "line 3: t_unix must be seconds since 1970",
+        ),
         ("author,text\n1,ok\n403,Hello, world\n", "line 3: expected 2 columns, found 3"),
         ("author,text,t_unix\n1,ok,1\n1,Hello, world,1\n", "line 3: expected 3 columns, found 4"),
-        ('author,text\n1,ok\n1,"not closed\n1,ok\n', "line 3: a quote is opened here and never closed"),
-        ('author,text\n1,ok\n1,"not closed\n1,"ok"\n', "line 3: a quote is opened here, and what closes it"),
-        ("author,text\n1,ok\n+1,bad\n", "line 3: author must be a decimal string of 1 to 2^63-1, not '+1'"),
+        (
+            'author,text\n1,ok\n1,"not closed\n1,ok\n',
+            "line 3: a quote is opened here and never closed",
+        ),
+        (
+            'author,text\n1,ok\n1,"not closed\n1,"ok"\n',
+            "line 3: a quote is opened here, and what closes it",
+        ),
+        (
+            "author,text\n1,ok\n+1,bad\n",
+            "line 3: author must be a decimal string of 1 to 2^63-1, not '+1'",
+        ),
         ("author,text\n1,ok\n1_0,bad\n", "line 3: author must be"),
         ("author,text\n1,ok\n\u0661,bad\n", "line 3: author must be"),
         ("author,text\n1,ok\n 1,bad\n", "line 3: author must be"),
@@ -142,11 +179,15 @@ def test_a_bad_line_is_named_and_nothing_is_published(
     assert published(topic) == []
 
 
-@pytest.mark.parametrize("damage", [lambda packed: packed[:-20], lambda packed: packed[:100] + bytes(50)])
+@pytest.mark.parametrize(
+    "damage", [lambda packed: packed[:-20], lambda packed: packed[:100] + bytes(50)]
+)
 def test_a_damaged_archive_is_one_sentence_and_nothing_is_published(
     topic: str, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
-    packed = gzip.compress(b"author,text\n" + b"".join(b"%d,post %d\n" % (n, n * n) for n in range(1, 5_000)))
+    packed = gzip.compress(
+        b"author,text\n" + b"".join(b"%d,post %d\n" % (n, n * n) for n in range(1, 5_000))
+    )
     file = tmp_path / "posts.csv.gz"
     file.write_bytes(damage(packed))
     with pytest.raises(CommandError, match=r"Nothing was published\."):
@@ -160,23 +201,34 @@ def test_a_byte_order_mark_is_taken(topic: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
-def test_a_pipe_is_read_as_a_file_is(topic: str, tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    content = pack(b"author,text\n" + b"".join(b"%d,text\n" % author for author in range(1, 20_001)))
+def test_a_pipe_is_read_as_a_file_is(
+    topic: str, tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    content = pack(
+        b"author,text\n" + b"".join(b"%d,text\n" % author for author in range(1, 20_001))
+    )
     command = [sys.executable, "-c", TO_TOPIC, topic, "/dev/stdin"]
-    done = subprocess.run(command, input=content, env=environment(), capture_output=True, check=True)
+    done = subprocess.run(
+        command, input=content, env=environment(), capture_output=True, check=True
+    )
     assert b"20000 posts published" in done.stdout
     assert len(published(topic)) == 20_000
 
 
 def test_a_line_with_quotes_commas_and_line_ends_is_one_post(topic: str, tmp_path: Path) -> None:
     publish(tmp_path, 'author,text\n1,"a ""quoted"", word\nand a line"\n2,say "hello"\n')
-    assert {post.content for post in published(topic)} == {'a "quoted", word\nand a line', 'say "hello"'}
+    assert {post.content for post in published(topic)} == {
+        'a "quoted", word\nand a line',
+        'say "hello"',
+    }
 
 
 # Again ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_file_again_makes_the_same_posts_and_as_new_makes_others(topic: str, tmp_path: Path) -> None:
+def test_the_same_file_again_makes_the_same_posts_and_as_new_makes_others(
+    topic: str, tmp_path: Path
+) -> None:
     text = "author,text\n" + "".join(f"{n},text\n" for n in range(1, 3_001))
     for options in ([], [], ["--as-new"]):
         publish(tmp_path, text, options=options)
@@ -193,7 +245,9 @@ def test_an_interrupted_import_can_be_run_again(topic: str, tmp_path: Path) -> N
     eventually(lambda: sum(broker.size_of(topic, partition) for partition in range(3)) > 0)
     importing.send_signal(signal.SIGINT)
     _out, told = importing.communicate(timeout=60)
-    interrupted = re.search(r"Interrupted\. (\d+) posts were published\. Run the command again", told)
+    interrupted = re.search(
+        r"Interrupted\. (\d+) posts were published\. Run the command again", told
+    )
     assert interrupted, told
     assert len(published(topic)) == int(interrupted[1])
 
@@ -237,7 +291,10 @@ def test_bad_lines_are_set_aside_with_their_reasons_and_the_rest_is_published(
     assert printed.endswith(f"5 bad lines are in {aside}")
     assert {post.author_id for post in published(topic)} == {1, 2, 6}
     with aside.open(newline="", errors="surrogateescape") as file:
-        rows = [(row["line"], row["content"].encode(errors="surrogateescape")) for row in csv.DictReader(file)]
+        rows = [
+            (row["line"], row["content"].encode(errors="surrogateescape"))
+            for row in csv.DictReader(file)
+        ]
     assert rows == [
         ("3", b"x,b"),
         ("5", b"3,Hello, world"),

@@ -36,7 +36,9 @@ def test_only_new_posts_are_reported_and_those_there_already_stay_as_they_are() 
     assert Post.objects.get(id=old.post_id).content == "first"
 
 
-def test_any_number_of_posts_is_stored_and_buried_in_one_statement_each(django_assert_num_queries: Any) -> None:
+def test_any_number_of_posts_is_stored_and_buried_in_one_statement_each(
+    django_assert_num_queries: Any,
+) -> None:
     posts = [PostCreatedFactory() for _ in range(MANY)]
     with django_assert_num_queries(1):
         Post.objects.store(posts)
@@ -91,7 +93,9 @@ def page(position: Position, limit: int = 10) -> list[int]:
     return [row.id for row in Post.objects.page_of(1, position, limit)]
 
 
-def test_a_page_of_an_author_shows_their_living_posts_newest_first(posts: list[PostCreated]) -> None:
+def test_a_page_of_an_author_shows_their_living_posts_newest_first(
+    posts: list[PostCreated],
+) -> None:
     first, second, _deleted, fourth, fifth = ids_of(posts)
     assert page(START) == [fifth, fourth, second, first]
     assert page(START, limit=3) == [fifth, fourth, second]
@@ -104,14 +108,18 @@ def test_towards_older_posts_a_page_starts_at_its_position(posts: list[PostCreat
     assert page(Position(first - 1, newer=False)) == []
 
 
-def test_towards_newer_posts_a_page_starts_above_its_position_with_the_nearest(posts: list[PostCreated]) -> None:
+def test_towards_newer_posts_a_page_starts_above_its_position_with_the_nearest(
+    posts: list[PostCreated],
+) -> None:
     first, second, _deleted, fourth, fifth = ids_of(posts)
     assert page(Position(first, newer=True)) == [second, fourth, fifth]
     assert page(Position(first, newer=True), limit=2) == [second, fourth]
     assert page(Position(fifth, newer=True)) == []
 
 
-def test_a_page_is_one_query_and_shows_the_whole_row(posts: list[PostCreated], django_assert_num_queries: Any) -> None:
+def test_a_page_is_one_query_and_shows_the_whole_row(
+    posts: list[PostCreated], django_assert_num_queries: Any
+) -> None:
     newest = posts[-1]
     with django_assert_num_queries(1):
         row = Post.objects.page_of(1, START, 1)[0]

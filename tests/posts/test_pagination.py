@@ -53,7 +53,9 @@ def test_all_pages_together_are_the_list(numbers: set[int], limit: int) -> None:
 
 
 @given(lists, limits)
-def test_previous_leads_back_through_the_same_pages_to_the_start(numbers: set[int], limit: int) -> None:
+def test_previous_leads_back_through_the_same_pages_to_the_start(
+    numbers: set[int], limit: int
+) -> None:
     pages = list(walk(numbers, limit))
     page = pages[-1]
     for expected in reversed(pages[:-1]):
@@ -74,7 +76,9 @@ def test_what_stays_is_shown_exactly_once_whatever_comes_and_goes_meanwhile(
     def change() -> None:
         new = data.draw(st.sets(st.integers(1, MAX_ID), max_size=3)) - numbers
         came.update(new)
-        gone = data.draw(st.sets(st.sampled_from(sorted(changing)), max_size=2)) if changing else set()
+        gone = (
+            data.draw(st.sets(st.sampled_from(sorted(changing)), max_size=2)) if changing else set()
+        )
         changing.difference_update(gone)
         changing.update(new - gone)
 
@@ -101,7 +105,9 @@ def test_the_start_of_a_list_that_grew_is_reached_by_previous() -> None:
 
 
 @given(st.integers(0, MAX_ID), st.booleans(), st.integers(1, 100))
-def test_a_position_and_its_limit_survive_the_journey_through_a_link(number: int, newer: bool, limit: int) -> None:
+def test_a_position_and_its_limit_survive_the_journey_through_a_link(
+    number: int, newer: bool, limit: int
+) -> None:
     position = Position(number, newer)
     url = link(request_for(f"limit={limit}"), position)
     assert url is not None
@@ -131,7 +137,9 @@ def code_or_position(request: Request) -> str:
     return "a position" if 0 <= position.id <= MAX_ID else f"{position}"
 
 
-@pytest.mark.parametrize("limit", ["0", "101", "-1", "1.5", "١", "1e1", "+5", " 5", "", "9" * 5_000])
+@pytest.mark.parametrize(
+    "limit", ["0", "101", "-1", "1.5", "١", "1e1", "+5", " 5", "", "9" * 5_000]
+)
 def test_any_other_limit_is_refused(limit: str) -> None:
     request = Request(APIRequestFactory().get("/feeds/1", {"limit": limit}))
     with pytest.raises(ParseError) as refusal:

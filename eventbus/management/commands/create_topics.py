@@ -18,7 +18,9 @@ class Command(BaseCommand):
     help = "Create the Kafka topics, add the partitions they lack, and say what is wrong with them. Idempotent."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--fix", action="store_true", help="also set the configuration of topics that exist")
+        parser.add_argument(
+            "--fix", action="store_true", help="also set the configuration of topics that exist"
+        )
 
     def handle(self, *_args: Any, fix: bool, **_options: Any) -> None:
         try:

@@ -12,7 +12,9 @@ class Command(BaseCommand):
     help = "Bring dead letters from Kafka into PostgreSQL, where the admin shows them, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
+        parser.add_argument(
+            "--metrics-port", type=int, help="serve Prometheus metrics on this port"
+        )
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
         pool.require("run_dlq")

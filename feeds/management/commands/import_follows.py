@@ -18,9 +18,14 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", type=Path)
-        parser.add_argument("--mutual", action="store_true", help="any two columns, each line in both directions")
         parser.add_argument(
-            "--id-offset", type=int, default=0, help="add this to every id: 1 for files that start at 0"
+            "--mutual", action="store_true", help="any two columns, each line in both directions"
+        )
+        parser.add_argument(
+            "--id-offset",
+            type=int,
+            default=0,
+            help="add this to every id: 1 for files that start at 0",
         )
         parser.add_argument(
             "--as-of",
@@ -43,13 +48,17 @@ class Command(BaseCommand):
         event_id = _event_id(as_of)
         try:
             with bad_lines_to(skip_invalid, source=file) as bad_lines, open_csv(file) as lines:
-                pairs = imports.read_pairs(lines, mutual=mutual, id_offset=id_offset, bad_lines=bad_lines)
+                pairs = imports.read_pairs(
+                    lines, mutual=mutual, id_offset=id_offset, bad_lines=bad_lines
+                )
                 shown = tqdm(pairs, unit=" follows", unit_scale=True, disable=None)
                 done = imports.import_follows(shown, event_id=event_id)
         except UNUSABLE as error:
             raise CommandError(f"{file}: {error}. Nothing was imported.") from error
         except OSError as error:
-            raise CommandError(f"Cannot read {file}: {error.strerror or error}. Nothing was imported.") from error
+            raise CommandError(
+                f"Cannot read {file}: {error.strerror or error}. Nothing was imported."
+            ) from error
         except KeyboardInterrupt:
             raise CommandError("Interrupted. Nothing was imported.") from None
         if done.new_follows:

@@ -19,7 +19,9 @@ class Command(BaseCommand):
         try:
             keep_up()
         except DatabaseError as error:
-            raise CommandError(f"Not all was done, see the runbook: {str(error).strip()}.") from error
+            raise CommandError(
+                f"Not all was done, see the runbook: {str(error).strip()}."
+            ) from error
         found = layout()
         for partition in found.partitions:
             start, end = time_of(partition.start), time_of(partition.end)

@@ -18,7 +18,13 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         whose = parser.add_mutually_exclusive_group(required=True)
-        whose.add_argument("--user", type=int, nargs="+", metavar="ID", help="these users' feeds, also ones that rest")
+        whose.add_argument(
+            "--user",
+            type=int,
+            nargs="+",
+            metavar="ID",
+            help="these users' feeds, also ones that rest",
+        )
         whose.add_argument("--all", action="store_true", help="every feed that does not rest")
 
     def handle(self, *_args: Any, user: list[int] | None, **_options: Any) -> None:
@@ -31,14 +37,18 @@ class Command(BaseCommand):
                 progress.update(len(users))
         if user and done < len(set(user)):
             missing = set(user) - set(feeds.values_list("user_id", flat=True))
-            raise CommandError(f"There is no feed of {', '.join(map(str, sorted(missing)))}; {done} feeds rebuilt.")
+            raise CommandError(
+                f"There is no feed of {', '.join(map(str, sorted(missing)))}; {done} feeds rebuilt."
+            )
         self.stdout.write(f"{done} feeds rebuilt")
 
 
 def _steps(feeds: FeedQuerySet) -> Iterator[list[int]]:
     last = 0
     while users := list(
-        feeds.filter(user_id__gt=last).order_by("user_id").values_list("user_id", flat=True)[:FEEDS_A_STEP]
+        feeds.filter(user_id__gt=last)
+        .order_by("user_id")
+        .values_list("user_id", flat=True)[:FEEDS_A_STEP]
     ):
         yield users
         last = users[-1]

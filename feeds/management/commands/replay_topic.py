@@ -20,7 +20,9 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--from-beginning", action="store_true", required=True, help="say that you mean it")
+        parser.add_argument(
+            "--from-beginning", action="store_true", required=True, help="say that you mean it"
+        )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         try:

@@ -15,7 +15,9 @@ class Command(BaseCommand):
     help = "Consume feed events, build the feeds and keep house, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--metrics-port", type=int, help="serve Prometheus metrics on this port")
+        parser.add_argument(
+            "--metrics-port", type=int, help="serve Prometheus metrics on this port"
+        )
 
     def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
         pool.require("run_fanout")

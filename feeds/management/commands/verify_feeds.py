@@ -16,8 +16,12 @@ class Command(BaseCommand):
     help = "Prove the materialised feeds equal to their definition. Exit status 0: equal, 1: not."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--user", type=int, nargs="+", metavar="ID", help="only these users' feeds")
-        parser.add_argument("--repair", action="store_true", help="make them equal; workers wait meanwhile")
+        parser.add_argument(
+            "--user", type=int, nargs="+", metavar="ID", help="only these users' feeds"
+        )
+        parser.add_argument(
+            "--repair", action="store_true", help="make them equal; workers wait meanwhile"
+        )
 
     def handle(self, *_args: Any, user: list[int] | None, repair: bool, **_options: Any) -> None:
         report = verification.verify(user, _progress)
@@ -41,7 +45,9 @@ class Command(BaseCommand):
             f"{report.duplicate} duplicate; {report.wrong_states} wrong follower counts or states"
         )
         if report.leaving:
-            self.stdout.write(f"{report.leaving} more of deleted posts are being taken out, and shown to nobody")
+            self.stdout.write(
+                f"{report.leaving} more of deleted posts are being taken out, and shown to nobody"
+            )
 
 
 def _progress(scopes: Sequence[Scope]) -> Iterable[Scope]:

