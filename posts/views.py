@@ -65,7 +65,8 @@ class PostView(APIView):
         post = _find(post_id)
         if post.deleted_event_id is not None:
             raise Gone
-        return Response(post_json(PostRow(post.id, post.author_id, post.content, post.created_at)))
+        created_at = format_time(post.created_at)
+        return Response(post_json(PostRow(post.id, post.author_id, post.content, created_at)))
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> HttpResponse:
@@ -100,13 +101,14 @@ def post_json(row: PostRow) -> dict[str, str]:
         "id": str(row.id),
         "author_id": str(row.author_id),
         "content": row.content,
-        "created_at": format_time(row.created_at),
+        "created_at": row.created_at,
     }
 
 
 def accepted_post_json(post: PostCreated) -> dict[str, str]:
     """Return what the answer to a new post says of it."""
-    return post_json(PostRow(post.post_id, post.author_id, post.content, post.created_at))
+    created_at = format_time(post.created_at)
+    return post_json(PostRow(post.post_id, post.author_id, post.content, created_at))
 
 
 def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
