@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -143,6 +144,8 @@ def read_time(fields: Fields, name: str) -> datetime:
     raise InvalidEvent(f"{name} must be an RFC 3339 time with a zone.")
 
 
+# A new post's time is written twice, and posts of the same millisecond share theirs.
+@lru_cache(maxsize=1_000)
 def format_time(moment: datetime) -> str:
     """Return `moment` as RFC 3339 in UTC with milliseconds and a Z."""
     if moment.tzinfo is not UTC:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -242,7 +242,11 @@ class LoopDeliveries:
         self._loop = loop
         self._reported: list[tuple[asyncio.Future[None], KafkaError | None]] = []
         self._awaited: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._give_up_on_the_overdue()
+        self._published: dict[str, int] = defaultdict(int)
+        # On the loop each of these questions costs a post more than it gives, so they are asked once.
+        self.logs_each = log.is_enabled_for(logging.DEBUG)
+        self._seconds = settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
+        self._look()
 
     def send(
         self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]]
@@ -250,11 +254,12 @@ class LoopDeliveries:
         """Queue one record and return the future of its delivery. Raises as `EventProducer.send_now`."""
         delivery = self._loop.create_future()
         get().send_now(topic, key, value, headers, partial(self._report, delivery))
-        wait_until = (
-            self._loop.time() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
-        )
-        self._awaited.append((wait_until, delivery))
+        self._awaited.append((self._loop.time() + self._seconds, delivery))
         return delivery
+
+    def count(self, event_type: str) -> None:
+        """Count an event that Kafka has acknowledged; the metric is written a few times a second."""
+        self._published[event_type] += 1
 
     def _report(
         self, delivery: "asyncio.Future[None]", error: KafkaError | None, _message: Message
@@ -281,13 +286,19 @@ class LoopDeliveries:
             else:
                 delivery.set_exception(refusal(error))
 
+    def _look(self) -> None:
+        self._give_up_on_the_overdue()
+        published, self._published = self._published, defaultdict(int)
+        for event_type, count in published.items():
+            metrics.events_were_published(event_type, count)
+        self._loop.call_later(POLL_SECONDS, self._look)
+
     def _give_up_on_the_overdue(self) -> None:
         now = self._loop.time()
         while self._awaited and (self._awaited[0][1].done() or self._awaited[0][0] < now):
             _wait_until, delivery = self._awaited.popleft()
             if not delivery.done():
                 delivery.set_exception(PublishTimedOut())
-        self._loop.call_later(POLL_SECONDS, self._give_up_on_the_overdue)
 
 
 _loop_deliveries: LoopDeliveries | None = None
@@ -321,7 +332,9 @@ def publish(event: Event, headers: Headers = ()) -> None:
     except PublishFailed as error:
         _note_failure(event, error)
         raise
-    _note_success(event)
+    KAFKA.succeeded()
+    metrics.events_were_published(event.type, 1)
+    log.debug("event_published", type=event.type)
 
 
 async def publish_soon(event: Event, headers: Headers = ()) -> None:
@@ -340,10 +353,11 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     except BaseException:
         KAFKA.gave_up()
         raise
-    if log.is_enabled_for(logging.DEBUG):
-        # On the loop, where that would cost each post more than it gives, nobody has done so before.
+    KAFKA.succeeded()
+    _loop_deliveries.count(event.type)
+    if _loop_deliveries.logs_each:
         correlation.bind_headers(headers, event.event_id)
-    _note_success(event)
+        log.debug("event_published", type=event.type)
 
 
 def publish_record(
@@ -386,12 +400,6 @@ def _note_failure(event: Event, error: PublishFailed) -> None:
         KAFKA.failed(error)
     elif not isinstance(error, KafkaAway | PublishForbidden):
         KAFKA.succeeded()  # it has answered, with a refusal
-
-
-def _note_success(event: Event) -> None:
-    KAFKA.succeeded()
-    log.debug("event_published", type=event.type)
-    metrics.event_published(event.type)
 
 
 _producer: EventProducer | None = None
