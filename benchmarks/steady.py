@@ -21,7 +21,7 @@ from benchmarks.stand import Stand
 from benchmarks.tables import progress
 from benchmarks.workload import Network
 from eventbus import envelope, kafka, node_lease
-from eventbus.subscription import Record
+from eventbus.record import Record
 from feeds import handlers, housekeeping, partitions, verification
 from feeds.events import UserFollowed, UserUnfollowed
 from feeds.timeline import Reader

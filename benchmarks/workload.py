@@ -14,7 +14,8 @@ from eventbus.csvfiles import open_csv
 from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Handlers, Record, Subscription
+from eventbus.record import Delivery, Record
+from eventbus.subscription import Handlers, Subscription
 from feeds import cache, imports
 from posts import services
 

@@ -21,7 +21,7 @@ from eventbus.exceptions import WorkerHangs, WorkerStopping
 from eventbus.lanes import Batch, Lanes
 from eventbus.leaving import Leaving
 from eventbus.positions import Positions
-from eventbus.subscription import Record
+from eventbus.record import Record
 
 POLL_SECONDS = 1.0
 # Before there is anything to poll for, so that `_settle` soon hears of the first partitions.

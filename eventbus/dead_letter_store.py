@@ -15,7 +15,8 @@ from django.db.models.functions import Now
 from eventbus import correlation, retry
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.subscription import Record, Turn
+from eventbus.record import Record
+from eventbus.subscription import Turn
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
 MAX_GROUP_MESSAGE_CHARS = 300

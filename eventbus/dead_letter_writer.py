@@ -8,7 +8,7 @@ from django.conf import settings
 
 from eventbus import dead_letter_store, dead_letters, metrics, producer, retry
 from eventbus.exceptions import DeadLetterFlood, RecordTooLarge
-from eventbus.subscription import Delivery, Record
+from eventbus.record import Delivery, Record
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from eventbus import clock, kafka
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.models import DeadLetter
-from eventbus.subscription import Delivery, Headers, Record
+from eventbus.record import Delivery, Headers, Record
 
 MAX_STACK_TRACE_CHARS = 8_000
 MAX_MESSAGE_CHARS = 1_000

@@ -21,8 +21,9 @@ from eventbus import correlation, dead_letters, envelope, locks, metrics, retry
 from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
+from eventbus.record import Delivery, Record
 from eventbus.slowest import Slowest
-from eventbus.subscription import Delivery, Facts, Handlers, Record, Turn
+from eventbus.subscription import Facts, Handlers, Turn
 
 Chain = deque[Delivery]  # events of one key, in order
 

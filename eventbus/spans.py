@@ -16,7 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from eventbus import kafka
 from eventbus.correlation import TRACEPARENT, TRACESTATE
 from eventbus.envelope import Event
-from eventbus.subscription import Headers, Record
+from eventbus.record import Headers, Record
 
 EXPORTERS = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
 

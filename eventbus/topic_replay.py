@@ -19,7 +19,8 @@ from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor
-from eventbus.subscription import Record, Subscription
+from eventbus.record import Record
+from eventbus.subscription import Subscription
 
 POLL_SECONDS = 1.0
 

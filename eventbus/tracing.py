@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from eventbus.envelope import Event
-from eventbus.subscription import Headers, Record
+from eventbus.record import Headers, Record
 
 _spans: Any = None  # eventbus.spans, once started
 

@@ -5,7 +5,7 @@ import itertools
 from eventbus import dead_letter_store, envelope, kafka
 from eventbus.dead_letter_headers import Claim
 from eventbus.models import DeadLetter, DeadLetterFailure
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus.events import TYPE, an_event
 
 _offsets = itertools.count()

@@ -18,7 +18,8 @@ from eventbus.exceptions import WorkerHangs
 from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes
 from eventbus.leaving import Leaving
 from eventbus.models import ConsumerOffset
-from eventbus.subscription import Record, Turn
+from eventbus.record import Record
+from eventbus.subscription import Turn
 from tests.crash import outages
 from tests.eventbus import broker, raw_headers
 from tests.eventbus.events import counted, eventually

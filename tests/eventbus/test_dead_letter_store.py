@@ -13,7 +13,7 @@ from eventbus import dead_letter_store, dead_letters, payloads
 from eventbus.dead_letter_headers import ENTRY, Claim
 from eventbus.exceptions import UndecodableEvent
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
 from tests.eventbus.journal import raises
 from tests.eventbus.turns import FreeTurn

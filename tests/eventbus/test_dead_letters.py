@@ -12,8 +12,8 @@ from eventbus.dead_letter_headers import ENTRY, Claim
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, InvalidEvent, UndecodableEvent
 from eventbus.models import DeadLetter
+from eventbus.record import Delivery, Record
 from eventbus.snowflake import MAX_ID
-from eventbus.subscription import Delivery, Record
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted

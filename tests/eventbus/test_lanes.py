@@ -17,7 +17,8 @@ from eventbus.exceptions import DeadLetterFlood, WorkerStopping
 from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes, split
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor
-from eventbus.subscription import Record, Turn
+from eventbus.record import Record
+from eventbus.subscription import Turn
 from tests.eventbus.events import a_record, an_event, eventually
 from tests.eventbus.journal import Journal, execute, processed
 from tests.eventbus.turns import FreeTurn

@@ -22,7 +22,7 @@ from eventbus.envelope import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
 from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Record
+from eventbus.record import Delivery, Record
 from feedsite import environment
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted, eventually
 from tests.eventbus.journal import Journal, execute, processed, raises

@@ -16,7 +16,7 @@ from eventbus.dead_letter_headers import Claim
 from eventbus.envelope import Event
 from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
 from eventbus.processing import Processor
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.turns import FreeTurn
