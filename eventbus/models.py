@@ -9,7 +9,7 @@ from django.contrib.postgres.functions import RandomUUID
 from django.db import connection, models
 from django.db.models.functions import Now
 
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.sql import bigints, fetch
 
 OVERDUE_AFTER = timedelta(minutes=10)

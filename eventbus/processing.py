@@ -18,7 +18,7 @@ import structlog
 from django.db import transaction
 
 from eventbus import correlation, dead_letters, envelope, locks, metrics, retry
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.record import Delivery, Record

@@ -21,7 +21,7 @@ from django.conf import settings
 
 from eventbus import correlation, envelope, kafka, metrics, tracing
 from eventbus.breaker import KAFKA
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import (
     KafkaAway,
     ProducerFailed,

@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import Message
 
-from eventbus.envelope import Event
+from eventbus.event import Event
 
 Headers = Sequence[tuple[str, bytes | None]]
 

@@ -15,7 +15,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from eventbus import kafka
 from eventbus.correlation import TRACEPARENT, TRACESTATE
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.record import Headers, Record
 
 EXPORTERS = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.record import Delivery, Record
 
 Facts = Sequence[Any]

@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.record import Headers, Record
 
 _spans: Any = None  # eventbus.spans, once started

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from eventbus import envelope
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.record import Record
 from eventbus.snowflake import MAX_SEQUENCE, NODES, compose
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventbus import envelope
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent, PoisonEvent, UndecodableEvent
 from eventbus.snowflake import MAX_ID
 from tests.eventbus.events import LATEST_ID, NOON, TYPE, an_event

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from eventbus import dead_letters, envelope, locks, retry
 from eventbus.dead_letter_headers import Claim
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
 from eventbus.processing import Processor

@@ -13,7 +13,7 @@ from pytest_django import Settings
 
 from eventbus import kafka, replay
 from eventbus.dead_letter_headers import Claim
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
 from eventbus.processing import Processor
 from eventbus.record import Record

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventbus import clock, envelope
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import EPOCH_MS, MAX_ID, compose
 from posts.events import MAX_CONTENT_CHARS, PostCreated, PostDeleted
