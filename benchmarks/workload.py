@@ -9,8 +9,9 @@ from typing import Any
 
 from benchmarks import database
 from benchmarks.stand import ROOT
-from eventbus import envelope, idempotency, kafka
+from eventbus import envelope, kafka
 from eventbus.csvfiles import open_csv
+from eventbus.ids import idempotency
 from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor

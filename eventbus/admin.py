@@ -19,9 +19,9 @@ from django.utils.safestring import SafeString
 
 from eventbus import charts, payloads
 from eventbus import replay as replays
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.replay import Replayed
-from eventbus.snowflake import MAX_ID
 
 HISTORY_HOURS = 24
 HISTORY_FAILURES = 1_000

@@ -8,8 +8,9 @@ replay an entry stays, so that another failure, or success, finds that entry.
 import traceback
 from collections.abc import Iterable
 
-from eventbus import clock, kafka
+from eventbus import kafka
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
+from eventbus.ids import clock
 from eventbus.models import DeadLetter
 from eventbus.record import Delivery, Headers, Record
 

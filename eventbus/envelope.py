@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 
 import orjson
 
-from eventbus import clock
 from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent, UndecodableEvent
-from eventbus.snowflake import MAX_ID, milliseconds_of
+from eventbus.ids import clock
+from eventbus.ids.snowflake import MAX_ID, milliseconds_of
 
 MAX_TYPE_CHARS = 64
 

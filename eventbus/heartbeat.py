@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 
 from django.db.models.functions import Now
 
-from eventbus import clock
 from eventbus.background import Repeating
 from eventbus.consumer import EventConsumer
+from eventbus.ids import clock
 from eventbus.models import PipelineMinute, WorkerHeartbeat
 from eventbus.slowest import Slowest
 

@@ -9,13 +9,14 @@ from types import FrameType
 
 import structlog
 
-from eventbus import kafka, metrics, metrics_server, node_lease, producer, tracing
+from eventbus import kafka, metrics, metrics_server, producer, tracing
 from eventbus.consumer import EventConsumer
 from eventbus.dead_letter_count import DeadLetterCount
 from eventbus.dead_letter_store import DeadLetterStore
 from eventbus.dead_letter_writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, WorkerHangs
 from eventbus.heartbeat import Heart
+from eventbus.ids import node_lease
 from eventbus.lanes import Lanes
 from eventbus.leaving import EXIT_STUCK, Leaving
 from eventbus.monitor import Monitor

@@ -20,7 +20,7 @@ from django.db import connection, transaction
 
 from eventbus import locks, metrics
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.sql import bigints, fetch
 from feeds.models import HORIZON, Withdrawal
 from posts.events import PostCreated, PostDeleted

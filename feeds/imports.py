@@ -10,7 +10,7 @@ from eventbus import locks
 from eventbus.csvfiles import BadLine, BadLines, read_table
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import compose
+from eventbus.ids.snowflake import compose
 from feeds import cache, fanout
 
 

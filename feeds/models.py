@@ -16,7 +16,7 @@ from django.db import connection, models
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.sql import bigints, fetch
 from posts.pagination import Position
 

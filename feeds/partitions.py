@@ -21,8 +21,9 @@ from django import db
 from django.conf import settings
 from django.db import connection, transaction
 
-from eventbus import metrics, snowflake
+from eventbus import metrics
 from eventbus.background import Repeating
+from eventbus.ids import snowflake
 from eventbus.sql import fetch
 from feeds.models import Horizon
 

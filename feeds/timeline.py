@@ -11,7 +11,7 @@ import structlog
 from django import db
 from django.utils import timezone
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.sql import fetch
 from feeds.models import HORIZON, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 
 from eventbus import locks
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from feeds import cache
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.partitions import partitions

@@ -6,7 +6,7 @@ from datetime import datetime
 from eventbus.envelope import read_minted_id, read_text
 from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import time_of
+from eventbus.ids.snowflake import time_of
 
 MAX_CONTENT_CHARS = 5_000
 VERSION = 1

@@ -15,8 +15,8 @@ from eventbus import envelope, kafka, metrics, producer
 from eventbus.csvfiles import BadLine, BadLines, Record, read_table
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent, PublishTimedOut
-from eventbus.id_ranges import IdRange
-from eventbus.idempotency import Ids
+from eventbus.ids.id_ranges import IdRange
+from eventbus.ids.idempotency import Ids
 from posts import services
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 

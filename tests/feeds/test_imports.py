@@ -20,7 +20,7 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
 from eventbus import envelope, producer
-from eventbus.snowflake import time_of
+from eventbus.ids.snowflake import time_of
 from eventbus.sql import fetch
 from feeds import imports, verification
 from feeds.models import Feed, Follow

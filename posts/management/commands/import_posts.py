@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import id_ranges, node_lease, producer
+from eventbus import producer
 from eventbus.csvfiles import (
     UNUSABLE,
     BadLines,
@@ -19,7 +19,8 @@ from eventbus.csvfiles import (
     open_csv_twice,
 )
 from eventbus.exceptions import EventBusError
-from eventbus.id_ranges import IdRange
+from eventbus.ids import id_ranges, node_lease
+from eventbus.ids.id_ranges import IdRange
 from posts import imports
 from posts.imports import Checked, Draft, Publication
 
