@@ -9,8 +9,8 @@ from django.contrib.postgres.functions import RandomUUID
 from django.db import connection, models
 from django.db.models.functions import Now
 
+from eventbus.database.sql import bigints, fetch
 from eventbus.event import Event
-from eventbus.sql import bigints, fetch
 
 OVERDUE_AFTER = timedelta(minutes=10)
 

@@ -17,7 +17,8 @@ from uuid import uuid4
 import structlog
 from django.db import transaction
 
-from eventbus import correlation, dead_letters, envelope, locks, metrics, retry
+from eventbus import correlation, dead_letters, envelope, metrics, retry
+from eventbus.database import locks
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent

@@ -23,8 +23,8 @@ from django.db import connection, transaction
 
 from eventbus import metrics
 from eventbus.background import Repeating
+from eventbus.database.sql import fetch
 from eventbus.ids import snowflake
-from eventbus.sql import fetch
 from feeds.models import Horizon
 
 AHEAD = 3  # partitions that have not begun

@@ -11,8 +11,8 @@ import structlog
 from django import db
 from django.utils import timezone
 
+from eventbus.database.sql import fetch
 from eventbus.ids.snowflake import MAX_ID
-from eventbus.sql import fetch
 from feeds.models import HORIZON, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
 from posts.models import PostRow
