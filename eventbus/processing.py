@@ -17,7 +17,7 @@ from uuid import uuid4
 import structlog
 from django.db import transaction
 
-from eventbus import correlation, dead_letters, envelope, metrics, retry
+from eventbus import dead_letters, envelope, metrics, retry
 from eventbus.database import locks
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
@@ -25,6 +25,7 @@ from eventbus.models import ProcessedEvent
 from eventbus.record import Delivery, Record
 from eventbus.slowest import Slowest
 from eventbus.subscription import Facts, Handlers, Turn
+from eventbus.telemetry import correlation
 
 Chain = deque[Delivery]  # events of one key, in order
 

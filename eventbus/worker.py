@@ -9,7 +9,7 @@ from types import FrameType
 
 import structlog
 
-from eventbus import kafka, metrics, metrics_server, producer, tracing
+from eventbus import kafka, metrics, metrics_server, producer
 from eventbus.consumer import EventConsumer
 from eventbus.dead_letter_count import DeadLetterCount
 from eventbus.dead_letter_store import DeadLetterStore
@@ -22,6 +22,7 @@ from eventbus.leaving import EXIT_STUCK, Leaving
 from eventbus.monitor import Monitor
 from eventbus.processing import Processor
 from eventbus.subscription import Subscription
+from eventbus.telemetry import tracing
 
 EXIT_SECOND_SIGNAL = 130
 EXIT_FLOOD = 3
