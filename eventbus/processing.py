@@ -17,8 +17,9 @@ from uuid import uuid4
 import structlog
 from django.db import transaction
 
-from eventbus import dead_letters, envelope, metrics, retry
+from eventbus import envelope, metrics, retry
 from eventbus.database import locks
+from eventbus.deadletters import dead_letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent

@@ -15,7 +15,7 @@ from confluent_kafka import (
 )
 
 from eventbus import kafka
-from eventbus.dead_letter_writer import DeadLetterWriter
+from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor

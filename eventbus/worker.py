@@ -11,9 +11,9 @@ import structlog
 
 from eventbus import kafka, metrics, metrics_server, producer
 from eventbus.consumer import EventConsumer
-from eventbus.dead_letter_count import DeadLetterCount
-from eventbus.dead_letter_store import DeadLetterStore
-from eventbus.dead_letter_writer import DeadLetterWriter
+from eventbus.deadletters.count import DeadLetterCount
+from eventbus.deadletters.store import DeadLetterStore
+from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, WorkerHangs
 from eventbus.heartbeat import Heart
 from eventbus.ids import node_lease

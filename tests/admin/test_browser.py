@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from eventbus import kafka, producer
 from eventbus.consumer import EventConsumer
-from eventbus.dead_letter_writer import DeadLetterWriter
+from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.heartbeat import Heart
 from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving

@@ -35,9 +35,9 @@ POINTS = {
     "after the dead letter is acknowledged": ("eventbus.producer", "publish_record", "after"),
     "while partitions are made": ("feeds.partitions", "make", "after"),
     "while a partition is dropped": ("feeds.partitions", "drop", "before"),
-    "before dead letters are stored": ("eventbus.dead_letter_store", "store", "before"),
-    "after dead letters are stored": ("eventbus.dead_letter_store", "store", "after"),
-    "before a replay is marked": ("eventbus.replay", "_publish", "after"),
+    "before dead letters are stored": ("eventbus.deadletters.store", "store", "before"),
+    "after dead letters are stored": ("eventbus.deadletters.store", "store", "after"),
+    "before a replay is marked": ("eventbus.deadletters.replay", "_publish", "after"),
     "before publishing": ("eventbus.producer", "publish_record", "before"),
     "between publish and answer": ("eventbus.producer", "publish_record", "after"),
 }

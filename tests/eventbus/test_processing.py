@@ -16,9 +16,10 @@ from django.db import OperationalError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventbus import dead_letters, envelope, retry
+from eventbus import envelope, retry
 from eventbus.database import locks
 from eventbus.dead_letter_headers import Claim
+from eventbus.deadletters import dead_letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent

@@ -11,8 +11,9 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from eventbus import kafka, replay
+from eventbus import kafka
 from eventbus.dead_letter_headers import Claim
+from eventbus.deadletters import replay
 from eventbus.event import Event
 from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
 from eventbus.processing import Processor
