@@ -10,11 +10,11 @@ from typing import Any
 from benchmarks import database
 from benchmarks.stand import ROOT
 from eventbus import envelope, kafka
+from eventbus.consume.lanes import Lanes
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.processing import Processor
 from eventbus.csvfiles import open_csv
 from eventbus.ids import idempotency
-from eventbus.lanes import Lanes
-from eventbus.leaving import Leaving
-from eventbus.processing import Processor
 from eventbus.record import Delivery, Record
 from eventbus.subscription import Handlers, Subscription
 from feeds import cache, imports

@@ -67,7 +67,10 @@ class ProcessedEvent(models.Model):
 
 
 class ConsumerOffset(models.Model):
-    """Where a group goes on in a partition; see `eventbus.offsets`. Never past what has its effect in this database."""
+    """Where a group goes on in a partition; see `eventbus.consume.offsets`.
+
+    Never past what has its effect in this database.
+    """
 
     pk = models.CompositePrimaryKey("group", "topic", "partition")
     group = models.CharField(max_length=255)

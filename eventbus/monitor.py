@@ -13,7 +13,7 @@ from django.conf import settings
 from eventbus import health, kafka, metrics
 from eventbus.background import Repeating
 from eventbus.backlog import Backlog, Standing
-from eventbus.consumer import EventConsumer
+from eventbus.consume.consumer import EventConsumer
 from eventbus.health import Health, Watch
 
 INTERVAL_SECONDS = 2.0

@@ -10,17 +10,17 @@ from types import FrameType
 import structlog
 
 from eventbus import kafka, metrics, metrics_server, producer
-from eventbus.consumer import EventConsumer
+from eventbus.consume.consumer import EventConsumer
+from eventbus.consume.lanes import Lanes
+from eventbus.consume.leaving import EXIT_STUCK, Leaving
+from eventbus.consume.processing import Processor
 from eventbus.deadletters.count import DeadLetterCount
 from eventbus.deadletters.store import DeadLetterStore
 from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, WorkerHangs
 from eventbus.heartbeat import Heart
 from eventbus.ids import node_lease
-from eventbus.lanes import Lanes
-from eventbus.leaving import EXIT_STUCK, Leaving
 from eventbus.monitor import Monitor
-from eventbus.processing import Processor
 from eventbus.subscription import Subscription
 from eventbus.telemetry import tracing
 

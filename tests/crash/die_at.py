@@ -21,16 +21,24 @@ from typing import Any
 
 # Point: module, attribute, and whether to die before or after the call.
 POINTS = {
-    "after poll": ("eventbus.consumer", "EventConsumer._take_batch", "after"),
+    "after poll": ("eventbus.consume.consumer", "EventConsumer._take_batch", "after"),
     "before the database commit": ("eventbus.models", "ProcessedEventQuerySet.record", "after"),
-    "after the database commit": ("eventbus.processing", "Processor._transaction", "after"),
+    "after the database commit": ("eventbus.consume.processing", "Processor._transaction", "after"),
     "before cache invalidation": ("feeds.cache", "invalidate", "before"),
     "after cache invalidation": ("feeds.cache", "invalidate", "after"),
-    "before PostgreSQL keeps the offset": ("eventbus.offsets", "advance", "before"),
-    "before the offset commit": ("eventbus.consumer", "EventConsumer._commit_offsets", "before"),
-    "after the offset commit": ("eventbus.consumer", "EventConsumer._commit_offsets", "after"),
-    "during assignment": ("eventbus.consumer", "EventConsumer._on_assign", "after"),
-    "during revocation": ("eventbus.consumer", "EventConsumer._on_revoke", "before"),
+    "before PostgreSQL keeps the offset": ("eventbus.consume.offsets", "advance", "before"),
+    "before the offset commit": (
+        "eventbus.consume.consumer",
+        "EventConsumer._commit_offsets",
+        "before",
+    ),
+    "after the offset commit": (
+        "eventbus.consume.consumer",
+        "EventConsumer._commit_offsets",
+        "after",
+    ),
+    "during assignment": ("eventbus.consume.consumer", "EventConsumer._on_assign", "after"),
+    "during revocation": ("eventbus.consume.consumer", "EventConsumer._on_revoke", "before"),
     "before the dead letter is sent": ("eventbus.producer", "publish_record", "before"),
     "after the dead letter is acknowledged": ("eventbus.producer", "publish_record", "after"),
     "while partitions are made": ("feeds.partitions", "make", "after"),

@@ -33,7 +33,8 @@ PROCESSES = ("run_", "API")
 DEADLY = [
     point
     for point in POINTS
-    if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.cache")
+    if POINTS[point][0]
+    in ("eventbus.consume.consumer", "eventbus.consume.processing", "feeds.cache")
 ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from eventbus.processing import Processor
+from eventbus.consume.processing import Processor
 from eventbus.record import Delivery, Record
 from eventbus.subscription import Handlers
 from feeds.handlers import FeedHandlers

@@ -18,13 +18,13 @@ import structlog
 from django.db import transaction
 
 from eventbus import envelope, metrics, retry
+from eventbus.consume.slowest import Slowest
 from eventbus.database import locks
 from eventbus.deadletters import dead_letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
 from eventbus.record import Delivery, Record
-from eventbus.slowest import Slowest
 from eventbus.subscription import Facts, Handlers, Turn
 from eventbus.telemetry import correlation
 

@@ -15,8 +15,8 @@ from queue import SimpleQueue
 
 from django.db import connection
 
+from eventbus.consume.leaving import Leaving
 from eventbus.exceptions import WorkerStopping
-from eventbus.leaving import Leaving
 from eventbus.record import Delivery, Record
 from eventbus.subscription import Burial, Membership, Work
 
