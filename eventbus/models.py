@@ -107,7 +107,7 @@ class PipelineMinute(models.Model):
 
 
 class WorkerHeartbeat(models.Model):
-    """What a worker last told of itself; see `eventbus.heartbeat`. Gone an hour after its last beat."""
+    """What a worker last told of itself; see `eventbus.watch.heartbeat`. Gone an hour after its last beat."""
 
     worker_id = models.UUIDField(primary_key=True)
     topic = models.CharField(max_length=249)

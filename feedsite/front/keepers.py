@@ -12,8 +12,8 @@ from django.db import connection
 from eventbus import kafka, producer, topics
 from eventbus.breaker import KAFKA, REDIS
 from eventbus.database.sql import fetch
-from eventbus.health import OK, Health, Watch
 from eventbus.ids import node_lease
+from eventbus.watch.health import OK, Health, Watch
 from feeds import cache
 from feedsite.postgresql.connection import answer_within
 

@@ -28,8 +28,8 @@ from eventbus.consume.lanes import Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.processing import Processor
 from eventbus.deadletters.writer import DeadLetterWriter
-from eventbus.heartbeat import Heart
 from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
+from eventbus.watch.heartbeat import Heart
 from feeds import handlers, views
 from feeds.models import FeedEntry
 from posts.models import Post
