@@ -19,9 +19,9 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from django.conf import settings
 
-from eventbus import correlation, envelope, kafka, metrics, tracing
+from eventbus import envelope, kafka, metrics
 from eventbus.breaker import KAFKA
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import (
     KafkaAway,
     ProducerFailed,
@@ -32,6 +32,7 @@ from eventbus.exceptions import (
     RecordTooLarge,
     ServerAway,
 )
+from eventbus.telemetry import correlation, tracing
 
 Headers = Sequence[tuple[str, bytes | None]]
 OnDelivery = Callable[[KafkaError | None], None]

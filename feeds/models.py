@@ -16,8 +16,8 @@ from django.db import connection, models
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from eventbus.snowflake import MAX_ID
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
+from eventbus.ids.snowflake import MAX_ID
 from posts.pagination import Position
 
 CLOCK_SKEW_SECONDS = 60

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import structlog
 from django import db
 
-from eventbus.snowflake import MAX_ID
-from eventbus.sql import fetch
+from eventbus.database.sql import fetch
+from eventbus.ids.snowflake import MAX_ID
 from feeds.models import HORIZON, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
 from posts.models import CREATED_AT, PostRow

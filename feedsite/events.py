@@ -7,7 +7,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from eventbus.outcomes import outcome_of
+from eventbus.watch.outcomes import outcome_of
 
 
 class EventSchema(serializers.Serializer[object]):

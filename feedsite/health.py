@@ -2,8 +2,8 @@
 
 from django.http import HttpRequest, HttpResponse
 
-from eventbus import health
-from eventbus.health import Health
+from eventbus.watch import health
+from eventbus.watch.health import Health
 
 
 def healthz(_request: HttpRequest) -> HttpResponse:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection, models
 
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 

@@ -12,10 +12,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from eventbus import correlation, idempotency
 from eventbus.envelope import format_time
 from eventbus.exceptions import IdempotencyKeyReused
-from eventbus.idempotency import Ids
+from eventbus.ids import idempotency
+from eventbus.ids.idempotency import Ids
+from eventbus.telemetry import correlation
 from posts import pagination, rates, services
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated

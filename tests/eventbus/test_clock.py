@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.db import connection
 
-from eventbus import clock, envelope, node_lease
+from eventbus import envelope
 from eventbus.exceptions import IdsUnavailable, InvalidEvent
-from eventbus.snowflake import compose, milliseconds_of
+from eventbus.ids import clock, node_lease
+from eventbus.ids.snowflake import compose, milliseconds_of
 from tests.eventbus.conftest import StartScript, output_of
 from tests.eventbus.events import an_event, eventually
 from tests.eventbus.journal import execute
@@ -26,7 +27,7 @@ time.time = lambda: true_time() + wrong_by
 time.time_ns = lambda: true_time_ns() + wrong_by * 10**9
 import django
 django.setup()
-from eventbus import node_lease
+from eventbus.ids import node_lease
 print(node_lease.next_id())
 """
 

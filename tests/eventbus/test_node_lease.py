@@ -9,11 +9,11 @@ import psycopg
 import pytest
 from django.db import connection, transaction
 
-from eventbus import clock, node_lease
 from eventbus.exceptions import IdsUnavailable
+from eventbus.ids import clock, node_lease
+from eventbus.ids.node_lease import Keeper
+from eventbus.ids.snowflake import NODES, Generator, milliseconds_of
 from eventbus.models import SnowflakeNode
-from eventbus.node_lease import Keeper
-from eventbus.snowflake import NODES, Generator, milliseconds_of
 from tests.eventbus.conftest import StartScript, output_of
 from tests.eventbus.events import eventually
 from tests.eventbus.journal import execute
@@ -26,7 +26,7 @@ import multiprocessing, os
 import django
 django.setup()
 from django.db import connection
-from eventbus import node_lease
+from eventbus.ids import node_lease
 
 def mint(_turn):
     return os.getpid(), *(node_lease.next_id() for _ in range(2_000))

@@ -8,8 +8,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count
 from tqdm import tqdm
 
-from eventbus import node_lease, payloads, producer, replay
+from eventbus import producer
+from eventbus.deadletters import payloads, replay
 from eventbus.exceptions import PublishFailed
+from eventbus.ids import node_lease
 from eventbus.models import DeadLetter, DeadLetterQuerySet
 
 SELECTORS = ("id", "group", "error", "type", "since", "until", "all")

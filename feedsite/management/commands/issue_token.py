@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from feedsite.authentication import issue_token
 
 

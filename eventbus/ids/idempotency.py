@@ -8,8 +8,8 @@ request died. PostgreSQL rather than Redis: a Redis that loses a second of write
 import hashlib
 from typing import NamedTuple
 
-from eventbus import node_lease
 from eventbus.exceptions import IdempotencyKeyReused
+from eventbus.ids import node_lease
 from eventbus.models import IdempotencyKey
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-from eventbus import clock
+from eventbus.ids import clock
+from eventbus.ids.snowflake import milliseconds_of
 from eventbus.models import DeadLetter, ProcessedEvent
-from eventbus.snowflake import milliseconds_of
 
 # Of this host, before it has read PostgreSQL's clock.
 CLOCK_SKEW_MS = 60_000

@@ -1,7 +1,7 @@
 """64-bit, time-ordered, unique ids: 41 bits of milliseconds since 2024, 10 of node, 12 of sequence.
 
 The layout is Twitter's snowflake. A generator may only mint ids of a node and a time range that it has leased
-(`eventbus.node_lease`), so uniqueness rests on the leases never overlapping and not on any clock.
+(`eventbus.ids.node_lease`), so uniqueness rests on the leases never overlapping and not on any clock.
 """
 
 import threading

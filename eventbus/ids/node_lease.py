@@ -19,11 +19,11 @@ import structlog
 from django import db
 from django.db import close_old_connections, connection, transaction
 
-from eventbus import clock
+from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
+from eventbus.ids import clock
+from eventbus.ids.snowflake import NODES, Generator
 from eventbus.models import SnowflakeNode
-from eventbus.snowflake import NODES, Generator
-from eventbus.sql import fetch
 
 # A range reaches ten times as far ahead as its lease has lasted. So a process that crashes again and again blocks its
 # node for seconds, and one that has served for a minute can do without PostgreSQL for at least seven.
