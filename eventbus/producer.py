@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from django.conf import settings
 
 from eventbus import envelope, kafka, metrics
-from eventbus.breaker import KAFKA
+from eventbus.breaker import KAFKA, NO_TRIAL
 from eventbus.event import Event
 from eventbus.exceptions import (
     KafkaAway,
@@ -324,14 +324,15 @@ def publish(event: Event, headers: Headers = ()) -> None:
     """
     value = envelope.encode(event)
     correlation.bind_event(event.event_id)
+    trial = NO_TRIAL
     try:
-        _enter()
+        trial = _enter()
         with tracing.publishing(event, headers) as headers_with_context:
             publish_record(
                 kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context
             )
     except PublishFailed as error:
-        _note_failure(event, error)
+        _note_failure(event, error, trial)
         raise
     KAFKA.succeeded()
     metrics.events_were_published(event.type, 1)
@@ -343,16 +344,17 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     if _loop_deliveries is None:
         raise RuntimeError("No event loop was attached.")
     value = envelope.encode(event)
+    trial = NO_TRIAL
     try:
-        _enter()
+        trial = _enter()
         await _loop_deliveries.send(
             kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers)
         )
     except PublishFailed as error:
-        _note_failure(event, error)
+        _note_failure(event, error, trial)
         raise
     except BaseException:
-        KAFKA.gave_up()
+        KAFKA.gave_up(trial)
         raise
     KAFKA.succeeded()
     _loop_deliveries.count(event.type)
@@ -386,19 +388,19 @@ def forbidden() -> str:
     return _forbidden
 
 
-def _enter() -> None:
+def _enter() -> int:
     if _forbidden:
         raise PublishForbidden(_forbidden)
     try:
-        KAFKA.enter()
+        return KAFKA.enter()
     except ServerAway as error:
         raise KafkaAway from error
 
 
-def _note_failure(event: Event, error: PublishFailed) -> None:
+def _note_failure(event: Event, error: PublishFailed, trial: int) -> None:
     metrics.events_published_total.labels(event.type, error.result).inc()
     if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
-        KAFKA.failed(error)
+        KAFKA.failed(error, trial)
     elif not isinstance(error, KafkaAway | PublishForbidden):
         KAFKA.succeeded()  # it has answered, with a refusal
 

@@ -27,16 +27,16 @@ class DatabaseWrapper(base.DatabaseWrapper):
         if until is None or not self.pool:
             return super().get_new_connection(conn_params)
         try:
-            POSTGRESQL.enter()
+            trial = POSTGRESQL.enter()
         except ServerAway as error:
             raise OperationalError(str(error)) from error
         try:
             connection = self._take(until)
         except (psycopg.OperationalError, PoolTimeout) as error:
-            POSTGRESQL.failed(error)
+            POSTGRESQL.failed(error, trial)
             raise
         except BaseException:
-            POSTGRESQL.gave_up()
+            POSTGRESQL.gave_up(trial)
             raise
         POSTGRESQL.succeeded()
         return connection
