@@ -55,8 +55,7 @@ class ApacheKafka:
     def __init__(
         self, node: int = 1, controller_ports: Sequence[int] = (), cluster_id: str = ""
     ) -> None:
-        check()
-        _download()
+        prepare()
         port = free_port()
         ports = controller_ports or (free_port(),)
         self.node = node
@@ -142,8 +141,13 @@ def start_all(brokers: Iterable[ApacheKafka]) -> None:
         broker.wait()
 
 
-def check() -> None:
-    """Raise `CannotRun` where Java or Maven is missing."""
+def prepare() -> None:
+    """Have all that a broker needs. Raises `CannotRun` where Java or Maven is missing, or Maven fails."""
+    _check()
+    _download()
+
+
+def _check() -> None:
     if shutil.which("mvn") is None:
         raise CannotRun(
             "Maven is missing: install it to run the tests on Apache Kafka (Debian: apt install maven)."
