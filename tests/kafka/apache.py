@@ -76,9 +76,10 @@ class ApacheKafka:
             )
         )
         cluster_id = cluster_id or str(uuid.uuid4())
-        self._java(
+        # Waited for at the first start, so that the nodes of a cluster do it side by side.
+        self._formatting = self._java(
             "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._properties
-        ).wait()
+        )
 
     def start(self) -> None:
         """Start the broker and return once it answers."""
@@ -87,6 +88,7 @@ class ApacheKafka:
 
     def launch(self) -> None:
         """Start the broker, and do not wait for it."""
+        self._formatting.wait()
         self._process = self._java("kafka.Kafka", self._properties)
 
     def wait(self) -> None:
@@ -107,6 +109,7 @@ class ApacheKafka:
         self._end(signal.SIGTERM)
 
     def remove(self) -> None:
+        self._formatting.wait()
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
