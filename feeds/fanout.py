@@ -16,11 +16,11 @@ Raw SQL because the rows of a whole batch must be written by one statement, sort
 from collections.abc import Iterable, Sequence
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
 from eventbus import metrics
 from eventbus.database import locks
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import MAX_ID
 from feeds.models import HORIZON, Withdrawal
@@ -123,21 +123,17 @@ def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
     if careful or len(new) < len(posts):
         targets, statement = _stored_to_push(posts), _DELIVER_CAREFULLY
     if targets:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                statement, {"posts": bigints(targets), "authors": bigints(targets.values())}
-            )
-            metrics.fanout_rows_total.inc(cursor.rowcount)
+        written = execute(
+            statement, {"posts": bigints(targets), "authors": bigints(targets.values())}
+        )
+        metrics.fanout_rows_total.inc(written)
 
 
 def withdraw(deletions: Sequence[PostDeleted]) -> None:
     """Leave tombstones of the posts, and take those that were pushed out of every feed."""
     Post.objects.bury(deletions)
     if pushed := _pushed(deletions):
-        with connection.cursor() as cursor:
-            cursor.execute(
-                _WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())}
-            )
+        execute(_WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())})
 
 
 def withdraw_later(deletion: PostDeleted) -> None:
@@ -185,8 +181,7 @@ def remove(entries: Sequence[tuple[int, int]]) -> None:
         "posts": bigints(posts),
         "among": bigints(set(posts)),
     }
-    with connection.cursor() as cursor:
-        cursor.execute(_REMOVE, values)
+    execute(_REMOVE, values)
 
 
 def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
@@ -213,8 +208,7 @@ def _deliver_to_author(post: PostCreated) -> bool:
     _store([post])
     if not _stored_to_push([post]):
         return False
-    with connection.cursor() as cursor:
-        cursor.execute(_DELIVER_TO_AUTHOR, {"post": post.post_id, "author": post.author_id})
+    execute(_DELIVER_TO_AUTHOR, {"post": post.post_id, "author": post.author_id})
     return True
 
 
@@ -239,8 +233,7 @@ def _store(posts: Sequence[PostCreated]) -> tuple[set[int], set[int]]:
     pulled = _pulled_authors({post.author_id for post in posts})
     new = Post.objects.store(posts, pulled)
     if pulled:
-        with connection.cursor() as cursor:
-            cursor.execute(_WATCH, [sorted(pulled)])
+        execute(_WATCH, [sorted(pulled)])
     return pulled, new
 
 

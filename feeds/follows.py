@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from django.conf import settings
-from django.db import connection
 
 from eventbus import metrics
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import HORIZON
@@ -92,8 +91,7 @@ def lock_feeds(facts: Iterable[FollowFact]) -> None:
     cannot deadlock.
     """
     users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK_FEEDS, [list(users)])
+    execute(_LOCK_FEEDS, [list(users)])
 
 
 def follow(facts: Sequence[UserFollowed]) -> None:
@@ -102,9 +100,8 @@ def follow(facts: Sequence[UserFollowed]) -> None:
     active_before = _active(facts)
     written = _write(facts, active=True)
     _count([pair for pair in written if pair not in active_before], step=1)
-    with connection.cursor() as cursor:
-        cursor.execute(_BACKFILL, {**_columns(written), "cap": settings.FEED_MAX_ENTRIES})
-        metrics.fanout_rows_total.inc(cursor.rowcount)
+    rows = execute(_BACKFILL, {**_columns(written), "cap": settings.FEED_MAX_ENTRIES})
+    metrics.fanout_rows_total.inc(rows)
 
 
 def unfollow(facts: Sequence[UserUnfollowed]) -> None:
@@ -126,27 +123,19 @@ def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
 
 
 def _active(facts: Iterable[FollowFact]) -> set[Pair]:
-    with connection.cursor() as cursor:
-        cursor.execute(_ACTIVE, _columns([(fact.follower_id, fact.followee_id) for fact in facts]))
-        return set(cursor.fetchall())
+    pairs = [(fact.follower_id, fact.followee_id) for fact in facts]
+    return {(follower, followee) for follower, followee in fetch(_ACTIVE, _columns(pairs))}
 
 
 def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Pair]:
     """Write the pairs that no later event has changed; return them."""
     columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _WRITE, {**columns, "events": [fact.event_id for fact in facts], "active": active}
-        )
-        pairs: list[Pair] = cursor.fetchall()
-    return pairs
+    values = {**columns, "events": [fact.event_id for fact in facts], "active": active}
+    return [(follower, followee) for follower, followee in fetch(_WRITE, values)]
 
 
 def _count(pairs: Sequence[Pair], *, step: int) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()}
-        )
+    execute(_COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()})
 
 
 def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:

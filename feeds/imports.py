@@ -7,6 +7,7 @@ from typing import NamedTuple, TextIO
 from django.db import connection, transaction
 
 from eventbus.database import locks
+from eventbus.database.sql import execute
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import compose
@@ -88,26 +89,30 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
     commit; call `cache.wait_until_noticed` afterwards.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_STAGE)
-        lines = 0
-        with cursor.copy(_COPY) as copy:
-            for pair in pairs:
-                copy.write_row(pair)
-                lines += 1
-        # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes it to have.
-        cursor.execute("ANALYZE staged_follows")
-        locks.acquire_bulk_load()
-        cursor.execute(_FIND_NEW, [event_id])
-        new = cursor.rowcount
-        cursor.execute(_MERGE, [event_id])
-        if new:
-            cursor.execute("ANALYZE new_follows")
-            cursor.execute(_FEEDS)
-            cursor.execute(_COUNTS, [fanout.pulled_from()])
-            cursor.execute(_RAISE_FLOORS)
-            cache.mark_closed()
+    execute(_STAGE)
+    lines = _copy(pairs)
+    # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes it to have.
+    execute("ANALYZE staged_follows")
+    locks.acquire_bulk_load()
+    new = execute(_FIND_NEW, [event_id])
+    execute(_MERGE, [event_id])
+    if new:
+        execute("ANALYZE new_follows")
+        execute(_FEEDS)
+        execute(_COUNTS, [fanout.pulled_from()])
+        execute(_RAISE_FLOORS)
+        cache.mark_closed()
     return Imported(lines, new)
+
+
+def _copy(pairs: Iterable[tuple[int, int]]) -> int:
+    """Put `pairs` into the staging table; return how many there were."""
+    lines = 0
+    with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        for pair in pairs:
+            copy.write_row(pair)
+            lines += 1
+    return lines
 
 
 def event_id_of(moment: datetime) -> int:

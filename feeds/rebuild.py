@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from eventbus.database import locks
+from eventbus.database.sql import execute
 from feeds import cache
 from feeds.models import HORIZON, Feed
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
@@ -64,12 +65,9 @@ def rebuild(user_ids: Sequence[int]) -> None:
 @transaction.atomic
 def _include(user_id: int) -> None:
     _lock(user_id)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _INCLUDE_FEED,
-            [user_id, timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST],
-        )
-        cursor.execute(_INCLUDE_FOLLOWS, [user_id])
+    no_rest_before = timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST
+    execute(_INCLUDE_FEED, [user_id, no_rest_before])
+    execute(_INCLUDE_FOLLOWS, [user_id])
 
 
 @transaction.atomic
@@ -79,10 +77,9 @@ def _fill(user_id: int) -> None:
     if feed is not None and not feed.idle:
         # One more than fits tells where the floor must be.
         values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING}
-        with connection.cursor() as cursor:
-            # A user's rows are in an index, also where statistics of a young partition know only a few users.
-            cursor.execute("SET LOCAL enable_seqscan = off")
-            cursor.execute(_FILL, values)
+        # A user's rows are in an index, also where statistics of a young partition know only a few users.
+        execute("SET LOCAL enable_seqscan = off")
+        execute(_FILL, values)
 
 
 def _lock(user_id: int) -> Feed | None:

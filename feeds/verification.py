@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from django.db import connection, transaction
 
 from eventbus.database import locks
+from eventbus.database.sql import execute
 from eventbus.ids.snowflake import MAX_ID
 from feeds import cache
 from feeds.models import HORIZON, RESTING, Feed
@@ -223,9 +224,8 @@ def _repair(scope: Scope) -> None:
 def _repair_states(users: Sequence[int] | None) -> None:
     locks.acquire_bulk_load()
     wrong = _wrong_states(users)
-    with connection.cursor() as cursor:
-        cursor.execute(_MEND_STATES.format(resting=RESTING), {"wrong": wrong})
-        cursor.execute(_MEND_FOLLOWS, {"wrong": wrong})
+    execute(_MEND_STATES.format(resting=RESTING), {"wrong": wrong})
+    execute(_MEND_FOLLOWS, {"wrong": wrong})
     cache.mark_closed()
 
 

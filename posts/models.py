@@ -3,9 +3,9 @@
 from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
-from django.db import connection, models
+from django.db import models
 
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -91,8 +91,7 @@ class PostQuerySet(models.QuerySet["Post"]):
             [deletion.post_created_at for deletion in unique],
             [deletion.event_id for deletion in unique],
         ]
-        with connection.cursor() as cursor:
-            cursor.execute(_TOMBSTONE, columns)
+        execute(_TOMBSTONE, columns)
 
 
 class Post(models.Model):
