@@ -133,15 +133,15 @@ def read_pairs(
     Raises `BadLine`, unless `bad_lines` takes them.
     """
     bad_lines = bad_lines or BadLines()
-    header, records = read_table(file, bad_lines)
+    header, rows = read_table(file, bad_lines)
     if len(header) != 2 or (not mutual and header != ["follower", "followee"]):
         wanted = "two columns" if mutual else "follower,followee"
         raise BadLine(f"line 1: the header must be {wanted}, not {','.join(header)!r}")
-    for record in records:
+    for row in rows:
         try:
-            pair = _pair(record.fields, id_offset)
+            pair = _pair(row.fields, id_offset)
         except ValueError as error:
-            bad_lines.add(record, str(error))
+            bad_lines.add(row, str(error))
             continue
         yield pair
         if mutual:
