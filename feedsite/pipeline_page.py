@@ -61,7 +61,7 @@ class Answer(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
+class PartitionLag:
     number: int
     lag: int | None
     owner: Worker | None
@@ -73,7 +73,7 @@ class Lag:
 
     topic: str
     group: str
-    partitions: list[Partition]
+    partitions: list[PartitionLag]
     problem: str
     owners_known: bool
 
@@ -214,7 +214,8 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
     owners = pipeline.owners(workers.value or [], group)
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [
-        Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers
+        PartitionLag(number, (lags.value or {}).get(number), owners.get(number))
+        for number in numbers
     ]
     problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
     return Lag(kafka.groups()[group], group, partitions, problem, owners_known=workers.ok)
