@@ -94,7 +94,7 @@ def lock_feeds(facts: Iterable[FollowFact]) -> None:
     execute(_LOCK_FEEDS, [list(users)])
 
 
-def follow(facts: Sequence[UserFollowed]) -> None:
+def apply_follows(facts: Sequence[UserFollowed]) -> None:
     """Make the pairs active and put the followees' posts into the followers' feeds."""
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
@@ -104,7 +104,7 @@ def follow(facts: Sequence[UserFollowed]) -> None:
     metrics.fanout_rows_total.inc(rows)
 
 
-def unfollow(facts: Sequence[UserUnfollowed]) -> None:
+def apply_unfollows(facts: Sequence[UserUnfollowed]) -> None:
     """Make the pairs inactive and take the followees' posts out of the followers' feeds."""
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)

@@ -97,9 +97,9 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
         case PostDeleted():
             fanout.withdraw(facts)
         case UserFollowed():
-            follows.follow(facts)
+            follows.apply_follows(facts)
         case UserUnfollowed():
-            follows.unfollow(facts)
+            follows.apply_unfollows(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
