@@ -32,7 +32,7 @@ class BadLine(ValueError):
 UNUSABLE = (BadLine, EOFError, zlib.error)
 
 
-class Row(NamedTuple):
+class CsvRow(NamedTuple):
     """A row: the number of the line it begins in, its fields, and the text it was read from."""
 
     line: int
@@ -45,7 +45,7 @@ class BadLines:
 
     count = 0
 
-    def add(self, row: Row, reason: str) -> None:
+    def add(self, row: CsvRow, reason: str) -> None:
         """Deal with one. Raises `BadLine`."""
         raise BadLine(f"line {row.line}: {reason}")
 
@@ -59,7 +59,7 @@ class SetAside(BadLines):
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow(["line", "reason", "content"])
 
-    def add(self, row: Row, reason: str) -> None:
+    def add(self, row: CsvRow, reason: str) -> None:
         self.count += 1
         self._writer.writerow([row.line, reason, row.text.rstrip("\r\n")])
 
@@ -78,7 +78,7 @@ class SetAside(BadLines):
 class Skipped(BadLines):
     """Lines that cannot be used were dealt with when the file was read before."""
 
-    def add(self, row: Row, reason: str) -> None:
+    def add(self, row: CsvRow, reason: str) -> None:
         pass
 
 
@@ -134,7 +134,7 @@ def _as_text(file: IO[bytes]) -> TextIO:
     return io.TextIOWrapper(plain, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def read_table(file: TextIO, bad_lines: BadLines) -> tuple[list[str], Iterator[Row]]:
+def read_table(file: TextIO, bad_lines: BadLines) -> tuple[list[str], Iterator[CsvRow]]:
     """Return the names in the header, and the rows under it but for empty lines.
 
     A row that is no CSV goes to `bad_lines`. Raises `BadLine` for such a header.
@@ -148,7 +148,7 @@ def read_table(file: TextIO, bad_lines: BadLines) -> tuple[list[str], Iterator[R
     return names, _rows(lines, bad_lines)
 
 
-def _rows(lines: "_Lines", bad_lines: BadLines) -> Iterator[Row]:
+def _rows(lines: "_Lines", bad_lines: BadLines) -> Iterator[CsvRow]:
     parser = csv.reader(lines, strict=True)
     while True:
         lines.taken = []
@@ -159,11 +159,11 @@ def _rows(lines: "_Lines", bad_lines: BadLines) -> Iterator[Row]:
             return
         except csv.Error as error:
             bad_lines.add(
-                Row(first, (), "".join(lines.taken)), MEANINGS.get(str(error), str(error))
+                CsvRow(first, (), "".join(lines.taken)), MEANINGS.get(str(error), str(error))
             )
             continue
         if fields:
-            yield Row(first, fields, "".join(lines.taken))
+            yield CsvRow(first, fields, "".join(lines.taken))
 
 
 class _Lines:

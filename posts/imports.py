@@ -17,7 +17,7 @@ from eventbus.exceptions import InvalidEvent, PublishTimedOut
 from eventbus.ids.id_ranges import IdRange
 from eventbus.ids.idempotency import Ids
 from posts import services
-from posts.csvfiles import BadLine, BadLines, Row, read_table
+from posts.csvfiles import BadLine, BadLines, CsvRow, read_table
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 
 DELIVERY_SECONDS = 60.0
@@ -119,7 +119,7 @@ def read_drafts(file: TextIO, bad_lines: BadLines | None = None) -> Iterator[Dra
             yield draft
 
 
-def _draft(row: Row, header: list[str]) -> Draft:
+def _draft(row: CsvRow, header: list[str]) -> Draft:
     """Return the draft in `row`. Raises `ValueError` with the reason why there is none."""
     if len(row.fields) > len(header):
         raise ValueError(
