@@ -23,9 +23,9 @@ from eventbus.database import locks
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import HORIZON, Withdrawal
+from feeds.models import HORIZON, TO_DELIVER, Withdrawal
 from posts.events import PostCreated, PostDeleted
-from posts.models import Fanout, Post
+from posts.models import PUSHED, Fanout, Post
 
 NEVER = MAX_ID  # more followers than there can be
 
@@ -36,7 +36,7 @@ _DELIVER = f"""
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower_id, post_id, author_id
 FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS new (post_id, author_id)
-JOIN follows ON followee_id = author_id AND active AND NOT idle
+JOIN follows ON followee_id = author_id AND {TO_DELIVER}
 WHERE post_id > {HORIZON}
 UNION ALL
 SELECT author_id, post_id, author_id
@@ -51,13 +51,13 @@ _DELIVER_CAREFULLY = _DELIVER + "ON CONFLICT DO NOTHING"
 _DELIVER_PART = f"""
 WITH part AS (
     SELECT follower_id FROM follows
-    WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
+    WHERE followee_id = %(author)s AND {TO_DELIVER} AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), delivered AS (
     INSERT INTO feed_entries (user_id, post_id, author_id)
     SELECT follower_id, %(post)s, %(author)s FROM part
     WHERE %(post)s > {HORIZON}
-      AND EXISTS (SELECT FROM posts WHERE id = %(post)s AND deleted_event_id IS NULL AND fanout = 0)
+      AND EXISTS (SELECT FROM posts WHERE id = %(post)s AND {PUSHED})
     ON CONFLICT DO NOTHING
     RETURNING 1
 )
@@ -73,11 +73,11 @@ ON CONFLICT DO NOTHING
 # partitions it need not plan for; and the pairs come out of an array that it cannot look into and takes to be short,
 # so that it looks each of them up whatever statistics say, and never reads a partition to find a few thousand rows.
 # They come in the order of partitions: nobody else deletes rows of these authors, so no order is needed for the locks.
-_WITHDRAW = """
+_WITHDRAW = f"""
 WITH pairs AS MATERIALIZED (
     SELECT follower_id AS reader, id AS post
     FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS gone (id, author)
-    JOIN follows ON followee_id = author AND active AND NOT idle
+    JOIN follows ON followee_id = author AND {TO_DELIVER}
     UNION ALL
     SELECT author, id FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS gone (id, author)
     ORDER BY 2, 1
@@ -87,18 +87,18 @@ USING (
     SELECT unnest(ARRAY(SELECT reader FROM pairs)) AS reader, unnest(ARRAY(SELECT post FROM pairs)) AS post
 ) AS pair
 WHERE user_id = reader AND post_id = post AND post_id = ANY(%(posts)s::bigint[])
-"""
-_WITHDRAW_PART = """
+"""  # noqa: S608 - composed of constants
+_WITHDRAW_PART = f"""
 WITH part AS MATERIALIZED (
     SELECT follower_id FROM follows
-    WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
+    WHERE followee_id = %(author)s AND {TO_DELIVER} AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), withdrawn AS (
     DELETE FROM feed_entries USING (SELECT unnest(ARRAY(SELECT follower_id FROM part)) AS reader) AS readers
     WHERE user_id = reader AND post_id = %(post)s
 )
 SELECT max(follower_id), count(*) FROM part
-"""
+"""  # noqa: S608 - composed of constants
 _REMOVE = """
 DELETE FROM feed_entries
 USING (

@@ -9,7 +9,8 @@ from eventbus import metrics
 from eventbus.database.sql import bigints, execute, fetch
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
-from feeds.models import HORIZON
+from feeds.models import FLOOR, TO_DELIVER
+from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
 Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
@@ -43,7 +44,7 @@ WITH found AS (
     JOIN feeds ON feeds.user_id = follower
     CROSS JOIN LATERAL (
         SELECT id FROM posts
-        WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > greatest(floor, {HORIZON})
+        WHERE author_id = followee AND {PUSHED} AND id > {FLOOR}
         ORDER BY id DESC LIMIT %(cap)s + 1
     ) AS post
 ), raised AS (
@@ -63,7 +64,7 @@ SELECT follower, post.id FROM {_PAIRS} AS pair (follower, followee)
 JOIN feeds ON feeds.user_id = follower
 CROSS JOIN LATERAL (
     SELECT id FROM posts
-    WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > greatest(floor, {HORIZON})
+    WHERE author_id = followee AND {PUSHED} AND id > {FLOOR}
     UNION ALL
     SELECT post_id FROM withdrawals WHERE author_id = followee
 ) AS post
@@ -145,11 +146,11 @@ def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     }
 
 
-_AUDIENCE = """
+_AUDIENCE = f"""
 SELECT DISTINCT follower_id FROM follows
-WHERE followee_id = ANY(%(authors)s::bigint[]) AND active AND NOT idle AND follower_id > %(after)s
+WHERE followee_id = ANY(%(authors)s::bigint[]) AND {TO_DELIVER} AND follower_id > %(after)s
 ORDER BY follower_id LIMIT %(limit)s
-"""
+"""  # noqa: S608 - composed of constants
 
 
 def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:

@@ -13,6 +13,7 @@ from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import compose
 from feeds import cache, fanout
 from posts.csvfiles import BadLine, BadLines, read_table
+from posts.models import ALIVE
 
 
 class Imported(NamedTuple):
@@ -68,18 +69,18 @@ WHERE user_id = followee_id AND follower_count <> counted.n
 
 # Instead of back-filling what may be millions of rows: above the newest post of those newly followed nothing is
 # missing, and below it reads take the join. The rows at or below the floor are then garbage.
-_RAISE_FLOORS = """
+_RAISE_FLOORS = f"""
 UPDATE feeds SET floor = newest.id
 FROM (
     SELECT follower_id, max(latest.id) AS id
     FROM new_follows
     CROSS JOIN LATERAL (
-        SELECT id FROM posts WHERE author_id = followee_id AND deleted_event_id IS NULL ORDER BY id DESC LIMIT 1
+        SELECT id FROM posts WHERE author_id = followee_id AND {ALIVE} ORDER BY id DESC LIMIT 1
     ) AS latest
     GROUP BY 1
 ) AS newest
 WHERE user_id = newest.follower_id AND floor < newest.id
-"""
+"""  # noqa: S608 - composed of constants
 
 
 @transaction.atomic

@@ -63,6 +63,10 @@ def _users_beyond(statement: str, user_id: int, position: Position, limit: int) 
     return [user for (user,) in rows]
 
 
+# The condition on `follows` in SQL for those whom the fan-out writes for, as the index has it.
+TO_DELIVER = "active AND NOT idle"
+
+
 class Follow(models.Model):
     """One user following another; `event_id` is the event that last changed it, and the highest one wins.
 
@@ -201,6 +205,8 @@ class FeedEntry(models.Model):
 
 # The horizon within a statement, and so of the same snapshot as the floor and the rows it is compared with.
 HORIZON = "(SELECT coalesce(max(post_id), 0) FROM feed_horizon)"
+# The floor of a row of `feeds`, or the horizon: what is materialised is above it.
+FLOOR = f"greatest(floor, {HORIZON})"
 
 
 class Horizon(models.Model):

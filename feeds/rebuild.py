@@ -19,6 +19,7 @@ from eventbus.database.sql import execute
 from feeds import cache
 from feeds.models import HORIZON, Feed
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
+from posts.models import ALIVE
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
 # it anew, and this one would fill it without having waited for those who saw it at rest.
@@ -36,7 +37,7 @@ _FILL = f"""
     SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), {HORIZON}) AS id
 ), wanted AS (
     SELECT id, author_id FROM posts
-    WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND deleted_event_id IS NULL
+    WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND {ALIVE}
     ORDER BY id FOR SHARE
 ), gone AS (
     DELETE FROM feed_entries
