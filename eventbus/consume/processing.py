@@ -20,7 +20,7 @@ from django.db import transaction
 from eventbus import envelope, metrics, retry
 from eventbus.consume.slowest import Slowest
 from eventbus.database import locks
-from eventbus.deadletters import dead_letters
+from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
@@ -84,7 +84,7 @@ class Processor:
                 self._bury(turn, record, error, delivery)
             else:
                 first = deliveries.setdefault(delivery.event.event_id, delivery)
-                if first is not delivery and dead_letters.entry_of(record) is not None:
+                if first is not delivery and letters.entry_of(record) is not None:
                     first.replays.append(record)
         return list(deliveries.values())
 
@@ -206,9 +206,7 @@ class Processor:
             ProcessedEvent.objects.record(
                 [delivery.event for delivery in fresh], _seconds(fresh), self.worker_id
             )
-            dead_letters.close_replayed(
-                record for delivery in deliveries for record in delivery.records
-            )
+            letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from eventbus.ids.snowflake import MAX_ID
+from eventbus.ids.snowflake import is_id
 from feedsite.authentication import issue_token
 
 
@@ -18,7 +18,7 @@ class Command(BaseCommand):
         parser.add_argument("--ttl", type=int, default=3_600, help="seconds (default: 3600)")
 
     def handle(self, *_args: Any, user_id: int, scope: str, ttl: int, **_options: Any) -> None:
-        if not 1 <= user_id <= MAX_ID:
+        if not is_id(user_id):
             raise CommandError("USER_ID must be 1 to 2^63-1.")
         if ttl < 1:
             raise CommandError("--ttl must be at least 1 second.")
