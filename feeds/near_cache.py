@@ -10,31 +10,48 @@ the loop ask for in one round trip.
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from redis import Connection, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from eventbus.loop_redis import LoopRedis
 from feeds import cache
+from feeds.era import ask_identity, connection_pool
 
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.
 OVERHEAD_BYTES = 600
 HEARD_WITHIN_SECONDS = 1.0
+# At most that many addresses of the same page, such as by HTTP and HTTPS.
+ANSWERS_KEPT = 2
+CHECK_EVERY_SECONDS = 0.25
+TOUCH_EVERY_SECONDS = 60.0
 
 
 class KeptPage:
     """A cached page in this process, and the bodies of answers made of it, by the address they were asked at."""
 
-    __slots__ = ("answers", "bytes", "page", "seal", "watched", "whole_as_of")
+    __slots__ = ("_answers", "bytes", "page", "seal", "used", "watched", "whole_as_of")
 
     def __init__(self, value: bytes) -> None:
-        self.seal, self.page = cache.read_page(value)
+        _nonce, self.seal, self.page = cache.read_page(value)
         self.watched = cache.watched_by(self.seal)
-        self.bytes = 2 * len(value) + OVERHEAD_BYTES
+        self.bytes = (1 + ANSWERS_KEPT) * len(value) + OVERHEAD_BYTES
         self.whole_as_of = -1
-        self.answers: dict[str, bytes] = {}
+        self.used = True  # since Redis was told last
+        self._answers: dict[str, bytes] = {}
+
+    def answer_at(self, address: str) -> bytes | None:
+        """Return the body that was made for this address, if it is kept."""
+        return self._answers.get(address)
+
+    def keep_answer(self, address: str, body: bytes) -> bytes:
+        """Keep a body for the next who asks at this address, and return it."""
+        # Clients choose the address: it must not cost more than was reckoned with.
+        if len(self._answers) >= ANSWERS_KEPT:
+            self._answers.clear()
+        self._answers[address] = body
+        return body
 
 
 class Reading:
@@ -52,7 +69,7 @@ class NearCache:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.redis = LoopRedis(loop, cache.connection_pool(), self)
+        self.redis = LoopRedis(loop, connection_pool(), self)
         self._pages: dict[bytes, KeptPage] = {}
         self._tokens: dict[bytes, bytes] = {}
         self._bytes = 0
@@ -61,12 +78,16 @@ class NearCache:
         self._batch: list[tuple[bytes, Reading]] = []
         self._is_asking = False
         self._run_id = self._next_run_id = ""
+        self._closed = False
 
     def start(self) -> None:
         """Connect to Redis; returns at once."""
         self.redis.start()
+        self._check()
+        self._touch_later()
 
     def close(self) -> None:
+        self._closed = True
         self.redis.close()
 
     def kept(self, user_id: int) -> KeptPage | None:
@@ -75,6 +96,7 @@ class NearCache:
         page = self._pages.get(key) if key else None
         if page is None or (page.watched and page.whole_as_of != self._tokens_changed):
             return None
+        page.used = True
         return page
 
     async def find(self, user_id: int) -> KeptPage | None:
@@ -89,7 +111,36 @@ class NearCache:
                 page = await self._checked(page, era)
         except RedisError:
             return None
+        if page is not None:
+            page.used = True
         return page
+
+    def _check(self) -> None:
+        """Make the connection anew when it leads to a Redis that does not count any more."""
+        if self._closed:
+            return
+        era = cache.era_now()
+        if era is not None and self._run_id and not era.endswith(self._run_id):
+            self.redis.reconnect(f"Redis is {self._run_id}, and another one counts.")
+        self._loop.call_later(CHECK_EVERY_SECONDS, self._check)
+
+    def _touch_later(self) -> None:
+        if not self._closed:
+            self._loop.call_later(TOUCH_EVERY_SECONDS, self.touch)
+
+    def touch(self) -> None:
+        """Have Redis know which pages were read here: a full Redis drops what it takes for unused."""
+        era = cache.era_now()
+        keys: list[bytes] = []
+        for key, page in self._pages.items():
+            if page.used and era is not None:
+                page.used = False
+                keys.append(key)
+                keys += [cache.author_key(author, era).encode() for author in page.watched]
+        for start in range(0, len(keys), cache.KEYS_A_COMMAND):
+            touched = self.redis.ask("TOUCH", *keys[start : start + cache.KEYS_A_COMMAND])
+            touched.add_done_callback(_retrieve)
+        self._touch_later()
 
     def _key(self, user_id: int) -> bytes | None:
         """Return the key of the user's page, with all known that Redis has announced; None if it cannot be trusted."""
@@ -201,12 +252,7 @@ class NearCache:
         """Have Redis announce changes on the new connection, and learn which Redis it is."""
         connection.send_command("CLIENT", "TRACKING", "ON")  # type: ignore[no-untyped-call]
         connection.read_response()
-        connection.send_command("INFO", "server")  # type: ignore[no-untyped-call]
-        told = cast(bytes, connection.read_response()).decode("ascii", "replace")
-        lines = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
-        if "run_id" not in lines:
-            raise RedisConnectionError("Redis does not tell its run id.")
-        self._next_run_id = lines["run_id"]
+        self._next_run_id = ask_identity(connection)
 
     def connected(self) -> None:
         """Begin with nothing: what was announced before is not known."""
@@ -235,3 +281,8 @@ class NearCache:
                 reading.void = True
             if key.startswith(cache.AUTHOR_KEYS):
                 self._tokens_changed += 1
+
+
+def _retrieve(answer: "asyncio.Future[Any]") -> None:
+    """Take note of an answer that nobody waits for."""
+    answer.exception()

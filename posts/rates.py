@@ -84,13 +84,16 @@ def take(user_id: int) -> Standing | None:
     found = limit()
     if found is None:
         return None
+    redis = get_redis_connection("default")
     try:
         REDIS.enter()
-        answer = get_redis_connection("default").execute_command(*command(user_id, found))
+        answer = redis.execute_command(*command(user_id, found))
     except ServerAway:
         return None
     except RedisError as error:
         REDIS.failed(error)
+        # Such as a master that has become a replica: a new connection leads to its successor.
+        redis.connection_pool.disconnect(inuse_connections=False)
         return None
     REDIS.succeeded()
     return standing(found, answer)

@@ -6,6 +6,7 @@ import pytest
 
 from eventbus import clock, node_lease, producer
 from feeds import cache
+from feeds.era import Trust
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,4 +31,4 @@ def a_lease_of_this_test() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def a_cache_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the state of the cache, which this process trusts for a second: the tables may be other ones by then."""
-    monkeypatch.setattr(cache, "_trusted", cache._Trusted())
+    monkeypatch.setattr(cache, "_trust", Trust())

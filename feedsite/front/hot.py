@@ -110,9 +110,10 @@ class HotAnswers:
 
     def _first_page(self, request: Request, kept: KeptPage) -> bytes:
         address = f"{_scheme(request)}://{request.headers.get('host')}"
-        body = kept.answers.get(address)
+        body = kept.answer_at(address)
         if body is None:
-            body = kept.answers[address] = with_links(kept.page.body, address + request.path, None)
+            made = with_links(kept.page.body, address + request.path, None)
+            body = kept.keep_answer(address, made)
         return body
 
     async def _post(self, request: Request) -> Answer | None:

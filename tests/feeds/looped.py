@@ -28,9 +28,18 @@ class LoopedNearCache:
 
     def find(self, user_id: int) -> CachedPage | None:
         """Return the page that the loop would answer with at once."""
-        cache._trusted.era()  # as the keeper does, all the time
+        cache._trust.era()  # as the keeper does, all the time
         found = asyncio.run_coroutine_threadsafe(self.near.find(user_id), self._loop).result(5)
         return found.page if found else None
+
+    def touch(self) -> None:
+        """Tell Redis at once what was read, and return when it has heard."""
+
+        async def touch() -> None:
+            self.near.touch()
+            await self.near.redis.ask("PING")
+
+        asyncio.run_coroutine_threadsafe(touch(), self._loop).result(5)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self.near.close)

