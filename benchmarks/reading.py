@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks import tables
-from feeds import cache
+from feeds.read import pages as cache
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.pagination import DEFAULT_LIMIT, START, Position

@@ -15,7 +15,8 @@ from eventbus.lanes import Lanes
 from eventbus.leaving import Leaving
 from eventbus.processing import Processor
 from eventbus.subscription import Delivery, Handlers, Record, Subscription
-from feeds import cache, imports
+from feeds import imports
+from feeds.read import pages as cache
 from posts import services
 
 DATA = ROOT.parent / "shared" / "data"

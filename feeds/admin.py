@@ -14,9 +14,10 @@ from django.utils.safestring import SafeString
 
 from eventbus.admin import LargeTableAdmin, id_of
 from eventbus.snowflake import MAX_ID
-from feeds import cache, inspector, verification
+from feeds import inspector, verification
 from feeds import rebuild as rebuilding
 from feeds.models import Feed, Follow
+from feeds.read import pages as cache
 from feeds.verification import Report
 from posts.pagination import Position
 

@@ -9,9 +9,10 @@ from eventbus import kafka
 from eventbus.envelope import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import cache, fanout, follows
+from feeds import fanout, follows
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
+from feeds.read import pages as cache
 from posts.events import PostCreated, PostDeleted
 
 PostFact = PostCreated | PostDeleted

@@ -19,8 +19,9 @@ from django.utils import timezone
 from eventbus import locks
 from eventbus.background import Repeating
 from eventbus.sql import fetch
-from feeds import cache, fanout
+from feeds import fanout
 from feeds.models import RESTING, Housekeeping
+from feeds.read import pages as cache
 from feeds.rebuild import rebuild
 
 POLL_SECONDS = 1.0

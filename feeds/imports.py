@@ -11,7 +11,8 @@ from eventbus.csvfiles import BadLine, BadLines, read_table
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import compose
-from feeds import cache, fanout
+from feeds import fanout
+from feeds.read import pages as cache
 
 
 class Imported(NamedTuple):

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 from eventbus.sql import fetch
-from feeds import cache
-from feeds.cache import Kept
 from feeds.models import HORIZON, RESTING, Feed
+from feeds.read import pages as cache
+from feeds.read.pages import Kept
 from feeds.timeline import EVERYTHING, NEWEST_BY_DEFINITION
 from posts.models import Fanout
 

@@ -15,8 +15,8 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from eventbus import locks
-from feeds import cache
 from feeds.models import HORIZON, Feed
+from feeds.read import pages as cache
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include

@@ -18,9 +18,9 @@ from django.db import connection, transaction
 
 from eventbus import locks
 from eventbus.snowflake import MAX_ID
-from feeds import cache
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.partitions import partitions
+from feeds.read import pages as cache
 
 # What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
 ROWS_A_RANGE = 1_000_000

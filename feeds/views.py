@@ -13,10 +13,11 @@ from rest_framework.views import APIView
 
 from eventbus import metrics
 from eventbus.snowflake import MAX_ID
-from feeds import cache, services
-from feeds.cache import CachedPage, Lookup
+from feeds import services
 from feeds.events import FollowFact
 from feeds.models import Follow
+from feeds.read import pages as cache
+from feeds.read.pages import CachedPage, Lookup
 from feeds.timeline import Reader
 from posts import pagination
 from posts.errors import Unprocessable

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from eventbus import clock, node_lease, producer
-from feeds import cache
-from feeds.era import Trust
+from feeds.read import pages as cache
+from feeds.read.era import Trust
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import producer
-from feeds.near_cache import NearCache
+from feeds.read.near_cache import NearCache
 from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope

@@ -24,7 +24,7 @@ from eventbus import correlation, idempotency, producer
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.health import ALIVE, Health
 from eventbus.snowflake import MAX_ID
-from feeds.near_cache import KeptPage, NearCache
+from feeds.read.near_cache import KeptPage, NearCache
 from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import principal_without_waiting, token_of

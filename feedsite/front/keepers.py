@@ -13,7 +13,7 @@ from eventbus import kafka, node_lease, producer, topics
 from eventbus.breaker import KAFKA, REDIS
 from eventbus.health import OK, Health, Watch
 from eventbus.sql import fetch
-from feeds import cache
+from feeds.read import pages as cache
 from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25

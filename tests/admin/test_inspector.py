@@ -8,8 +8,9 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventbus.snowflake import MAX_ID
-from feeds import cache, inspector, views
+from feeds import inspector, views
 from feeds.models import RESTING, Feed, FeedEntry
+from feeds.read import pages as cache
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
 from tests.factories import (
     PostCreatedFactory,

@@ -32,7 +32,7 @@ PROCESSES = ("run_", "API")
 DEADLY = [
     point
     for point in POINTS
-    if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.cache")
+    if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.read.pages")
 ]
 
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from eventbus import kafka
-from feeds.cache import TRUST_SECONDS
 from feeds.models import CacheState
+from feeds.read.pages import TRUST_SECONDS
 from feedsite.embedded import state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES

@@ -5,9 +5,9 @@ import threading
 
 import uvloop
 
-from feeds import cache
-from feeds.cache import CachedPage
-from feeds.near_cache import NearCache
+from feeds.read import pages as cache
+from feeds.read.near_cache import NearCache
+from feeds.read.pages import CachedPage
 from tests.e2e.system import wait_until
 
 

@@ -13,11 +13,13 @@ import redis
 from django.db import OperationalError
 from pytest_django import Settings
 
-from feeds import cache, era, handlers, near_cache
-from feeds.cache import CachedPage
-from feeds.era import Trust
+from feeds import handlers
 from feeds.handlers import FeedFact
 from feeds.models import CacheState
+from feeds.read import era, near_cache
+from feeds.read import pages as cache
+from feeds.read.era import Trust
+from feeds.read.pages import CachedPage
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,

@@ -18,9 +18,10 @@ from pytest_django import Settings
 
 from eventbus import locks, retry
 from eventbus.snowflake import milliseconds_of
-from feeds import cache, housekeeping, partitions, verification
+from feeds import housekeeping, partitions, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Horizon, Housekeeping
+from feeds.read import pages as cache
 from feeds.rebuild import rebuild
 from tests.feeds.model import Step, expected_feed, feed, history
 from tests.feeds.partitioning import lay_out, partitions_undone

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from django.db import OperationalError
 
-from feeds import cache, era, near_cache
-from feeds.cache import CachedPage
-from feeds.era import Trust
 from feeds.models import CacheState
+from feeds.read import era, near_cache
+from feeds.read import pages as cache
+from feeds.read.era import Trust
+from feeds.read.pages import CachedPage
 from tests.e2e.system import wait_until
 from tests.feeds.looped import LoopedNearCache
 from tests.feeds.valkeys import Server, client_at

@@ -15,10 +15,11 @@ from pytest_django import Settings
 
 from eventbus.exceptions import InvalidEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
-from feeds import cache, fanout, housekeeping, verification
-from feeds.cache import CachedPage
+from feeds import fanout, housekeeping, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, FeedEntry, Withdrawal
+from feeds.read import pages as cache
+from feeds.read.pages import CachedPage
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts.events import PostCreated

@@ -13,8 +13,9 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventbus import locks
-from feeds import cache, fanout, handlers, housekeeping, rebuild, verification
+from feeds import fanout, handlers, housekeeping, rebuild, verification
 from feeds.models import RESTING, Feed, FeedEntry, Follow
+from feeds.read import pages as cache
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.pagination import START

@@ -14,8 +14,9 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from feeds import cache, handlers, housekeeping, verification
+from feeds import handlers, housekeeping, verification
 from feeds.models import CacheState, Feed, FeedEntry, new_generation
+from feeds.read import pages as cache
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts import pagination

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from eventbus import envelope
 from eventbus.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
 from eventbus.exceptions import InvalidEvent
-from feeds import cache, imports
+from feeds import imports
+from feeds.read import pages as cache
 
 
 class Command(BaseCommand):

@@ -15,8 +15,8 @@ from typing import Any
 from redis import Connection, RedisError
 
 from eventbus.loop_redis import LoopRedis
-from feeds import cache
-from feeds.era import ask_identity, connection_pool
+from feeds.read import pages as cache
+from feeds.read.era import ask_identity, connection_pool
 
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.

@@ -1,6 +1,6 @@
 """The cached first page of each feed in Redis, and how it never shows what an invalidation has outdated.
 
-The API's event loop also keeps pages in the process itself (`feeds.near_cache`). Four rules keep them all fresh:
+The API's event loop also keeps pages in the process itself (`feeds.read.near_cache`). Four rules keep them all fresh:
 
 1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very lease with its
    page. An invalidation deletes the key, lease or page: a reader that loaded before it can store nothing after it.
@@ -11,7 +11,7 @@ The API's event loop also keeps pages in the process itself (`feeds.near_cache`)
    `TRUST_SECONDS`, the time for which a process may rely on what it last read there. From then on every process reads
    from PostgreSQL alone. Once Redis answers again, someone opens the cache with a new generation; pages of the old
    one are never read again, whatever Redis kept.
-4. **One Redis.** PostgreSQL names the Redis that counts, and nobody reads or invalidates on another: see `feeds.era`.
+4. **One Redis.** PostgreSQL names the Redis that counts, and nobody reads or invalidates on another: see `feeds.read.era`.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from typing import NamedTuple, cast
 from django.conf import settings
 from redis import Redis, RedisError
 
-from feeds.era import TRUST_SECONDS, CountedRedis, Era, Trust, mark_closed, name_of, read_state
+from feeds.read.era import TRUST_SECONDS, CountedRedis, Era, Trust, mark_closed, name_of, read_state
 
 LEASE_MS = 5_000
 KEYS_A_COMMAND = 1_000
