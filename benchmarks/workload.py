@@ -16,7 +16,7 @@ from eventbus.leaving import Leaving
 from eventbus.processing import Processor
 from eventbus.subscription import Delivery, Handlers, Record, Subscription
 from feeds import imports
-from feeds.read import pages as cache
+from feeds.read import here
 from posts import services
 
 DATA = ROOT.parent / "shared" / "data"
@@ -71,7 +71,7 @@ def load(network: Network) -> None:
 def empty() -> None:
     """Leave nothing in the database, and no cached page."""
     database.execute(f"TRUNCATE {TABLES}")
-    cache.close()
+    here.pages.close()
 
 
 def records(authors: Iterable[int]) -> list[Record]:

@@ -21,7 +21,7 @@ from eventbus.background import Repeating
 from eventbus.sql import fetch
 from feeds import fanout
 from feeds.models import RESTING, Housekeeping
-from feeds.read import pages as cache
+from feeds.read import era, here
 from feeds.rebuild import rebuild
 
 POLL_SECONDS = 1.0
@@ -90,8 +90,8 @@ def watch_pulled_authors() -> int:
             values,
         )
         marked: int = cursor.rowcount
-        cache.mark_closed()
-    cache.wait_until_noticed()
+        era.mark_closed()
+    here.pages.wait_until_noticed()
     log.info("authors_watched", count=marked)
     return marked
 

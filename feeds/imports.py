@@ -12,7 +12,7 @@ from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.snowflake import compose
 from feeds import fanout
-from feeds.read import pages as cache
+from feeds.read import era
 
 
 class Imported(NamedTuple):
@@ -87,7 +87,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     """Make `pairs` (follower, followee) active but for those that a later event changed; none when reading fails.
 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
-    commit; call `cache.wait_until_noticed` afterwards.
+    commit; call `here.pages.wait_until_noticed` afterwards.
     """
     with connection.cursor() as cursor:
         cursor.execute(_STAGE)
@@ -107,7 +107,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
             cursor.execute(_FEEDS)
             cursor.execute(_COUNTS, [fanout.pulled_from()])
             cursor.execute(_RAISE_FLOORS)
-            cache.mark_closed()
+            era.mark_closed()
     return Imported(lines, new)
 
 

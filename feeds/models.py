@@ -262,7 +262,7 @@ def new_generation() -> int:
 
 
 class CacheState(models.Model):
-    """The single row that says whether cached pages count, of which generation and on which Redis; see `feeds.read.era`."""
+    """The single row that says whether cached pages count, and which generation on which Redis (`feeds.read.era`)."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     generation = models.BigIntegerField(default=new_generation)

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from eventbus import locks
 from feeds.models import HORIZON, Feed
-from feeds.read import pages as cache
+from feeds.read import here
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
@@ -58,7 +58,7 @@ def rebuild(user_ids: Sequence[int]) -> None:
     locks.wait_for_workers()
     for user_id in user_ids:
         _fill(user_id)
-    cache.invalidate(user_ids)
+    here.pages.invalidate(user_ids)
 
 
 @transaction.atomic

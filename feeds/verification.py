@@ -20,7 +20,7 @@ from eventbus import locks
 from eventbus.snowflake import MAX_ID
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.partitions import partitions
-from feeds.read import pages as cache
+from feeds.read import era, here
 
 # What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
 ROWS_A_RANGE = 1_000_000
@@ -176,7 +176,7 @@ def repair(users: Sequence[int] | None = None, track: Track = iter) -> None:
     _repair_states(users)
     for scope in track(scopes(users)):
         _repair(scope)
-    cache.wait_until_noticed()
+    here.pages.wait_until_noticed()
 
 
 def scopes(users: Sequence[int] | None = None) -> list[Scope]:
@@ -216,7 +216,7 @@ def _repair(scope: Scope) -> None:
     locks.acquire_bulk_load()
     _run(_PAIRS + _REMOVE_EXTRA, scope)
     _run(_PAIRS + _ADD_MISSING, scope)
-    cache.mark_closed()
+    era.mark_closed()
 
 
 @transaction.atomic
@@ -226,7 +226,7 @@ def _repair_states(users: Sequence[int] | None) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_MEND_STATES.format(resting=RESTING), {"wrong": wrong})
         cursor.execute(_MEND_FOLLOWS, {"wrong": wrong})
-    cache.mark_closed()
+    era.mark_closed()
 
 
 @transaction.atomic

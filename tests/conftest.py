@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventbus import clock, node_lease, producer
-from feeds.read import pages as cache
-from feeds.read.era import Trust
+from feeds.read import here
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +28,6 @@ def a_lease_of_this_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def a_cache_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_cache_of_this_test() -> None:
     """Forget the state of the cache, which this process trusts for a second: the tables may be other ones by then."""
-    monkeypatch.setattr(cache, "_trust", Trust())
+    here.trust.forget()

@@ -163,6 +163,12 @@ class Trust:
 
     def __init__(self, pool: ConnectionPool | None = None) -> None:
         self._pool = pool
+        self._lock = threading.Lock()
+        self._closure_lock = threading.Lock()
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing, as a process does that has just begun."""
         self._era: Era | None = None
         self._until = 0.0
         self._state: CacheState | None = None  # as last read, at `_read_at`
@@ -172,8 +178,6 @@ class Trust:
         self._closure: datetime | None = None
         self._closure_seen_at = self._probe_at = 0.0
         self._complaint = ""
-        self._lock = threading.Lock()
-        self._closure_lock = threading.Lock()
 
     def era(self) -> Era | None:
         """Return the era whose pages count, or None while the cache is closed or Redis is away."""
@@ -242,7 +246,7 @@ class Trust:
         except RedisError as error:
             self._drop(error)
 
-    def _seen_at(self, closed_at: datetime) -> float:
+    def _seen_at(self, closed_at: datetime | None) -> float:
         with self._closure_lock:
             if closed_at != self._closure:
                 self._closure, self._closure_seen_at = closed_at, time.monotonic()
@@ -289,7 +293,6 @@ class Trust:
 
     def _try_to_open(self, state: CacheState) -> None:
         """Open a cache that has been closed for long enough, if Redis answers; `state` tells then."""
-        assert state.closed_at is not None
         self._seen_at(state.closed_at)
         if time.monotonic() < self._probe_at:
             return

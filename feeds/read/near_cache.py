@@ -15,8 +15,17 @@ from typing import Any
 from redis import Connection, RedisError
 
 from eventbus.loop_redis import LoopRedis
-from feeds.read import pages as cache
-from feeds.read.era import ask_identity, connection_pool
+from feeds.read.era import Trust, ask_identity
+from feeds.read.page import (
+    AUTHOR_KEYS,
+    KeptValue,
+    author_key,
+    page_key,
+    read_value,
+    sealed,
+    watched_by,
+)
+from feeds.read.pages import KEYS_A_COMMAND
 
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.
@@ -33,10 +42,11 @@ class KeptPage:
 
     __slots__ = ("_answers", "bytes", "page", "seal", "used", "watched", "whole_as_of")
 
-    def __init__(self, value: bytes) -> None:
-        _nonce, self.seal, self.page = cache.read_page(value)
-        self.watched = cache.watched_by(self.seal)
-        self.bytes = (1 + ANSWERS_KEPT) * len(value) + OVERHEAD_BYTES
+    def __init__(self, kept: KeptValue) -> None:
+        self.seal, self.page = kept.seal, kept.page
+        self.watched = watched_by(kept.seal)
+        value_bytes = len(kept.page.body) + len(kept.page.newest) + 2 * len(kept.seal)
+        self.bytes = (1 + ANSWERS_KEPT) * value_bytes + OVERHEAD_BYTES
         self.whole_as_of = -1
         self.used = True  # since Redis was told last
         self._answers: dict[str, bytes] = {}
@@ -67,9 +77,10 @@ class Reading:
 class NearCache:
     """Finds first pages without waiting for anyone else; all methods are for the loop it was made for."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
         self._loop = loop
-        self.redis = LoopRedis(loop, connection_pool(), self)
+        self._trust = trust
+        self.redis = LoopRedis(loop, trust.pool, self)
         self._pages: dict[bytes, KeptPage] = {}
         self._tokens: dict[bytes, bytes] = {}
         self._bytes = 0
@@ -102,7 +113,7 @@ class NearCache:
     async def find(self, user_id: int) -> KeptPage | None:
         """Return the cached first page of the user's feed; None: there is none, or that cannot be told now."""
         key = self._key(user_id)
-        era = cache.era_now()
+        era = self._era()
         if key is None or era is None:
             return None
         try:
@@ -119,7 +130,7 @@ class NearCache:
         """Make the connection anew when it leads to a Redis that does not count any more."""
         if self._closed:
             return
-        era = cache.era_now()
+        era = self._era()
         if era is not None and self._run_id and not era.endswith(self._run_id):
             self.redis.reconnect(f"Redis is {self._run_id}, and another one counts.")
         self._loop.call_later(CHECK_EVERY_SECONDS, self._check)
@@ -130,36 +141,41 @@ class NearCache:
 
     def touch(self) -> None:
         """Have Redis know which pages were read here: a full Redis drops what it takes for unused."""
-        era = cache.era_now()
+        era = self._era()
         keys: list[bytes] = []
         for key, page in self._pages.items():
             if page.used and era is not None:
                 page.used = False
                 keys.append(key)
-                keys += [cache.author_key(author, era).encode() for author in page.watched]
-        for start in range(0, len(keys), cache.KEYS_A_COMMAND):
-            touched = self.redis.ask("TOUCH", *keys[start : start + cache.KEYS_A_COMMAND])
+                keys += [author_key(author, era).encode() for author in page.watched]
+        for start in range(0, len(keys), KEYS_A_COMMAND):
+            touched = self.redis.ask("TOUCH", *keys[start : start + KEYS_A_COMMAND])
             touched.add_done_callback(_retrieve)
         self._touch_later()
 
+    def _era(self) -> str | None:
+        era = self._trust.now()
+        return era.name if era else None
+
     def _key(self, user_id: int) -> bytes | None:
         """Return the key of the user's page, with all known that Redis has announced; None if it cannot be trusted."""
-        era = cache.era_now()
+        era = self._era()
         if era is None or not era.endswith(self._run_id) or not self.redis.connected:
             return None
         self.redis.catch_up()
         if self._loop.time() - self.redis.heard_at > HEARD_WITHIN_SECONDS:
             return None
-        return cache.page_key(user_id, era).encode()
+        return page_key(user_id, era).encode()
 
     async def _read_page(self, key: bytes) -> KeptPage | None:
         reading = self._reading_of(key)
         value = await reading.value
-        if value is None or not value.startswith(cache.PAGE):
+        found = read_value(value) if value else None
+        if found is None:
             return None
         kept = self._pages.get(key)
         if kept is None:
-            kept = KeptPage(value)
+            kept = KeptPage(found)
             if not reading.void:
                 self._pages[key] = kept
                 self._bytes += kept.bytes
@@ -170,13 +186,13 @@ class NearCache:
         """Return the page if no author that it watches has posted since, as far as Redis has told."""
         as_of = self._tokens_changed
         tokens = await self._tokens_of(kept.watched, era)
-        if None in tokens or cache.sealed(kept.watched, tokens) != kept.seal:
+        if None in tokens or sealed(kept.watched, tokens) != kept.seal:
             return None
         kept.whole_as_of = as_of
         return kept
 
     async def _tokens_of(self, authors: Sequence[int], era: str) -> list[bytes | None]:
-        keys = [cache.author_key(author, era).encode() for author in authors]
+        keys = [author_key(author, era).encode() for author in authors]
         missing = [key for key in keys if key not in self._tokens]
         found: dict[bytes, bytes | None] = {}
         readings = [(key, self._reading_of(key)) for key in missing]
@@ -279,7 +295,7 @@ class NearCache:
                 self._drop_token(key)
             if reading := self._readings.get(key):
                 reading.void = True
-            if key.startswith(cache.AUTHOR_KEYS):
+            if key.startswith(AUTHOR_KEYS):
                 self._tokens_changed += 1
 
 

@@ -11,30 +11,42 @@ The API's event loop also keeps pages in the process itself (`feeds.read.near_ca
    `TRUST_SECONDS`, the time for which a process may rely on what it last read there. From then on every process reads
    from PostgreSQL alone. Once Redis answers again, someone opens the cache with a new generation; pages of the old
    one are never read again, whatever Redis kept.
-4. **One Redis.** PostgreSQL names the Redis that counts, and nobody reads or invalidates on another: see `feeds.read.era`.
+4. **One Redis.** PostgreSQL names the Redis that counts, and nobody reads or invalidates on another (`feeds.read.era`).
 """
 
-import hashlib
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import cast
 
 from django.conf import settings
 from redis import Redis, RedisError
 
-from feeds.read.era import TRUST_SECONDS, CountedRedis, Era, Trust, mark_closed, name_of, read_state
+from feeds.read.era import (
+    TRUST_SECONDS,
+    CountedRedis,
+    Era,
+    Trust,
+    mark_closed,
+    name_of,
+    read_state,
+)
+from feeds.read.page import (
+    LEASE,
+    CachedPage,
+    KeptValue,
+    author_key,
+    page_key,
+    read_value,
+    sealed,
+    to_value,
+    watched_by,
+)
 
 LEASE_MS = 5_000
 KEYS_A_COMMAND = 1_000
 MAX_WATCHED = 1_000
-
-# A value is a lease, or a page: the nonce of the lease that it replaced, its seal, the authors it watches, the newest
-# ids, and the body, a line each. The nonce tells a page from one that looks the same, made after a change in between: who
-# adds to the one must not replace the other. The number is raised with every change to what a page looks like. It is not part of the key, for old and new processes that run
-# side by side during a release void each other's pages.
-LEASE, PAGE = b"L", b"P3"
 
 # With what the value expires: 'EX' seconds, 'PX' milliseconds, or 'KEEPTTL'.
 _REPLACE = """
@@ -44,13 +56,6 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
 end
 return 0
 """
-
-
-class CachedPage(NamedTuple):
-    """The first page of a feed as it is sent, and the ids of the newest posts, as `feeds.views` has made them."""
-
-    newest: bytes
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,57 +74,6 @@ class Lookup:
 BYPASS = Lookup("bypass")
 
 
-def look_up(user_id: int) -> Lookup:
-    """Return the cached first page of the user's feed, or a lease to `store` it. Redis down: a bypass."""
-    era = _trust.era()
-    if era is None:
-        return BYPASS
-    try:
-        return _look_up(user_id, era)
-    except RedisError as error:
-        _trust.distrust(error)
-        return BYPASS
-
-
-def watch(lookup: Lookup, authors: Sequence[int]) -> Lookup:
-    """Return `lookup` for a page that watches `authors`; to be called before what goes into the page is read."""
-    if not (authors and lookup.replaces and lookup.era):
-        return lookup
-    if len(authors) > MAX_WATCHED:
-        return BYPASS
-    try:
-        tokens = _tokens(authors, lookup.era)
-    except RedisError as error:
-        _trust.distrust(error)
-        return BYPASS
-    return replace(lookup, seal=sealed(authors, tokens))
-
-
-def store(lookup: Lookup, page: CachedPage) -> bool:
-    """Store the page in place of what `lookup` found; False if an invalidation came between, or Redis is away."""
-    if not (lookup.replaces and lookup.era):
-        return False
-    value = b"\n".join([PAGE + lookup.nonce, lookup.seal, *page])
-    # A page that is added to lives no longer for it: it watches only those who were pulled when it was made.
-    expiry = ["KEEPTTL"] if lookup.page else ["EX", settings.FEED_CACHE_TTL]
-    try:
-        return _replace(lookup.era.redis, lookup.key, lookup.replaces, value, *expiry)
-    except RedisError as error:
-        _trust.distrust(error)
-        return False
-
-
-def era_now() -> str | None:
-    """Return the era whose pages count, at once; None when in doubt. For an event loop, beside `refresh_era`."""
-    era = _trust.now()
-    return era.name if era else None
-
-
-def refresh_era() -> None:
-    """Ask PostgreSQL and Redis for the era: for a thread that does so several times in `TRUST_SECONDS`. Never fails."""
-    _trust.refresh()
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What the cache holds for a user's first page, told without taking a lease."""
@@ -131,48 +85,88 @@ class Kept:
     watched: Sequence[int] = ()
 
 
-def inspect(user_id: int) -> Kept:
-    """Tell what the next read of the user's first page will find. Redis down: that."""
-    era = _trust.era()
-    if era is None:
-        return Kept("closed, or Redis is away: reads come from PostgreSQL")
-    try:
-        return _inspect(user_id, era)
-    except RedisError as error:
-        _trust.distrust(error)
-        return Kept(f"Redis is away ({type(error).__name__}): reads come from PostgreSQL")
+class Pages:
+    """First pages in Redis, as one process may use them."""
 
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
 
-def invalidate(user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
-    """Make void the pages and leases of these users, and all pages that watch these authors.
+    def look_up(self, user_id: int) -> Lookup:
+        """Return the cached first page of the user's feed, or a lease to `store` it. Redis down: a bypass."""
+        era = self.trust.era()
+        if era is None:
+            return BYPASS
+        try:
+            return _look_up(user_id, era)
+        except RedisError as error:
+            self.trust.distrust(error)
+            return BYPASS
 
-    Call it after the commit of what changes their feeds. Returns only when no reader can see an outdated page any
-    more. Raises `DatabaseError`.
-    """
-    # Read after the commit: a reader that stores in a later era than this one has loaded after it too.
-    state = read_state()
-    if state.closed_at is not None:
-        _trust.wait_until_noticed(state.closed_at)
-        return
-    try:
-        _void(user_ids, authors, _trust.redis_of(state), name_of(state))
-    except RedisError as error:
-        _trust.close_for(state, error)
+    def watch(self, lookup: Lookup, authors: Sequence[int]) -> Lookup:
+        """Return `lookup` for a page that watches `authors`; to be called before what goes into the page is read."""
+        if not (authors and lookup.replaces and lookup.era):
+            return lookup
+        if len(authors) > MAX_WATCHED:
+            return BYPASS
+        try:
+            tokens = _tokens(authors, lookup.era)
+        except RedisError as error:
+            self.trust.distrust(error)
+            return BYPASS
+        return replace(lookup, seal=sealed(authors, tokens))
 
+    def store(self, lookup: Lookup, page: CachedPage) -> bool:
+        """Store the page in place of what `lookup` found; False if an invalidation came between, or Redis is away."""
+        if not (lookup.replaces and lookup.era):
+            return False
+        value = to_value(KeptValue(lookup.nonce, lookup.seal, page))
+        # A page that is added to lives no longer for it: it watches only those who were pulled when it was made.
+        expiry = ["KEEPTTL"] if lookup.page else ["EX", settings.FEED_CACHE_TTL]
+        try:
+            return _replace(lookup.era.redis, lookup.key, lookup.replaces, value, *expiry)
+        except RedisError as error:
+            self.trust.distrust(error)
+            return False
 
-def close() -> None:
-    """Make every page cached so far void, for every process, and return when each must have noticed.
+    def inspect(self, user_id: int) -> Kept:
+        """Tell what the next read of the user's first page will find. Redis down: that."""
+        era = self.trust.era()
+        if era is None:
+            return Kept("closed, or Redis is away: reads come from PostgreSQL")
+        try:
+            return _inspect(user_id, era)
+        except RedisError as error:
+            self.trust.distrust(error)
+            return Kept(f"Redis is away ({type(error).__name__}): reads come from PostgreSQL")
 
-    For changes to more feeds than are worth naming. The cache opens again by itself after a moment.
-    """
-    mark_closed()
-    wait_until_noticed()
+    def invalidate(self, user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
+        """Make void the pages and leases of these users, and all pages that watch these authors.
 
+        Call it after the commit of what changes their feeds. Returns only when no reader can see an outdated page any
+        more. Raises `DatabaseError`.
+        """
+        # Read after the commit: a reader that stores in a later era than this one has loaded after it too.
+        state = read_state()
+        if state.closed_at is not None:
+            self.trust.wait_until_noticed(state.closed_at)
+            return
+        try:
+            _void(user_ids, authors, self.trust.redis_of(state), name_of(state))
+        except RedisError as error:
+            self.trust.close_for(state, error)
 
-def wait_until_noticed() -> None:
-    """Wait until no process relies on a cache that was closed just now."""
-    _trust.tell_closed()
-    time.sleep(TRUST_SECONDS)
+    def close(self) -> None:
+        """Make every page cached so far void, for every process, and return when each must have noticed.
+
+        For changes to more feeds than are worth naming. The cache opens again by itself after a moment.
+        """
+        mark_closed()
+        self.wait_until_noticed()
+
+    def wait_until_noticed(self) -> None:
+        """Wait until no process relies on a cache that was closed just now."""
+        self.trust.tell_closed()
+        time.sleep(TRUST_SECONDS)
 
 
 def _replace(redis: Redis, key: str, old: bytes, new: bytes, *expiry: str | int) -> bool:
@@ -186,13 +180,13 @@ def _look_up(user_id: int, era: Era) -> Lookup:
     value = cast(bytes | None, era.redis.set(key, lease, nx=True, px=LEASE_MS, get=True))
     if value is None:
         return Lookup("miss", key=key, era=era, replaces=lease, nonce=nonce)
-    if not value.startswith(PAGE):
+    kept = read_value(value)
+    if kept is None:
         return Lookup("miss")
-    kept_nonce, seal, page = read_page(value)
-    if not _is_whole(seal, era):
+    if not _is_whole(kept.seal, era):
         taken = _replace(era.redis, key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"", nonce=nonce)
-    return Lookup("hit", page=page, key=key, era=era, replaces=value, nonce=kept_nonce, seal=seal)
+    return Lookup("hit", kept.page, key, replaces=value, era=era, nonce=kept.nonce, seal=kept.seal)
 
 
 def _inspect(user_id: int, era: Era) -> Kept:
@@ -201,24 +195,12 @@ def _inspect(user_id: int, era: Era) -> Kept:
     if value is None:
         return Kept("miss: nothing is kept")
     seconds_left = max(0, era.redis.ttl(key))
-    if not value.startswith(PAGE):
+    kept = read_value(value)
+    if kept is None:
         return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
-    _nonce, seal, page = read_page(value)
-    whole = _is_whole(seal, era)
+    whole = _is_whole(kept.seal, era)
     state = "hit" if whole else "miss: an author that the page watches has posted since"
-    return Kept(state, whole, seconds_left, len(page.body), watched_by(seal))
-
-
-def read_page(value: bytes) -> tuple[bytes, bytes, CachedPage]:
-    """Return the nonce, the seal, which names the authors watched, and the page."""
-    nonce, digest, authors, newest, body = value.removeprefix(PAGE).split(b"\n", 4)
-    return nonce, digest + b"\n" + authors, CachedPage(newest, body)
-
-
-def watched_by(seal: bytes) -> list[int]:
-    """Return the authors whose tokens the seal was made of."""
-    authors = seal.partition(b"\n")[2]
-    return [int(author) for author in authors.split(b",")] if authors else []
+    return Kept(state, whole, seconds_left, len(kept.page.body), watched_by(kept.seal))
 
 
 def _is_whole(seal: bytes, era: Era) -> bool:
@@ -229,12 +211,6 @@ def _is_whole(seal: bytes, era: Era) -> bool:
         list[bytes | None], era.redis.mget([author_key(author, era.name) for author in authors])
     )
     return None not in tokens and sealed(authors, tokens) == seal
-
-
-def sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:
-    """Return the seal of a page that watches `authors`, whose tokens are these."""
-    digest = hashlib.blake2b(b"".join(token or b"" for token in tokens), digest_size=16).hexdigest()
-    return f"{digest}\n{','.join(map(str, authors))}".encode()
 
 
 def _tokens(authors: Sequence[int], era: Era) -> list[bytes | None]:
@@ -268,20 +244,3 @@ def _void(user_ids: Sequence[int], authors: Collection[int], redis: CountedRedis
     # Redis answers us before it announces the change to others, but announces it before it answers another question.
     # And a replica that may be written to has taken all this in silence.
     redis.check_role()
-
-
-_trust = Trust()
-
-
-def page_key(user_id: int, era: str) -> str:
-    """Return where the first page of the user's feed is kept."""
-    # The braces keep a user's keys on one node of a Redis cluster.
-    return f"feed:{{{user_id}}}:{era}"
-
-
-def author_key(author_id: int, era: str) -> str:
-    """Return where the token of an author is kept, which each of their pulled posts changes."""
-    return f"author:{{{author_id}}}:{era}"
-
-
-AUTHOR_KEYS = b"author:"

@@ -25,7 +25,8 @@ from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.health import ALIVE, Health
 from eventbus.snowflake import MAX_ID
 from feeds.read.near_cache import KeptPage, NearCache
-from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
+from feeds.read.page import new_posts_body, with_links
+from feeds.views import FeedView, NewPostsView, may_read, since_of
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import principal_without_waiting, token_of
 from feedsite.front.http import Answer, HeaderList, Request

@@ -13,7 +13,7 @@ from eventbus import kafka, node_lease, producer, topics
 from eventbus.breaker import KAFKA, REDIS
 from eventbus.health import OK, Health, Watch
 from eventbus.sql import fetch
-from feeds.read import pages as cache
+from feeds.read import here
 from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25
@@ -127,4 +127,4 @@ def _check_topics() -> None:
 
 def _refresh_era() -> None:
     with answer_within(ERA_ANSWER_SECONDS):
-        cache.refresh_era()
+        here.trust.refresh()

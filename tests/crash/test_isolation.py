@@ -15,7 +15,7 @@ import pytest
 
 from eventbus import kafka
 from feeds.models import CacheState
-from feeds.read.pages import TRUST_SECONDS
+from feeds.read.era import TRUST_SECONDS
 from feedsite.embedded import state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES

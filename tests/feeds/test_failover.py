@@ -6,17 +6,17 @@ has of its own: connections, and what it knows of the cache.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from django.db import OperationalError
 
 from feeds.models import CacheState
-from feeds.read import era, near_cache
-from feeds.read import pages as cache
+from feeds.read import era
 from feeds.read.era import Trust
-from feeds.read.pages import CachedPage
+from feeds.read.page import CachedPage
+from feeds.read.pages import Pages
 from tests.e2e.system import wait_until
 from tests.feeds.looped import LoopedNearCache
 from tests.feeds.valkeys import Server, client_at
@@ -30,29 +30,23 @@ HEALED_WITHIN = 8.0
 class Process:
     """One process of the API or of the workers, as far as the cache is concerned."""
 
-    def __init__(self, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._port, self._monkeypatch = port, monkeypatch
+    def __init__(self, port: int) -> None:
+        self._port = port
         self.restart()
 
     def restart(self) -> None:
-        pool = client_at(self._port).connection_pool
-        self.trust = Trust(pool)
-
-    def acts(self) -> None:
-        """Have what comes next be done by this process."""
-        self._monkeypatch.setattr(cache, "_trust", self.trust)
+        self.trust = Trust(client_at(self._port).connection_pool)
+        self.pages = Pages(self.trust)
 
     def invalidate(self, user: int) -> None:
-        self.acts()
-        cache.invalidate([user])
+        self.pages.invalidate([user])
 
     def read(self, user: int, page: bytes) -> str:
         """Read as the API does, `page` being what PostgreSQL has; return what was shown and how it was had."""
-        self.acts()
-        lookup = cache.look_up(user)
+        lookup = self.pages.look_up(user)
         if lookup.page:
             return f"hit {lookup.page.body.decode()}"
-        cache.store(lookup, CachedPage(b"", page))
+        self.pages.store(lookup, CachedPage(b"", page))
         return f"{lookup.result} {page.decode()}"
 
 
@@ -63,13 +57,9 @@ class Two:
     old: Server
     new: Server
     address: Forwarder
-    monkeypatch: pytest.MonkeyPatch
-    processes: list[Process] = field(default_factory=list)
 
     def process(self) -> Process:
-        process = Process(self.address.port, self.monkeypatch)
-        self.processes.append(process)
-        return process
+        return Process(self.address.port)
 
     def fail_over(self, kind: str) -> None:
         """Have the second one take over. The first is demoted, or does not know; both go on answering."""
@@ -81,16 +71,13 @@ class Two:
 
 
 @pytest.fixture
-def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Two]:
+def two(tmp_path: Path) -> Iterator[Two]:
     directories = [tmp_path / "old", tmp_path / "new"]
     for directory in directories:
         directory.mkdir()
     old, new = (Server(directory) for directory in directories)
     address = Forwarder(old.port)
-    pool = client_at(address.port).connection_pool
-    monkeypatch.setattr(near_cache, "connection_pool", lambda: pool)
-    monkeypatch.setattr(era, "connection_pool", lambda: pool)
-    two = Two(old, new, address, monkeypatch)
+    two = Two(old, new, address)
     new.client().replicaof("127.0.0.1", old.port)
     wait_until(lambda: new.client().info("replication")["master_link_status"] == "up")
     yield two
@@ -128,14 +115,13 @@ def test_no_outdated_page_through_a_failover_and_pages_are_cached_again_after_it
 def test_a_loop_that_keeps_pages_follows_a_failover(two: Two, kind: str) -> None:
     reader, worker = two.process(), two.process()
     reader.read(1, b"old")
-    loop = LoopedNearCache()
+    loop = LoopedNearCache(reader.trust)
     found = loop.find(1)
     assert found
     assert found.body == b"old"
     two.fail_over(kind)
     worker.restart()
     worker.invalidate(1)
-    reader.acts()
     assert loop.find(1) is None
     wait_until(lambda: reader.read(1, b"new") == "hit new", HEALED_WITHIN)
     wait_until(lambda: loop.find(1) is not None, HEALED_WITHIN)
@@ -143,7 +129,6 @@ def test_a_loop_that_keeps_pages_follows_a_failover(two: Two, kind: str) -> None
     assert found
     assert found.body == b"new"
     worker.invalidate(1)
-    reader.acts()
     wait_until(
         lambda: loop.find(1) is None, 1
     )  # its announcement takes the way through the forwarder
@@ -188,8 +173,7 @@ def test_a_redis_that_is_full_is_left_alone(two: Two) -> None:
     full.config_set("maxmemory-policy", "noeviction")
     full.config_set("maxmemory", "1")
     assert reader.read(2, b"page") == "bypass page"
-    worker.acts()
-    cache.invalidate([], authors=[7])
+    worker.pages.invalidate([], authors=[7])
     time.sleep(era.CLOSED_AT_LEAST_SECONDS)
     reader.trust.refresh()
     assert CacheState.objects.get().closed_at is not None
@@ -252,8 +236,7 @@ def test_who_alone_cannot_read_postgresql_hears_of_a_closure_by_redis(
     with Unreachable(monkeypatch):
         reader.trust.refresh()
         assert reader.read(1, b"") == "hit old"
-    worker.acts()
-    cache.close()
+    worker.pages.close()
     with Unreachable(monkeypatch):
         assert reader.read(1, b"new") == "bypass new"
 
