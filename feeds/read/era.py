@@ -90,7 +90,7 @@ class CountedRedis:
 
     def check_role(self) -> None:
         """Do so with one short question. It is answered after what was done before has been announced to others."""
-        replication = cast(dict[str, Any], self.client.info("replication"))
+        replication = self.client.info("replication")
         if replication.get("role") != "master":
             raise NoMaster("Redis has become a replica.")
 
