@@ -129,12 +129,14 @@ class Era:
     """A generation of pages on one Redis."""
 
     name: str  # a part of each key
+    identity: str  # of the Redis
     redis: Redis
 
 
 def name_of(state: CacheState) -> str:
     """Return the part of each key that changes whenever earlier pages must not be read any more."""
-    return f"{state.generation}.{state.run_id}"
+    # The generation alone would do. The release before has the run id in it, and both run side by side for a while.
+    return f"{state.generation}.{state.run_id.partition('-')[0]}"
 
 
 def read_state() -> CacheState:
@@ -289,7 +291,7 @@ class Trust:
         if self._complaint:
             self._complaint = ""
             log.info("cache_trusted_again")
-        return Era(name_of(state), redis.client)
+        return Era(name_of(state), redis.identity, redis.client)
 
     def _try_to_open(self, state: CacheState) -> None:
         """Open a cache that has been closed for long enough, if Redis answers; `state` tells then."""

@@ -88,7 +88,7 @@ class NearCache:
         self._readings: dict[bytes, Reading] = {}
         self._batch: list[tuple[bytes, Reading]] = []
         self._is_asking = False
-        self._run_id = self._next_run_id = ""
+        self._identity = self._next_identity = ""
         self._closed = False
 
     def start(self) -> None:
@@ -113,13 +113,13 @@ class NearCache:
     async def find(self, user_id: int) -> KeptPage | None:
         """Return the cached first page of the user's feed; None: there is none, or that cannot be told now."""
         key = self._key(user_id)
-        era = self._era()
+        era = self._trust.now()
         if key is None or era is None:
             return None
         try:
             page = self._pages.get(key) or await self._read_page(key)
             if page is not None and page.watched and page.whole_as_of != self._tokens_changed:
-                page = await self._checked(page, era)
+                page = await self._checked(page, era.name)
         except RedisError:
             return None
         if page is not None:
@@ -130,9 +130,9 @@ class NearCache:
         """Make the connection anew when it leads to a Redis that does not count any more."""
         if self._closed:
             return
-        era = self._era()
-        if era is not None and self._run_id and not era.endswith(self._run_id):
-            self.redis.reconnect(f"Redis is {self._run_id}, and another one counts.")
+        era = self._trust.now()
+        if era is not None and self._identity and era.identity != self._identity:
+            self.redis.reconnect(f"Redis is {self._identity}, and another one counts.")
         self._loop.call_later(CHECK_EVERY_SECONDS, self._check)
 
     def _touch_later(self) -> None:
@@ -141,31 +141,27 @@ class NearCache:
 
     def touch(self) -> None:
         """Have Redis know which pages were read here: a full Redis drops what it takes for unused."""
-        era = self._era()
+        era = self._trust.now()
         keys: list[bytes] = []
         for key, page in self._pages.items():
             if page.used and era is not None:
                 page.used = False
                 keys.append(key)
-                keys += [author_key(author, era).encode() for author in page.watched]
+                keys += [author_key(author, era.name).encode() for author in page.watched]
         for start in range(0, len(keys), KEYS_A_COMMAND):
             touched = self.redis.ask("TOUCH", *keys[start : start + KEYS_A_COMMAND])
             touched.add_done_callback(_retrieve)
         self._touch_later()
 
-    def _era(self) -> str | None:
-        era = self._trust.now()
-        return era.name if era else None
-
     def _key(self, user_id: int) -> bytes | None:
         """Return the key of the user's page, with all known that Redis has announced; None if it cannot be trusted."""
-        era = self._era()
-        if era is None or not era.endswith(self._run_id) or not self.redis.connected:
+        era = self._trust.now()
+        if era is None or era.identity != self._identity or not self.redis.connected:
             return None
         self.redis.catch_up()
         if self._loop.time() - self.redis.heard_at > HEARD_WITHIN_SECONDS:
             return None
-        return page_key(user_id, era).encode()
+        return page_key(user_id, era.name).encode()
 
     async def _read_page(self, key: bytes) -> KeptPage | None:
         reading = self._reading_of(key)
@@ -268,16 +264,16 @@ class NearCache:
         """Have Redis announce changes on the new connection, and learn which Redis it is."""
         connection.send_command("CLIENT", "TRACKING", "ON")  # type: ignore[no-untyped-call]
         connection.read_response()
-        self._next_run_id = ask_identity(connection)
+        self._next_identity = ask_identity(connection)
 
     def connected(self) -> None:
         """Begin with nothing: what was announced before is not known."""
-        self._run_id = self._next_run_id
+        self._identity = self._next_identity
         self._forget_all()
 
     def lost(self) -> None:
         """Trust nothing that was kept. The views ask Redis themselves meanwhile: it may only have stumbled."""
-        self._run_id = ""
+        self._identity = ""
         self._forget_all()
 
     def announced(self, message: list[Any]) -> None:
