@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks import tables
-from feeds import cache
+from feeds.read import here
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.pagination import DEFAULT_LIMIT, START, Position
@@ -55,16 +55,16 @@ class Client:
 
     def uncached(self, user: int, query: str = "") -> float:
         """Return the seconds that the page takes when no cache has it."""
-        cache.invalidate([user])
+        here.pages.invalidate([user])
         return self.cached(user, query)
 
     def wait_for_cache(self, user: int) -> None:
         """Return when the cache is open, which after a bulk load takes some seconds."""
         deadline = time.perf_counter() + PATIENCE_SECONDS
-        while not cache.look_up(user).replaces:
+        while not here.pages.look_up(user).replaces:
             if time.perf_counter() > deadline:
                 raise RuntimeError("the cache did not open")
-            cache.invalidate([user])
+            here.pages.invalidate([user])
             time.sleep(0.1)
 
     def _get(self, user: int, query: str) -> bytes:

@@ -16,7 +16,8 @@ from eventbus.consume.processing import Processor
 from eventbus.ids import idempotency
 from eventbus.record import Delivery, Record
 from eventbus.subscription import Handlers, Subscription
-from feeds import cache, imports
+from feeds import imports
+from feeds.read import here
 from posts import services
 from posts.csvfiles import open_csv
 
@@ -72,7 +73,7 @@ def load(network: Network) -> None:
 def empty() -> None:
     """Leave nothing in the database, and no cached page."""
     database.execute(f"TRUNCATE {TABLES}")
-    cache.close()
+    here.pages.close()
 
 
 def records(authors: Iterable[int]) -> list[Record]:

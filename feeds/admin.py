@@ -14,9 +14,10 @@ from django.utils.safestring import SafeString
 
 from eventbus.admin import LargeTableAdmin, id_of
 from eventbus.ids.snowflake import MAX_ID
-from feeds import cache, inspector, verification
+from feeds import inspector, verification
 from feeds import rebuild as rebuilding
 from feeds.models import Feed, Follow
+from feeds.read import here
 from feeds.verification import Report
 from posts.pagination import Position
 
@@ -142,7 +143,7 @@ class FeedAdmin(LargeTableAdmin):
         self._tell(request, user_id, "Rebuilt.", messages.SUCCESS)
 
     def _drop_cache(self, request: HttpRequest, user_id: int) -> None:
-        cache.invalidate([user_id])
+        here.pages.invalidate([user_id])
         self._tell(request, user_id, "Cached page dropped.", messages.SUCCESS)
 
     def _tell(self, request: HttpRequest, user_id: int, what: str, level: int) -> None:

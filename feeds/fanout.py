@@ -109,7 +109,7 @@ WHERE user_id = reader AND post_id = post AND post_id = ANY(%(among)s::bigint[])
 
 _FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s::bigint[])"
 
-# From now on readers look for posts of these authors when they read; see `feeds.cache` for what the time is for.
+# From now on readers look for posts of these authors when they read; see `feeds.read.pages` for what the time is for.
 _WATCH = "UPDATE feeds SET pulled_since = clock_timestamp() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
 
 

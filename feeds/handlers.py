@@ -9,9 +9,10 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import cache, fanout, follows
+from feeds import fanout, follows
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
+from feeds.read import here
 from posts.events import PostCreated, PostDeleted, PostFact
 
 FeedFact = PostFact | FollowFact
@@ -86,7 +87,7 @@ class FeedHandlers(Handlers[FeedFact]):
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
         watched, by_every_page = Feed.objects.watched_among(authors)
         for users in follows.audience(authors - by_every_page, authors | followers):
-            cache.invalidate(users, watched)
+            here.pages.invalidate(users, watched)
 
 
 def _apply_step(facts: Sequence[Any], careful: bool) -> None:

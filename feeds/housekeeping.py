@@ -19,8 +19,9 @@ from django.utils import timezone
 from eventbus.background import Repeating
 from eventbus.database import locks
 from eventbus.database.sql import execute, fetch
-from feeds import cache, fanout
+from feeds import fanout
 from feeds.models import RESTING, Housekeeping
+from feeds.read import era, here
 from feeds.rebuild import rebuild
 
 POLL_SECONDS = 1.0
@@ -85,8 +86,8 @@ def watch_pulled_authors() -> int:
     with transaction.atomic():
         locks.acquire_bulk_load()
         marked = execute(_WATCH, values)
-        cache.mark_closed()
-    cache.wait_until_noticed()
+        era.mark_closed()
+    here.pages.wait_until_noticed()
     log.info("authors_watched", count=marked)
     return marked
 

@@ -11,7 +11,8 @@ from eventbus.database.sql import execute
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import compose
-from feeds import cache, fanout
+from feeds import fanout
+from feeds.read import era
 from posts.csvfiles import BadLine, BadLines, read_table
 from posts.models import ALIVE
 
@@ -88,7 +89,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     """Make `pairs` (follower, followee) active but for those that a later event changed; none when reading fails.
 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
-    commit; call `cache.wait_until_noticed` afterwards.
+    commit; call `here.pages.wait_until_noticed` afterwards.
     """
     execute(_STAGE)
     lines = _copy(pairs)
@@ -102,7 +103,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
         execute(_FEEDS)
         execute(_COUNTS, [fanout.pulled_from()])
         execute(_RAISE_FLOORS)
-        cache.mark_closed()
+        era.mark_closed()
     return Imported(lines, new)
 
 

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import NamedTuple
 
 from eventbus.database.sql import fetch
-from feeds import cache
-from feeds.cache import Kept
 from feeds.models import HORIZON, RESTING, Feed
+from feeds.read import here
+from feeds.read.pages import Kept
 from feeds.timeline import EVERYTHING, NEWEST_BY_DEFINITION
 from posts.models import Fanout
 
@@ -123,7 +123,7 @@ def inspect(user_id: int) -> Inspection:
     """
     entries, complete = _compare(user_id)
     feed = Feed.objects.filter(user_id=user_id).first()
-    return Inspection(user_id, feed, entries, complete, cache.inspect(user_id))
+    return Inspection(user_id, feed, entries, complete, here.pages.inspect(user_id))
 
 
 def _compare(user_id: int) -> tuple[list[Entry], bool]:

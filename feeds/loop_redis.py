@@ -78,6 +78,10 @@ class LoopRedis:
         self._wanted.set()
         self._lose(RedisConnectionError("closed"))
 
+    def reconnect(self, reason: str) -> None:
+        """Give the connection up, which leads to the wrong server, and have a new one made."""
+        self._lose(RedisConnectionError(reason))
+
     @property
     def connected(self) -> bool:
         return self._socket is not None

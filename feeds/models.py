@@ -275,10 +275,17 @@ def new_generation() -> int:
 
 
 class CacheState(models.Model):
-    """The single row that says whether cached pages count, and of which generation; see `feeds.cache`."""
+    """The single row that says whether cached pages count, and which generation on which Redis (`feeds.read.era`)."""
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     generation = models.BigIntegerField(default=new_generation)
+    run_id = models.CharField(
+        max_length=64,
+        default="",
+        db_default="",
+        blank=True,
+        help_text="the Redis that counts; empty: the next that answers",
+    )
     closed_at = models.DateTimeField(null=True)
 
     class Meta:

@@ -16,8 +16,8 @@ from django.utils import timezone
 
 from eventbus.database import locks
 from eventbus.database.sql import execute
-from feeds import cache
 from feeds.models import HORIZON, Feed
+from feeds.read import here
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 from posts.models import ALIVE
 
@@ -60,7 +60,7 @@ def rebuild(user_ids: Sequence[int]) -> None:
     locks.wait_for_workers()
     for user_id in user_ids:
         _fill(user_id)
-    cache.invalidate(user_ids)
+    here.pages.invalidate(user_ids)
 
 
 @transaction.atomic

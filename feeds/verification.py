@@ -19,9 +19,9 @@ from django.db import transaction
 from eventbus.database import locks
 from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
-from feeds import cache
 from feeds.models import FLOOR, RESTING, Feed
 from feeds.partitions import partitions
+from feeds.read import era, here
 from posts.models import ALIVE, PULLED, PUSHED
 
 # What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
@@ -189,7 +189,7 @@ def repair(users: Sequence[int] | None = None, track: Track = iter) -> None:
     _repair_states(users)
     for scope in track(scopes(users)):
         _repair(scope)
-    cache.wait_until_noticed()
+    here.pages.wait_until_noticed()
 
 
 def scopes(users: Sequence[int] | None = None) -> list[Scope]:
@@ -231,7 +231,7 @@ def _repair(scope: Scope) -> None:
     execute(_MORE_MEMORY)
     execute(_filled(_PAIRS + _REMOVE_EXTRA, scope), scope._asdict())
     execute(_filled(_PAIRS + _ADD_MISSING, scope), scope._asdict())
-    cache.mark_closed()
+    era.mark_closed()
 
 
 @transaction.atomic
@@ -240,7 +240,7 @@ def _repair_states(users: Sequence[int] | None) -> None:
     wrong = _wrong_states(users)
     execute(_MEND_STATES.format(**_CONSTANTS), {"wrong": wrong})
     execute(_MEND_FOLLOWS, {"wrong": wrong})
-    cache.mark_closed()
+    era.mark_closed()
 
 
 @transaction.atomic

@@ -1,9 +1,8 @@
 """The feed and follow API."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
-import orjson
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import ParseError, PermissionDenied
@@ -13,15 +12,15 @@ from rest_framework.views import APIView
 
 from eventbus import metrics
 from eventbus.ids.snowflake import MAX_ID
-from feeds import cache, services
-from feeds.cache import CachedPage, Lookup
+from feeds import services
 from feeds.events import FollowFact
 from feeds.models import Follow
+from feeds.read import first_page
+from feeds.read.page import body_of, with_links
 from feeds.timeline import Reader
 from posts import pagination
 from posts.errors import Unprocessable
-from posts.models import PostRow
-from posts.pagination import Page, Position
+from posts.pagination import Position
 from posts.principal import Principal, principal
 from posts.rates import WriteRate
 from posts.schemas import AcceptedSchema, NewPostsSchema, PostList, UserList
@@ -31,16 +30,13 @@ from posts.views import (
     accepted,
     event_headers,
     list_response,
-    post_json,
     write_ids,
 )
 
 READ_ANY_FEED = "feeds:read"
-NEWEST_COUNTED = 100
 SINCE = OpenApiParameter(
     "since", str, required=True, description="a post id; 0 counts from the first post"
 )
-_MORE = "+"
 
 
 class FeedView(APIView):
@@ -50,10 +46,11 @@ class FeedView(APIView):
         _require_reader(request, user_id)
         position, limit = pagination.position_of(request), pagination.limit_of(request)
         if position == pagination.START and limit == pagination.DEFAULT_LIMIT:
-            page, lookup = _first_page(user_id)
-            body, result = page.body, lookup.result
+            found = first_page.read(user_id)
+            body, result = found.page.body, found.result
         else:
-            body, result = _render(_page(Reader(user_id), position, limit)), "bypass"
+            page = first_page.read_page(Reader(user_id), position, limit)
+            body, result = body_of(page), "bypass"
         metrics.feed_cache_requests_total.labels(result).inc()
         address = f"{request.scheme}://{request.get_host()}{request.path}"
         answer = with_links(body, address, request.query_params.get("limit"))
@@ -66,13 +63,8 @@ class NewPostsView(APIView):
         """Tell how many posts of a feed are newer than `since`, up to 100, and which is the newest."""
         _require_reader(request, user_id)
         since = since_of(request.query_params.get("since", ""))
-        page, lookup = _first_page(user_id)
-        body = new_posts_body(page, since)
-        if body is None:
-            body = _new_posts_body(_remember_newest(user_id, page, lookup), since)
-        return HttpResponse(
-            body, content_type="application/json", headers={"X-Cache": lookup.result}
-        )
+        body, result = first_page.count_new(user_id, since)
+        return HttpResponse(body, content_type="application/json", headers={"X-Cache": result})
 
 
 class FollowView(APIView):
@@ -138,80 +130,6 @@ def since_of(text: str) -> int:
     if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
         return int(text)
     raise ParseError("since must be a post id.", code="invalid_since")
-
-
-def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:
-    """Return the first page and what the cache answered: it was there, or is read and cached on the way."""
-    lookup = cache.look_up(user_id)
-    if lookup.page:
-        return lookup.page, lookup
-    reader = Reader(user_id)
-    lookup = cache.watch(lookup, reader.pulled_authors())
-    page = _page(reader, pagination.START, pagination.DEFAULT_LIMIT)
-    cached = CachedPage(_newest(page.rows, more=page.next is not None), _render(page))
-    if reader.cacheable:
-        cache.store(lookup, cached)
-    return cached, lookup
-
-
-def _page(reader: Reader, position: Position, limit: int) -> Page:
-    page = pagination.paginate(reader.read, lambda row: row.id, position, limit, reader.any_beyond)
-    reader.note()
-    return page
-
-
-# A rendered page is the cursors of its neighbours and the JSON of its rows; the links depend on the host name that the
-# request came by, so they are put in last.
-
-
-def _render(page: Page) -> bytes:
-    cursors = [position.encode() if position else "" for position in (page.next, page.previous)]
-    return b"\n".join(
-        [
-            *(cursor.encode() for cursor in cursors),
-            orjson.dumps([post_json(row) for row in page.rows]),
-        ]
-    )
-
-
-def _newest(rows: Sequence[PostRow], *, more: bool) -> bytes:
-    """Return the ids of the newest posts, with a sign at the end if that is not all and not yet `NEWEST_COUNTED`."""
-    return ",".join([str(row.id) for row in rows] + [_MORE] * more).encode()
-
-
-def new_posts_body(page: CachedPage, since: int) -> bytes | None:
-    """Return the answer to how many posts are newer than `since`; None if the page does not reach so far back."""
-    ids = page.newest.decode().split(",") if page.newest else []
-    more = ids[-1:] == [_MORE]
-    if more:
-        ids.pop()
-    newest = [int(post_id) for post_id in ids]
-    if more and newest[-1] > since:
-        return None
-    return _new_posts_body(newest, since)
-
-
-def _new_posts_body(newest: Sequence[int], since: int) -> bytes:
-    count = sum(1 for post_id in newest if post_id > since)
-    return orjson.dumps({"count": count, "newest_id": str(newest[0]) if newest else None})
-
-
-def _remember_newest(user_id: int, page: CachedPage, lookup: Lookup) -> list[int]:
-    """Read as many ids as are ever counted, and keep them with the cached page."""
-    rows = Reader(user_id).read(pagination.START, NEWEST_COUNTED)
-    if lookup.result == "hit":
-        cache.store(lookup, page._replace(newest=_newest(rows, more=False)))
-    return [row.id for row in rows]
-
-
-def with_links(body: bytes, address: str, limit: str | None) -> bytes:
-    """Return a rendered page as it is sent, with links to its neighbours at `address`, its own URL without a query."""
-    following, previous, results = body.split(b"\n", 2)
-    links = (
-        orjson.dumps(pagination.link_at(address, cursor.decode(), limit) if cursor else None)
-        for cursor in (following, previous)
-    )
-    return b'{"results":%b,"next":%b,"previous":%b}' % (results, *links)
 
 
 def _users(request: Request, read: Callable[[Position, int], list[int]]) -> Response:

@@ -214,7 +214,7 @@ CACHES: dict[str, Any] = {
             "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT,
             "SOCKET_TIMEOUT": REDIS_TIMEOUT,
             "IGNORE_EXCEPTIONS": True,
-            # A failure must be noticed, not tried again behind our back: see feeds.cache.
+            # A failure must be noticed, not tried again behind our back: see feeds.read.era.
             "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
         },
     }

@@ -88,10 +88,13 @@ def take(user_id: int) -> Standing | None:
         trial = REDIS.enter()
     except ServerAway:
         return None
+    redis = get_redis_connection("default")
     try:
-        answer = get_redis_connection("default").execute_command(*command(user_id, found))
+        answer = redis.execute_command(*command(user_id, found))
     except RedisError as error:
         REDIS.failed(error, trial)
+        # Such as a master that has become a replica: a new connection leads to its successor.
+        redis.connection_pool.disconnect(inuse_connections=False)
         return None
     REDIS.succeeded()
     return standing(found, answer)

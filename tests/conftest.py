@@ -7,7 +7,7 @@ import pytest
 
 from eventbus import producer
 from eventbus.ids import clock, node_lease
-from feeds import cache
+from feeds.read import here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +36,6 @@ def a_lease_of_this_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def a_cache_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_cache_of_this_test() -> None:
     """Forget the state of the cache, which this process trusts for a second: the tables may be other ones by then."""
-    monkeypatch.setattr(cache, "_trusted", cache._Trusted())
+    here.trust.forget()

@@ -9,7 +9,8 @@ from django.core.handlers.wsgi import WSGIHandler
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import producer
-from feeds.near_cache import NearCache
+from feeds.read import here
+from feeds.read.near_cache import NearCache
 from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
@@ -38,7 +39,7 @@ class Application:
         """Begin; called once, before the first request."""
         self._loop = loop
         self._body_clock = BodyClock(loop)
-        self._near = NearCache(loop)
+        self._near = NearCache(loop, here.trust)
         self._tally = Tally(loop)
         self._keepers = Keepers()
         self._hot = HotAnswers(self._near, self._tally, self._keepers)

@@ -26,8 +26,9 @@ from eventbus.ids import idempotency
 from eventbus.ids.snowflake import MAX_ID
 from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
-from feeds.near_cache import KeptPage, NearCache
-from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
+from feeds.read.near_cache import KeptPage, NearCache
+from feeds.read.page import new_posts_body, with_links
+from feeds.views import FeedView, NewPostsView, may_read, since_of
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import principal_without_waiting, token_of
 from feedsite.front.http import Answer, HeaderList, Request
@@ -112,9 +113,10 @@ class HotAnswers:
 
     def _first_page(self, request: Request, kept: KeptPage) -> bytes:
         address = f"{_scheme(request)}://{request.headers.get('host')}"
-        body = kept.answers.get(address)
+        body = kept.answer_at(address)
         if body is None:
-            body = kept.answers[address] = with_links(kept.page.body, address + request.path, None)
+            made = with_links(kept.page.body, address + request.path, None)
+            body = kept.keep_answer(address, made)
         return body
 
     async def _post(self, request: Request) -> Answer | None:

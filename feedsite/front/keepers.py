@@ -14,7 +14,7 @@ from eventbus.breaker import KAFKA, REDIS
 from eventbus.database.sql import fetch
 from eventbus.ids import node_lease
 from eventbus.watch.health import OK, Health, Watch
-from feeds import cache
+from feeds.read import here
 from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25
@@ -128,4 +128,4 @@ def _check_topics() -> None:
 
 def _refresh_era() -> None:
     with answer_within(ERA_ANSWER_SECONDS):
-        cache.refresh_era()
+        here.trust.refresh()

@@ -30,7 +30,7 @@ from eventbus.consume.processing import Processor
 from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
 from eventbus.watch.heartbeat import Heart
-from feeds import handlers, views
+from feeds import handlers
 from feeds.models import FeedEntry
 from posts.models import Post
 from tests.admin import browser as browsers
@@ -216,7 +216,7 @@ def test_without_kafka_the_pipeline_is_there_and_says_so(visit: Visit, settings:
 
 def test_the_inspector_shows_each_source_and_each_difference(visit: Visit, settings: Any) -> None:
     posts = a_feed_with_everything(settings)
-    views._first_page(READER)
+    first_page.read(READER)
     for size, scheme in VIEWS:
         visitor = visit(size, scheme)
         page = visitor.open(inspector_of(READER))

@@ -8,8 +8,9 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventbus.ids.snowflake import MAX_ID
-from feeds import cache, inspector, views
+from feeds import inspector
 from feeds.models import RESTING, Feed, FeedEntry
+from feeds.read import first_page, here
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
 from tests.factories import (
     PostCreatedFactory,
@@ -139,21 +140,23 @@ def test_the_newest_hundred_are_shown_and_no_difference_invented_below(
 def test_the_cache_is_told_as_it_is(settings: Settings) -> None:
     settings.FEED_STRATEGY = "pull"
     post()
-    assert cache.inspect(READER).state == "miss: nothing is kept"
-    views._first_page(READER)
-    kept = cache.inspect(READER)
+    assert here.pages.inspect(READER).state == "miss: nothing is kept"
+    first_page.read(READER)
+    kept = here.pages.inspect(READER)
     assert (kept.state, kept.is_hit, list(kept.watched)) == ("hit", True, [1])
     assert 0 < kept.seconds_left <= settings.FEED_CACHE_TTL
-    cache.invalidate([], [1])
-    assert cache.inspect(READER).state == "miss: an author that the page watches has posted since"
-    cache.look_up(3)
-    assert cache.inspect(3).state == "miss: a reader is about to store the page"
+    here.pages.invalidate([], [1])
+    assert (
+        here.pages.inspect(READER).state == "miss: an author that the page watches has posted since"
+    )
+    here.pages.look_up(3)
+    assert here.pages.inspect(3).state == "miss: a reader is about to store the page"
 
 
 def test_looking_changes_nothing(admin_client: Client) -> None:
     post()
     text_of(admin_client, inspector_of(READER))
-    assert cache.inspect(READER).state == "miss: nothing is kept"
+    assert here.pages.inspect(READER).state == "miss: nothing is kept"
 
 
 def test_verify_tells_equal_or_what_differs(admin_client: Client) -> None:
@@ -185,10 +188,10 @@ def test_rebuilding_who_is_not_there_says_so(admin_client: Client) -> None:
 
 
 def test_dropping_the_cached_page(admin_client: Client) -> None:
-    views._first_page(READER)
-    assert cache.inspect(READER).is_hit
+    first_page.read(READER)
+    assert here.pages.inspect(READER).is_hit
     assert "Cached page dropped." in act(admin_client, "drop")
-    assert cache.inspect(READER).state == "miss: nothing is kept"
+    assert here.pages.inspect(READER).state == "miss: nothing is kept"
 
 
 def test_an_action_nobody_knows_does_nothing(admin_client: Client) -> None:

@@ -24,8 +24,8 @@ POINTS = {
     "after poll": ("eventbus.consume.consumer", "EventConsumer._take_batch", "after"),
     "before the database commit": ("eventbus.models", "ProcessedEventQuerySet.record", "after"),
     "after the database commit": ("eventbus.consume.processing", "Processor._transaction", "after"),
-    "before cache invalidation": ("feeds.cache", "invalidate", "before"),
-    "after cache invalidation": ("feeds.cache", "invalidate", "after"),
+    "before cache invalidation": ("feeds.read.pages", "Pages.invalidate", "before"),
+    "after cache invalidation": ("feeds.read.pages", "Pages.invalidate", "after"),
     "before PostgreSQL keeps the offset": ("eventbus.consume.offsets", "advance", "before"),
     "before the offset commit": (
         "eventbus.consume.consumer",

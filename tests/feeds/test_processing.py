@@ -15,10 +15,11 @@ from pytest_django import Settings
 
 from eventbus.exceptions import InvalidEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
-from feeds import cache, fanout, housekeeping, verification
-from feeds.cache import CachedPage
+from feeds import fanout, housekeeping, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, FeedEntry, Withdrawal
+from feeds.read import here
+from feeds.read.page import CachedPage
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts.events import PostCreated
@@ -105,15 +106,15 @@ class ForgetfulWorker(Worker):
 
 def read_through_the_cache(user: int) -> list[int]:
     """Read a short first page as the view does."""
-    lookup = cache.look_up(user)
+    lookup = here.pages.look_up(user)
     if lookup.page:
         return [int(post) for post in lookup.page.body.decode().split()]
     reader = Reader(user)
-    lookup = cache.watch(lookup, reader.pulled_authors())
+    lookup = here.pages.watch(lookup, reader.pulled_authors())
     page = [row.id for row in reader.read(START, 3)]
     reader.note()
     if reader.cacheable:
-        cache.store(lookup, CachedPage(b"", " ".join(map(str, page)).encode()))
+        here.pages.store(lookup, CachedPage(b"", " ".join(map(str, page)).encode()))
     return page
 
 
@@ -125,7 +126,7 @@ def step_over(users: Sequence[int]) -> None:
 
 def put_to_rest(user: int) -> None:
     """Let so much time pass without a read of the feed that it is put to rest."""
-    cache.invalidate([user])  # its page is long gone by then
+    here.pages.invalidate([user])  # its page is long gone by then
     Feed.objects.filter(user_id=user).update(last_read_at="2025-01-01T00:00:00Z")
     step_over([user])
 
@@ -404,9 +405,9 @@ def test_the_pages_of_all_followers_are_dropped_however_many_they_are(
     celebrity: PostCreated,
 ) -> None:
     readers = [1, FOLLOWERS[0], FOLLOWERS[PART], FOLLOWERS[-1]]
-    cache.invalidate(readers)
+    here.pages.invalidate(readers)
     assert [read_through_the_cache(user) for user in readers] == [[]] * 4
-    assert {cache.look_up(user).result for user in readers} == {"hit"}
+    assert {here.pages.look_up(user).result for user in readers} == {"hit"}
     Worker().process(celebrity)
     assert [read_through_the_cache(user) for user in readers] == [[celebrity.post_id]] * 4
 

@@ -13,8 +13,9 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventbus.database import locks
-from feeds import cache, fanout, handlers, housekeeping, rebuild, verification
+from feeds import fanout, handlers, housekeeping, rebuild, verification
 from feeds.models import RESTING, Feed, FeedEntry, Follow
+from feeds.read import here
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.pagination import START
@@ -164,7 +165,7 @@ def test_any_read_brings_the_feed_back(worker: Worker, path: str) -> None:
 def test_a_page_read_at_rest_is_not_kept_though_the_feed_was_rebuilt_meanwhile(
     worker: Worker,
 ) -> None:
-    lookup = cache.look_up(READER)
+    lookup = here.pages.look_up(READER)
     reader = Reader(READER)
     reader.read(START, 20)
     worker.process(PostCreatedFactory(author_id=AUTHOR))  # voids nothing of this reader

@@ -14,8 +14,10 @@ from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 
-from feeds import cache, handlers, housekeeping, verification
-from feeds.models import CacheState, Feed, FeedEntry
+from feeds import handlers, housekeeping, verification
+from feeds.models import CacheState, Feed, FeedEntry, new_generation
+from feeds.read import era, here
+from feeds.read.pages import MAX_WATCHED
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
 from posts import pagination
@@ -60,9 +62,9 @@ def post(worker: Worker, author: int = AUTHOR) -> int:
 
 
 def reopen_cache() -> None:
-    """Let the time pass for which a closed cache stays closed."""
-    CacheState.objects.update(closed_at="2026-01-01T00:00:00Z")
-    time.sleep(cache.TRUST_SECONDS)
+    """Open it as a process does when the time has passed for which a closed cache stays closed."""
+    CacheState.objects.update(closed_at=None, generation=new_generation())
+    time.sleep(era.TRUST_SECONDS)
 
 
 def kinds(author: int = AUTHOR) -> list[str]:
@@ -204,7 +206,7 @@ def test_following_and_unfollowing_a_pulled_author(star: Worker) -> None:
 
 def test_a_reader_of_very_many_pulled_authors_is_not_cached_but_right(settings: Settings) -> None:
     settings.FEED_STRATEGY, worker = "pull", Worker()
-    authors = range(10, 10 + cache.MAX_WATCHED)
+    authors = range(10, 10 + MAX_WATCHED)
     follows = [UserFollowedFactory(follower_id=READER, followee_id=author) for author in authors]
     apply(*follows)
     first = post(worker, author=authors[0])
@@ -214,7 +216,7 @@ def test_a_reader_of_very_many_pulled_authors_is_not_cached_but_right(settings: 
     ]  # as many as a page can watch
 
     apply(UserFollowedFactory(follower_id=READER, followee_id=authors[-1] + 1))
-    cache.invalidate([READER])
+    here.pages.invalidate([READER])
     read = [open_feed(READER) for _ in range(3)]
     assert [page for page, _ in read] == [[first]] * 3
     assert "hit" not in {how for _, how in read}

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from eventbus import envelope
 from eventbus.exceptions import InvalidEvent
-from feeds import cache, imports
+from feeds import imports
+from feeds.read import here
 from posts.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
 
 
@@ -62,7 +63,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             raise CommandError("Interrupted. Nothing was imported.") from None
         if done.new_follows:
-            cache.wait_until_noticed()
+            here.pages.wait_until_noticed()
         self.stdout.write(f"{done.lines} follows read, {done.new_follows} new")
         if bad_lines.count:
             self.stdout.write(f"{bad_lines.count} bad lines are in {skip_invalid}")

@@ -10,31 +10,58 @@ the loop ask for in one round trip.
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from redis import Connection, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
 
-from feeds import cache
 from feeds.loop_redis import LoopRedis
+from feeds.read.era import Trust, ask_identity
+from feeds.read.page import (
+    AUTHOR_KEYS,
+    KeptValue,
+    author_key,
+    page_key,
+    read_value,
+    sealed,
+    watched_by,
+)
+from feeds.read.pages import KEYS_A_COMMAND
 
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.
 OVERHEAD_BYTES = 600
 HEARD_WITHIN_SECONDS = 1.0
+# At most that many addresses of the same page, such as by HTTP and HTTPS.
+ANSWERS_KEPT = 2
+CHECK_EVERY_SECONDS = 0.25
+TOUCH_EVERY_SECONDS = 60.0
 
 
 class KeptPage:
     """A cached page in this process, and the bodies of answers made of it, by the address they were asked at."""
 
-    __slots__ = ("answers", "bytes", "page", "seal", "watched", "whole_as_of")
+    __slots__ = ("_answers", "bytes", "page", "seal", "used", "watched", "whole_as_of")
 
-    def __init__(self, value: bytes) -> None:
-        self.seal, self.page = cache.read_page(value)
-        self.watched = cache.watched_by(self.seal)
-        self.bytes = 2 * len(value) + OVERHEAD_BYTES
+    def __init__(self, kept: KeptValue) -> None:
+        self.seal, self.page = kept.seal, kept.page
+        self.watched = watched_by(kept.seal)
+        value_bytes = len(kept.page.body) + len(kept.page.newest) + 2 * len(kept.seal)
+        self.bytes = (1 + ANSWERS_KEPT) * value_bytes + OVERHEAD_BYTES
         self.whole_as_of = -1
-        self.answers: dict[str, bytes] = {}
+        self.used = True  # since Redis was told last
+        self._answers: dict[str, bytes] = {}
+
+    def answer_at(self, address: str) -> bytes | None:
+        """Return the body that was made for this address, if it is kept."""
+        return self._answers.get(address)
+
+    def keep_answer(self, address: str, body: bytes) -> bytes:
+        """Keep a body for the next who asks at this address, and return it."""
+        # Clients choose the address: it must not cost more than was reckoned with.
+        if len(self._answers) >= ANSWERS_KEPT:
+            self._answers.clear()
+        self._answers[address] = body
+        return body
 
 
 class Reading:
@@ -50,9 +77,10 @@ class Reading:
 class NearCache:
     """Finds first pages without waiting for anyone else; all methods are for the loop it was made for."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
         self._loop = loop
-        self.redis = LoopRedis(loop, cache.connection_pool(), self)
+        self._trust = trust
+        self.redis = LoopRedis(loop, trust.pool, self)
         self._pages: dict[bytes, KeptPage] = {}
         self._tokens: dict[bytes, bytes] = {}
         self._bytes = 0
@@ -60,13 +88,17 @@ class NearCache:
         self._readings: dict[bytes, Reading] = {}
         self._batch: list[tuple[bytes, Reading]] = []
         self._is_asking = False
-        self._run_id = self._next_run_id = ""
+        self._identity = self._next_identity = ""
+        self._closed = False
 
     def start(self) -> None:
         """Connect to Redis; returns at once."""
         self.redis.start()
+        self._check()
+        self._touch_later()
 
     def close(self) -> None:
+        self._closed = True
         self.redis.close()
 
     def kept(self, user_id: int) -> KeptPage | None:
@@ -75,40 +107,71 @@ class NearCache:
         page = self._pages.get(key) if key else None
         if page is None or (page.watched and page.whole_as_of != self._tokens_changed):
             return None
+        page.used = True
         return page
 
     async def find(self, user_id: int) -> KeptPage | None:
         """Return the cached first page of the user's feed; None: there is none, or that cannot be told now."""
         key = self._key(user_id)
-        era = cache.era_now()
+        era = self._trust.now()
         if key is None or era is None:
             return None
         try:
             page = self._pages.get(key) or await self._read_page(key)
             if page is not None and page.watched and page.whole_as_of != self._tokens_changed:
-                page = await self._checked(page, era)
+                page = await self._checked(page, era.name)
         except RedisError:
             return None
+        if page is not None:
+            page.used = True
         return page
+
+    def _check(self) -> None:
+        """Make the connection anew when it leads to a Redis that does not count any more."""
+        if self._closed:
+            return
+        era = self._trust.now()
+        if era is not None and self._identity and era.identity != self._identity:
+            self.redis.reconnect(f"Redis is {self._identity}, and another one counts.")
+        self._loop.call_later(CHECK_EVERY_SECONDS, self._check)
+
+    def _touch_later(self) -> None:
+        if not self._closed:
+            self._loop.call_later(TOUCH_EVERY_SECONDS, self.touch)
+
+    def touch(self) -> None:
+        """Have Redis know which pages were read here: a full Redis drops what it takes for unused."""
+        era = self._trust.now()
+        keys: list[bytes] = []
+        for key, page in self._pages.items():
+            if page.used and era is not None:
+                page.used = False
+                keys.append(key)
+                keys += [author_key(author, era.name).encode() for author in page.watched]
+        for start in range(0, len(keys), KEYS_A_COMMAND):
+            touched = self.redis.ask("TOUCH", *keys[start : start + KEYS_A_COMMAND])
+            touched.add_done_callback(_retrieve)
+        self._touch_later()
 
     def _key(self, user_id: int) -> bytes | None:
         """Return the key of the user's page, with all known that Redis has announced; None if it cannot be trusted."""
-        era = cache.era_now()
-        if era is None or not era.endswith(self._run_id) or not self.redis.connected:
+        era = self._trust.now()
+        if era is None or era.identity != self._identity or not self.redis.connected:
             return None
         self.redis.catch_up()
         if self._loop.time() - self.redis.heard_at > HEARD_WITHIN_SECONDS:
             return None
-        return cache.page_key(user_id, era).encode()
+        return page_key(user_id, era.name).encode()
 
     async def _read_page(self, key: bytes) -> KeptPage | None:
         reading = self._reading_of(key)
         value = await reading.value
-        if value is None or not value.startswith(cache.PAGE):
+        found = read_value(value) if value else None
+        if found is None:
             return None
         kept = self._pages.get(key)
         if kept is None:
-            kept = KeptPage(value)
+            kept = KeptPage(found)
             if not reading.void:
                 self._pages[key] = kept
                 self._bytes += kept.bytes
@@ -119,13 +182,13 @@ class NearCache:
         """Return the page if no author that it watches has posted since, as far as Redis has told."""
         as_of = self._tokens_changed
         tokens = await self._tokens_of(kept.watched, era)
-        if None in tokens or cache.sealed(kept.watched, tokens) != kept.seal:
+        if None in tokens or sealed(kept.watched, tokens) != kept.seal:
             return None
         kept.whole_as_of = as_of
         return kept
 
     async def _tokens_of(self, authors: Sequence[int], era: str) -> list[bytes | None]:
-        keys = [cache.author_key(author, era).encode() for author in authors]
+        keys = [author_key(author, era).encode() for author in authors]
         missing = [key for key in keys if key not in self._tokens]
         found: dict[bytes, bytes | None] = {}
         readings = [(key, self._reading_of(key)) for key in missing]
@@ -201,21 +264,16 @@ class NearCache:
         """Have Redis announce changes on the new connection, and learn which Redis it is."""
         connection.send_command("CLIENT", "TRACKING", "ON")  # type: ignore[no-untyped-call]
         connection.read_response()
-        connection.send_command("INFO", "server")  # type: ignore[no-untyped-call]
-        told = cast(bytes, connection.read_response()).decode("ascii", "replace")
-        lines = dict(line.split(":", 1) for line in told.splitlines() if ":" in line)
-        if "run_id" not in lines:
-            raise RedisConnectionError("Redis does not tell its run id.")
-        self._next_run_id = lines["run_id"]
+        self._next_identity = ask_identity(connection)
 
     def connected(self) -> None:
         """Begin with nothing: what was announced before is not known."""
-        self._run_id = self._next_run_id
+        self._identity = self._next_identity
         self._forget_all()
 
     def lost(self) -> None:
         """Trust nothing that was kept. The views ask Redis themselves meanwhile: it may only have stumbled."""
-        self._run_id = ""
+        self._identity = ""
         self._forget_all()
 
     def announced(self, message: list[Any]) -> None:
@@ -233,5 +291,10 @@ class NearCache:
                 self._drop_token(key)
             if reading := self._readings.get(key):
                 reading.void = True
-            if key.startswith(cache.AUTHOR_KEYS):
+            if key.startswith(AUTHOR_KEYS):
                 self._tokens_changed += 1
+
+
+def _retrieve(answer: "asyncio.Future[Any]") -> None:
+    """Take note of an answer that nobody waits for."""
+    answer.exception()

@@ -1,0 +1,67 @@
+"""Reading the first page of a feed: the one place that knows in which order.
+
+1. The *near cache*, on the event loop alone: a page that this process keeps, and has heard of no change to.
+2. *Redis*: a page whose seal is whole, or a lease to store one.
+3. *PostgreSQL*. The authors that the page watches are sealed before anything of it is read, so that a post of theirs
+   which is not on it breaks the seal. It is stored only if changes to the feed will void it, and in place of the lease.
+
+An event loop looks in the first two, with `NearCache.find`, and hands over to `read` on a thread what is in neither.
+"""
+
+from typing import NamedTuple
+
+from feeds.read import here, page
+from feeds.read.page import CachedPage
+from feeds.read.pages import Lookup
+from feeds.timeline import Reader
+from posts import pagination
+from posts.pagination import Page, Position
+
+
+class FirstPage(NamedTuple):
+    """A first page, and whether it came from the cache: `hit`, `miss` or `bypass`."""
+
+    page: CachedPage
+    result: str
+
+
+def read(user_id: int) -> FirstPage:
+    """Return the first page of the user's feed: it was cached, or is read and cached on the way."""
+    found, lookup = _read(user_id)
+    return FirstPage(found, lookup.result)
+
+
+def count_new(user_id: int, since: int) -> tuple[bytes, str]:
+    """Return the answer to how many posts are newer than `since`, and whether the page came from the cache."""
+    found, lookup = _read(user_id)
+    body = page.new_posts_body(found, since)
+    if body is None:
+        body = page.counted(_remember_newest(user_id, found, lookup), since)
+    return body, lookup.result
+
+
+def read_page(reader: Reader, position: Position, limit: int) -> Page:
+    """Return any page of a feed from PostgreSQL, and remember that it was read."""
+    found = pagination.paginate(reader.read, lambda row: row.id, position, limit, reader.any_beyond)
+    reader.note()
+    return found
+
+
+def _read(user_id: int) -> tuple[CachedPage, Lookup]:
+    lookup = here.pages.look_up(user_id)
+    if lookup.page:
+        return lookup.page, lookup
+    reader = Reader(user_id)
+    lookup = here.pages.watch(lookup, reader.pulled_authors())
+    made = page.rendered(read_page(reader, pagination.START, pagination.DEFAULT_LIMIT))
+    if reader.cacheable:
+        here.pages.store(lookup, made)
+    return made, lookup
+
+
+def _remember_newest(user_id: int, found: CachedPage, lookup: Lookup) -> list[int]:
+    """Read as many ids as are ever counted, and keep them with the cached page."""
+    rows = Reader(user_id).read(pagination.START, page.NEWEST_COUNTED)
+    if lookup.result == "hit":
+        here.pages.store(lookup, found._replace(newest=page.newest_of(rows, more=False)))
+    return [row.id for row in rows]
