@@ -11,20 +11,26 @@ from django.contrib.contenttypes.models import ContentType
 from django.core import signing
 from django.core.exceptions import SuspiciousOperation
 from django.core.paginator import Paginator
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Q, QuerySet
 from django.db.models.expressions import Combinable
-from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from eventbus import bulk, charts, payloads
+from eventbus import bulk, charts, payloads, pipeline
 from eventbus import replay as replays
 from eventbus.bulk import Job
 from eventbus.exceptions import PublishFailed
-from eventbus.filters import ErrorFilter, GroupErrorFilter, GroupFilter, StateFilter, TypeFilter
+from eventbus.filters import (
+    ChosenFilter,
+    ErrorFilter,
+    GroupErrorFilter,
+    GroupFilter,
+    StateFilter,
+    TypeFilter,
+)
 from eventbus.models import (
     DeadLetter,
     DeadLetterFailure,
@@ -36,15 +42,21 @@ from eventbus.snowflake import MAX_ID
 from eventbus.sql import fetch
 
 HISTORY_HOURS = 24
+HISTORY_FAILURES = 50_000
+LISTED = ("id", "state", "group", "event_id", "attempts", "replays", "last_failed_at")
 DISCARDED_AT_ONCE = 5_000
 # What an action was asked with, beside its selection.
 KEPT = ("reason", "parked", "overdue", "from_entry")
 
+# Of the newest failures only, so that a flood makes no page slow.
 _FAILURES_BY_HOUR = """
 SELECT group_id, floor(extract(epoch FROM now() - last_failed_at) / 3600)::int AS ago, count(*)
-FROM dead_letters
-WHERE last_failed_at > now() - make_interval(hours => %s) AND last_failed_at <= now()
-    AND group_id = ANY(%s::bigint[])
+FROM (
+    SELECT group_id, last_failed_at FROM dead_letters
+    WHERE last_failed_at > now() - make_interval(hours => %s) AND last_failed_at <= now()
+    ORDER BY last_failed_at DESC LIMIT %s
+) AS newest
+WHERE group_id = ANY(%s::bigint[])
 GROUP BY 1, 2
 """
 
@@ -148,8 +160,9 @@ class DeadLetterActions(ReadOnlyAdmin):
         raise NotImplementedError
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        # The filters read what is theirs before anyone asks; all else could be any query, or none that there is.
-        return False
+        # Any other would be a way to ask for any query, or for one that PostgreSQL refuses.
+        filters = cast(Sequence[type[ChosenFilter]], self.list_filter)
+        return lookup in {chosen.parameter_name for chosen in filters}
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("eventbus.replay_deadletter")
@@ -158,9 +171,7 @@ class DeadLetterActions(ReadOnlyAdmin):
         return request.user.has_perm("eventbus.discard_deadletter")
 
     @admin.action(description="Replay", permissions=["replay"])
-    def replay_selected(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> HttpResponse | None:
+    def replay_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
         entries = self.entries(queryset).replayable(parked=True, overdue=True)
         if "confirmed" not in request.POST:
             return self._confirm(request, entries, "Replay")
@@ -169,7 +180,9 @@ class DeadLetterActions(ReadOnlyAdmin):
         self._write_log(job, f"Replayed {job.done} dead letters.")
         if stopped_by is None and not job.finished:
             return self._progress(request, job, "Replay")
-        told = f"{job.done} replayed, {job.skipped} skipped, {job.failed} not acknowledged by Kafka."
+        told = (
+            f"{job.done} replayed, {job.skipped} skipped, {job.failed} not acknowledged by Kafka."
+        )
         if stopped_by is not None:
             told = f"{told} {stopped_by} The rest is still open."
         level = messages.WARNING if job.failed or job.skipped or stopped_by else messages.SUCCESS
@@ -213,14 +226,13 @@ class DeadLetterActions(ReadOnlyAdmin):
     def _confirm(
         self, request: HttpRequest, entries: DeadLetterQuerySet, verb: str
     ) -> TemplateResponse:
-        job = Job.of(entries)
+        found = bulk.survey(entries)
         context = {
-            **self._carried(request, job, verb),
+            **self._carried(request, Job.of(found), verb),
             "title": f"{verb} dead letters",
-            "count": job.total,
-            **bulk.states(entries),
+            **found,
             "reason_missing": "confirmed" in request.POST,
-            "examples": entries.select_related("group").defer("value", "headers").order_by("id")[:5],
+            "examples": entries.only(*LISTED).prefetch_related("group").order_by("id")[:5],
         }
         return TemplateResponse(request, "admin/eventbus/confirm.html", context)
 
@@ -256,7 +268,7 @@ class DeadLetterActions(ReadOnlyAdmin):
         """Return the job that the page carries, or a new one, with its lines in the log of actions."""
         token = request.POST.get("job")
         try:
-            job = Job.load(token, _owner(request, verb)) if token else Job.of(entries)
+            job = Job.load(token, _owner(request, verb)) if token else Job.of(bulk.survey(entries))
         except signing.BadSignature as error:
             raise SuspiciousOperation("This page is not of this action.") from error
         if not job.log_entries:
@@ -321,13 +333,6 @@ class DeadLetterGroupAdmin(DeadLetterActions):
     def entries(self, queryset: QuerySet[DeadLetterGroup]) -> DeadLetterQuerySet:
         return DeadLetter.objects.filter(group__in=queryset.order_by().values("pk"))
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[DeadLetterGroup]:
-        # A look into an index for each group, rather than a join of all entries to all groups.
-        waiting = DeadLetter.objects.unresolved().filter(group=OuterRef("pk")).order_by()
-        counted = waiting.values("group").annotate(count=Count("*")).values("count")
-        groups: QuerySet[DeadLetterGroup] = super().get_queryset(request)
-        return groups.annotate(open_entries=Coalesce(Subquery(counted), 0))
-
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return GroupList
 
@@ -339,10 +344,9 @@ class DeadLetterGroupAdmin(DeadLetterActions):
     def short_message(self, group: DeadLetterGroup) -> SafeString:
         return format_html('<span class="clamped">{}</span>', group.message)
 
-    @admin.display(ordering="open_entries")
-    def unresolved(self, group: Any) -> int:
-        count: int = group.open_entries
-        return count
+    @admin.display
+    def unresolved(self, group: Any) -> str:
+        return pipeline.at_most(group.unresolved)
 
     @admin.display(description="last 24 hours")
     def last_day(self, group: Any) -> SafeString:
@@ -354,13 +358,15 @@ class DeadLetterGroupAdmin(DeadLetterActions):
 
 
 class GroupList(ChangeList):
-    """Groups with the failures of their entries in the last hours, counted for those on the page alone."""
+    """Groups with what is counted of their entries, for those on the page alone."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
-        hours = failures_by_hour([group.pk for group in self.result_list])
+        ids = [group.pk for group in self.result_list]
+        unresolved, hours = pipeline.unresolved(ids), failures_by_hour(ids)
         for group in self.result_list:
+            group.unresolved = unresolved[group.pk]
             group.hours = hours[group.pk]
 
 
@@ -391,14 +397,14 @@ class DeadLetterAdmin(DeadLetterActions):
     list_display = [
         "id",
         "state",
-        "group",
+        "cause",
+        "message",
         "event_id",
         "attempts",
         "replays",
         "last_failed_at",
     ]
     list_filter = [StateFilter, TypeFilter, ErrorFilter, GroupFilter]
-    list_select_related = ["group"]
     ordering = ["-last_failed_at", "-id"]
     search_fields = ["pk"]
     search_help_text = "The id of an event or of a dead letter."
@@ -449,10 +455,21 @@ class DeadLetterAdmin(DeadLetterActions):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DeadLetter]:
         queryset: QuerySet[DeadLetter] = super().get_queryset(request)
-        # The list shows no payloads, which may be megabytes each.
         match = request.resolver_match
-        is_list = match is not None and (match.url_name or "").endswith("changelist")
-        return queryset.defer("value", "headers") if is_list else queryset
+        if match is None or not (match.url_name or "").endswith("changelist"):
+            return queryset
+        # Not what the list does not show: payloads may be megabytes each. Groups are few, and a join would have
+        # PostgreSQL sort all entries with the texts of theirs.
+        return queryset.only(*LISTED).prefetch_related("group")
+
+    @admin.display(description="cause", ordering="group__exception")
+    def cause(self, entry: DeadLetter) -> str:
+        return entry.group.cause
+
+    @admin.display(description="message")
+    def message(self, entry: DeadLetter) -> SafeString:
+        link = '<a class="clamped" href="../deadlettergroup/{}/change/">{}</a>'
+        return format_html(link, entry.group_id, entry.group.message)
 
     @admin.display(description="key")
     def partition_key(self, entry: DeadLetter) -> str:
@@ -474,9 +491,13 @@ class ProcessedEventAdmin(LargeTableAdmin):
 
 
 def failures_by_hour(groups: Sequence[int]) -> dict[int, list[int]]:
-    """Return of each group how many of its entries failed last in each of the last hours, the oldest first."""
+    """Return of each group how many of its entries failed last in each of the last hours, the oldest first.
+
+    Of all groups together only the newest `HISTORY_FAILURES` are counted.
+    """
     hours = {group: [0] * HISTORY_HOURS for group in groups}
-    for group, ago, count in fetch(_FAILURES_BY_HOUR, [HISTORY_HOURS, list(groups)]):
+    values = [HISTORY_HOURS, HISTORY_FAILURES, list(groups)]
+    for group, ago, count in fetch(_FAILURES_BY_HOUR, values):
         hours[group][-1 - ago] = count
     return hours
 

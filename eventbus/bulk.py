@@ -14,7 +14,7 @@ from django.db.models import Count, Max, Q
 
 from eventbus.models import DeadLetter, DeadLetterQuerySet
 
-PART_SECONDS = 0.6
+PART_SECONDS = 0.4
 JOB_SECONDS = 86_400  # for which a page may be left open
 
 
@@ -32,9 +32,9 @@ class Job:
     log_entries: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, entries: DeadLetterQuerySet) -> Self:
-        found = entries.aggregate(total=Count("id"), up_to=Max("id"))
-        return cls(up_to=found["up_to"] or 0, total=found["total"])
+    def of(cls, found: dict[str, int]) -> Self:
+        """Return the job of all that `survey` found."""
+        return cls(up_to=found["up_to"] or 0, total=found["count"])
 
     @classmethod
     def load(cls, text: str, owner: str) -> Self:
@@ -60,9 +60,13 @@ class Job:
             self.finished = self.finished or len(ids) < size
 
 
-def states(entries: DeadLetterQuerySet) -> dict[str, int]:
-    """Return how many of `entries` are parked, and how many were replayed without an outcome so far."""
+def survey(entries: DeadLetterQuerySet) -> dict[str, int]:
+    """Return the `count` of entries and the highest id `up_to` of them, how many are parked, and how many were
+    replayed without an outcome so far (`overdue`), all in one look.
+    """
     return entries.aggregate(
+        count=Count("id"),
+        up_to=Max("id"),
         parked=Count("id", filter=Q(state=DeadLetter.State.PARKED)),
         overdue=Count("id", filter=Q(state=DeadLetter.State.REPLAYED)),
     )

@@ -16,8 +16,8 @@ class ChosenFilter(admin.SimpleListFilter):
     """A filter that takes the values it offers; anything else finds nothing."""
 
     def has_output(self) -> bool:
-        # A filter without output would take its parameter from the query string and not apply it.
-        return True
+        # A filter without output takes its parameter from the query string and does not apply it.
+        return bool(self.lookup_choices) or self.parameter_name in self.used_parameters
 
     def value(self) -> str | None:
         chosen = super().value()

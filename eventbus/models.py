@@ -184,7 +184,7 @@ class DeadLetterGroup(models.Model):
         db_table = "dead_letter_groups"
 
     def __str__(self) -> str:
-        return f"{self.cause} ({self.pk}: {Truncator(self.message).chars(NAME_MESSAGE_CHARS)})"
+        return f"{self.cause} #{self.pk}: {Truncator(self.message).chars(NAME_MESSAGE_CHARS)}"
 
     @property
     def cause(self) -> str:

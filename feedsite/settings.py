@@ -117,10 +117,8 @@ warnings.filterwarnings("ignore", message="No directory at", module="django.core
 USE_TZ = True
 TIME_ZONE = "UTC"
 USE_I18N = False
-# ISO 8601, for people: no page leaves open which of two numbers is the month, or whose time it is.
-DATE_FORMAT = "Y-m-d"
-TIME_FORMAT = "H:i:s"
-DATETIME_FORMAT = SHORT_DATETIME_FORMAT = r"Y-m-d H:i:s\Z"
+# Times in ISO 8601: no page leaves open which number is the month, or whose time it is.
+FORMAT_MODULE_PATH = ["feedsite.formats"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # REST --------------------------------------------------------------------------------------------------------

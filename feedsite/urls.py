@@ -10,6 +10,8 @@ from posts.converters import IdConverter
 register_converter(IdConverter, "id")
 
 admin.site.site_header = admin.site.site_title = "Feed backend"
+# The lists need the width, and the start page names all there is.
+admin.site.enable_nav_sidebar = False
 admin.site.index_template = "admin/start.html"
 
 urlpatterns = [
