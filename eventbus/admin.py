@@ -44,7 +44,7 @@ from eventbus.sql import fetch
 HISTORY_HOURS = 24
 HISTORY_FAILURES = 50_000
 LISTED = ("id", "state", "group", "event_id", "attempts", "replays", "last_failed_at")
-DISCARDED_AT_ONCE = 5_000
+DISCARDED_AT_ONCE = 2_000
 # What an action was asked with, beside its selection.
 KEPT = ("reason", "parked", "overdue", "from_entry")
 

@@ -51,13 +51,15 @@ class Job:
     def batches(self, entries: DeadLetterQuerySet, size: int) -> Iterator[list[int]]:
         """Yield the ids of what comes next, `size` at a time, until nothing does or the time of a request is over."""
         deadline = time.monotonic() + PART_SECONDS
-        while not self.finished and time.monotonic() < deadline:
+        while not self.finished:
             following = entries.filter(id__gt=self.after, id__lte=self.up_to).order_by("id")
             ids = list(following.values_list("id", flat=True)[:size])
             if ids:
                 self.after = ids[-1]
                 yield ids
-            self.finished = self.finished or len(ids) < size
+            self.finished = len(ids) < size
+            if time.monotonic() >= deadline:
+                return
 
 
 def survey(entries: DeadLetterQuerySet) -> dict[str, int]:
