@@ -127,7 +127,7 @@ def test_a_job_is_of_one_action_and_one_operator(boss: Client) -> None:
 
 
 def test_none_of_many_hostile_requests_is_an_error_of_ours(boss: Client) -> None:
-    dice = random.Random(7)  # noqa: S311 - the same requests each time
+    dice = random.Random(7)
     user = User.objects.get()
     for _ in range(COUNT):
         path = dice.choice(LISTS + OTHERS)

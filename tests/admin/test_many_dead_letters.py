@@ -24,7 +24,7 @@ COUNT = 200_000
 LARGE = COUNT // 2  # in the first group
 
 # Without ANALYZE: nothing is known of what has just come.
-FILL = f"""
+FILL = """
 INSERT INTO dead_letter_groups (fingerprint, event_type, exception, message, failures, first_seen, last_seen)
     SELECT n, CASE WHEN n = 2 THEN '' ELSE 'post.created' END,
         CASE n % 2 WHEN 0 THEN 'app.InvalidEvent' ELSE 'app.Refused' END, 'field ' || n || ' is wrong', 7, now(), now()
@@ -32,11 +32,11 @@ INSERT INTO dead_letter_groups (fingerprint, event_type, exception, message, fai
 INSERT INTO dead_letters (
     group_id, state, topic, key, value, headers, event_id, event_type, attempts, replays, discard_reason, last_failed_at
 )
-    SELECT (SELECT min(id) FROM dead_letter_groups) + CASE WHEN n <= {LARGE} THEN 0 ELSE n % 19 + 1 END,
+    SELECT (SELECT min(id) FROM dead_letter_groups) + CASE WHEN n <= 100000 THEN 0 ELSE n % 19 + 1 END,
         CASE WHEN n % 5 = 0 THEN 'resolved' ELSE 'open' END, 'feed-events', '7', repeat('x', 200)::bytea, '[]',
-        {COUNT} + n, CASE WHEN n > {LARGE} AND n % 19 = 0 THEN '' ELSE 'post.created' END, 1, 0, '',
+        200000 + n, CASE WHEN n > 100000 AND n % 19 = 0 THEN '' ELSE 'post.created' END, 1, 0, '',
         now() - n * interval '0.3 s'
-    FROM generate_series(1, {COUNT}) AS n;
+    FROM generate_series(1, 200000) AS n;
 """
 
 
@@ -78,7 +78,14 @@ def _is_of_entries(plan: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(
     "query",
-    ["", "?p=1000", "?state=waiting", "?state=open&type=post.created", "?error=app.Refused", "?all="],
+    [
+        "",
+        "?p=1000",
+        "?state=waiting",
+        "?state=open&type=post.created",
+        "?error=app.Refused",
+        "?all=",
+    ],
 )
 def test_a_page_of_entries_takes_a_page_of_rows(staff: Client, query: str) -> None:
     assert rows_taken(staff, ENTRIES + query) <= 101
@@ -93,7 +100,11 @@ def test_the_newest_are_found_by_index(staff: Client) -> None:
 def test_of_a_groups_entries_no_more_are_counted_than_shown(staff: Client) -> None:
     plans = plans_of(lambda: staff.get(GROUPS))
     limits = [
-        node for plan in plans if _is_of_entries(plan) for node in nodes(plan) if "Limit" in node["Node Type"]
+        node
+        for plan in plans
+        if _is_of_entries(plan)
+        for node in nodes(plan)
+        if "Limit" in node["Node Type"]
     ]
     assert max(int(node["Actual Rows"]) for node in limits) <= admin.HISTORY_FAILURES
     page = text_of(staff, GROUPS)
