@@ -43,7 +43,7 @@ from eventbus.sql import fetch
 
 HISTORY_HOURS = 24
 HISTORY_FAILURES = 50_000
-LISTED = ("id", "state", "group", "event_id", "attempts", "replays", "last_failed_at")
+LISTED = ("id", "state", "group", "event_id", "attempts", "last_failed_at")
 DISCARDED_AT_ONCE = 2_000
 # What an action was asked with, beside its selection.
 KEPT = ("reason", "parked", "overdue", "from_entry")
@@ -401,11 +401,10 @@ class DeadLetterAdmin(DeadLetterActions):
         "message",
         "event_id",
         "attempts",
-        "replays",
         "last_failed_at",
     ]
     list_filter = [StateFilter, TypeFilter, ErrorFilter, GroupFilter]
-    ordering = ["-last_failed_at", "-id"]
+    ordering = ["-last_failed_at"]
     search_fields = ["pk"]
     search_help_text = "The id of an event or of a dead letter."
     change_form_template = "admin/eventbus/entry.html"
