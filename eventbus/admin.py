@@ -285,7 +285,7 @@ class DeadLetterActions(ReadOnlyAdmin):
         kind = ContentType.objects.get_for_model(self.model, for_concrete_model=False)
         lines = LogEntry.objects.bulk_create(
             LogEntry(
-                user_id=request.user.pk,
+                user_id=cast(int, request.user.pk),
                 content_type=kind,
                 object_id=row_id,
                 object_repr=name[:200],

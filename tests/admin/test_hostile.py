@@ -5,6 +5,7 @@
 
 import os
 import random
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -120,7 +121,8 @@ def test_a_session_cookie_with_a_nul_is_refused(boss: Client) -> None:
 def test_a_job_is_of_one_action_and_one_operator(boss: Client) -> None:
     chosen = {"select_across": "1", "_selected_action": "1"}
     asked = boss.post(ENTRIES, {"action": "replay_selected", **chosen})
-    token = asked.context_data["job_token"]  # type: ignore[attr-defined]
+    context: Any = asked.context_data
+    token = context["job_token"]
     forged = {"action": "discard_selected", "confirmed": "yes", "reason": "x", "job": token}
     assert boss.post(ENTRIES, {**forged, **chosen}).status_code == 400
     assert boss.post(ENTRIES, {**forged, **chosen, "job": "x"}).status_code == 400

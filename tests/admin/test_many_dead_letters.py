@@ -137,7 +137,7 @@ def test_groups_of_one_cause_are_told_apart(staff: Client) -> None:
 def answers_of(client: Client, url: str, data: dict[str, Any]) -> Iterator[Any]:
     """Ask as the page that comes back asks, until there is none but the list."""
     while True:
-        answer = client.post(url, data)
+        answer: Any = client.post(url, data)
         yield answer
         if answer.status_code != 200:
             return
