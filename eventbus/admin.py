@@ -203,7 +203,7 @@ class DeadLetterActions(ReadOnlyAdmin):
             job.skipped += totals.skipped
             job.failed += totals.failed
             if totals.failed == len(ids):
-                return PublishFailed("Kafka does not answer.")
+                return PublishFailed("Kafka took none of the last ones.")
         return None
 
     @admin.action(description="Discard with a reason", permissions=["discard"])

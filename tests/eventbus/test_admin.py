@@ -8,8 +8,9 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
+from pytest_django import Settings
 
-from eventbus import bulk, replay
+from eventbus import bulk, producer, replay
 from eventbus.models import OVERDUE_AFTER, DeadLetter
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
@@ -128,6 +129,23 @@ def test_very_many_are_replayed_in_parts_that_a_request_can_do(
     assert "5 replayed, 0 skipped" in told[-1]
     assert len(broker.read_all(feed_events)) == 5
     assert LogEntry.objects.get().change_message == "Replayed 5 dead letters."
+
+
+def test_without_kafka_a_replay_ends_with_the_first_batch_and_says_so(
+    admin_client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "BATCH", 2)
+    settings.KAFKA_BOOTSTRAP_SERVERS, settings.KAFKA_PUBLISH_TIMEOUT_MS = "127.0.0.1:1", 300
+    entries = [an_entry() for _ in range(5)]
+    producer.close()
+    try:
+        data = {"confirmed": "yes", "select_across": "1"}
+        told = act(admin_client, ENTRIES, "replay_selected", [entries[0].id], **data)
+    finally:
+        producer.close()
+    assert "0 replayed, 0 skipped, 2 not acknowledged by Kafka." in told
+    assert "Kafka took none of the last ones. The rest is still open." in told
+    assert DeadLetter.objects.filter(state=DeadLetter.State.OPEN).count() == 5
 
 
 @pytest.mark.parametrize(
