@@ -1,31 +1,66 @@
 """Dead letters for operators: what failed, how often and why; replay it or discard it."""
 
-from collections import Counter as Tally
-from collections.abc import Iterable
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.admin.views.main import ChangeList
-from django.contrib.postgres.expressions import ArraySubquery
+from django.contrib.contenttypes.models import ContentType
+from django.core import signing
+from django.core.exceptions import SuspiciousOperation
 from django.core.paginator import Paginator
-from django.db.models import Count, OuterRef, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.db.models.expressions import Combinable
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.utils import timezone
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from eventbus import bulk
+from eventbus.bulk import Job
+from eventbus.database.sql import fetch
 from eventbus.deadletters import payloads
 from eventbus.deadletters import replay as replays
-from eventbus.deadletters.replay import Replayed
+from eventbus.exceptions import PublishFailed
+from eventbus.filters import (
+    ChosenFilter,
+    ErrorFilter,
+    GroupErrorFilter,
+    GroupFilter,
+    StateFilter,
+    TypeFilter,
+)
 from eventbus.ids.snowflake import number_in
-from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.watch import charts
+from eventbus.models import (
+    DeadLetter,
+    DeadLetterFailure,
+    DeadLetterGroup,
+    DeadLetterQuerySet,
+    ProcessedEvent,
+)
+from eventbus.watch import charts, pipeline
 
 HISTORY_HOURS = 24
-HISTORY_FAILURES = 1_000
+HISTORY_FAILURES = 50_000
+LISTED = ("id", "state", "group", "event_id", "attempts", "last_failed_at")
+DISCARDED_AT_ONCE = 2_000
+# What an action was asked with, beside its selection.
+KEPT = ("reason", "parked", "overdue", "from_entry")
+
+# Of the newest failures only, so that a flood makes no page slow.
+_FAILURES_BY_HOUR = """
+SELECT group_id, floor(extract(epoch FROM now() - last_failed_at) / 3600)::int AS ago, count(*)
+FROM (
+    SELECT group_id, last_failed_at FROM dead_letters
+    WHERE last_failed_at > now() - make_interval(hours => %s) AND last_failed_at <= now()
+    ORDER BY last_failed_at DESC LIMIT %s
+) AS newest
+WHERE group_id = ANY(%s::bigint[])
+GROUP BY 1, 2
+"""
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
@@ -113,13 +148,22 @@ def id_of(text: str) -> int | None:
 
 
 class DeadLetterActions(ReadOnlyAdmin):
-    """The two actions, each with its own permission and a page to confirm it on."""
+    """The two actions, each with its own permission, a page to confirm it on, and parts that a request can do."""
 
     actions = ["replay_selected", "discard_selected"]
+    show_facets = admin.ShowFacets.NEVER
 
-    def entries(self, queryset: QuerySet[Any]) -> QuerySet[DeadLetter]:
+    class Media:
+        css = {"all": ["eventbus/pages.css"]}
+
+    def entries(self, queryset: QuerySet[Any]) -> DeadLetterQuerySet:
         """Return the dead letters that the selected rows stand for."""
         raise NotImplementedError
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        # Any other would be a way to ask for any query, or for one that PostgreSQL refuses.
+        filters = cast(Sequence[type[ChosenFilter]], self.list_filter)
+        return lookup in {chosen.parameter_name for chosen in filters}
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("eventbus.replay_deadletter")
@@ -128,116 +172,203 @@ class DeadLetterActions(ReadOnlyAdmin):
         return request.user.has_perm("eventbus.discard_deadletter")
 
     @admin.action(description="Replay", permissions=["replay"])
-    def replay_selected(
-        self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> TemplateResponse | None:
-        entries = self.entries(queryset) & DeadLetter.objects.replayable(parked=True, overdue=True)
+    def replay_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+        entries = self.entries(queryset).replayable(parked=True, overdue=True)
         if "confirmed" not in request.POST:
-            return self._confirm(
-                request, queryset, entries, action="replay_selected", verb="Replay"
-            )
-        ids = list(entries.values_list("id", flat=True))
-        totals = Replayed()
-        for running_totals in replays.replay(
-            ids, parked="parked" in request.POST, overdue="overdue" in request.POST
-        ):
-            totals = running_totals
-        self._log(request, queryset, f"Replayed {totals.acknowledged} dead letters.")
-        level = messages.WARNING if totals.failed or totals.skipped else messages.SUCCESS
-        told = f"{totals.acknowledged} replayed, {totals.skipped} skipped, {totals.failed} not acknowledged by Kafka."
+            return self._confirm(request, entries, "Replay")
+        job = self._job(request, queryset, entries, "Replay")
+        stopped_by = self._replay(request, job, entries)
+        self._write_log(job, f"Replayed {job.done} dead letters.")
+        if stopped_by is None and not job.finished:
+            return self._progress(request, job, "Replay")
+        told = (
+            f"{job.done} replayed, {job.skipped} skipped, {job.failed} not acknowledged by Kafka."
+        )
+        if stopped_by is not None:
+            told = f"{told} {stopped_by} The rest is still open."
+        level = messages.WARNING if job.failed or job.skipped or stopped_by else messages.SUCCESS
         self.message_user(request, told, level)
+        return self._back(request)
+
+    def _replay(
+        self, request: HttpRequest, job: Job, entries: DeadLetterQuerySet
+    ) -> PublishFailed | None:
+        """Replay a part of the entries. Return why it ends before the last of them: Kafka takes no more."""
+        which = {name: name in request.POST for name in ("parked", "overdue")}
+        for ids in job.batches(entries, replays.BATCH):
+            try:
+                [totals] = replays.replay(ids, **which)
+            except PublishFailed as error:
+                return error
+            job.done += totals.acknowledged
+            job.skipped += totals.skipped
+            job.failed += totals.failed
+            if totals.failed == len(ids):
+                return PublishFailed("Kafka took none of the last ones.")
         return None
 
     @admin.action(description="Discard with a reason", permissions=["discard"])
     def discard_selected(
         self, request: HttpRequest, queryset: QuerySet[Any]
-    ) -> TemplateResponse | None:
-        entries = self.entries(queryset).filter(state__in=DeadLetter.UNRESOLVED)
+    ) -> HttpResponse | None:
+        entries = self.entries(queryset).unresolved()
         reason = request.POST.get("reason", "").strip()
         if "confirmed" not in request.POST or not reason:
-            return self._confirm(
-                request, queryset, entries, action="discard_selected", verb="Discard"
-            )
-        discarded = replays.discard(list(entries.values_list("id", flat=True)), reason=reason)
-        self._log(request, queryset, f"Discarded {discarded} dead letters: {reason}")
-        self.message_user(request, f"{discarded} discarded.", messages.SUCCESS)
-        return None
+            return self._confirm(request, entries, "Discard")
+        job = self._job(request, queryset, entries, "Discard")
+        for ids in job.batches(entries, DISCARDED_AT_ONCE):
+            job.done += replays.discard(ids, reason=reason)
+        self._write_log(job, f"Discarded {job.done} dead letters: {reason}")
+        if not job.finished:
+            return self._progress(request, job, "Discard")
+        self.message_user(request, f"{job.done} discarded.", messages.SUCCESS)
+        return self._back(request)
 
     def _confirm(
-        self,
-        request: HttpRequest,
-        queryset: QuerySet[Any],
-        entries: QuerySet[DeadLetter],
-        *,
-        action: str,
-        verb: str,
+        self, request: HttpRequest, entries: DeadLetterQuerySet, verb: str
     ) -> TemplateResponse:
+        found = bulk.survey(entries)
         context = {
-            **self.admin_site.each_context(request),
+            **self._carried(request, Job.of(found), verb),
             "title": f"{verb} dead letters",
-            "opts": self.model._meta,
-            "action": action,
-            "verb": verb,
-            "selected": queryset.values_list("pk", flat=True),
-            "count": entries.count(),
-            "parked": entries.filter(state=DeadLetter.State.PARKED).count(),
-            "overdue": entries.filter(state=DeadLetter.State.REPLAYED).count(),
+            **found,
             "reason_missing": "confirmed" in request.POST,
-            "examples": entries.order_by("id")[:5],
+            "examples": entries.only(*LISTED).prefetch_related("group").order_by("id")[:5],
         }
         return TemplateResponse(request, "admin/eventbus/confirm.html", context)
 
-    def _log(self, request: HttpRequest, queryset: Iterable[Any], what: str) -> None:
-        for row in queryset:
-            self.log_change(request, row, what)
+    def _progress(self, request: HttpRequest, job: Job, verb: str) -> TemplateResponse:
+        """Say how far it has come, on a page that asks for the next part."""
+        context = {
+            **self._carried(request, job, verb),
+            "title": f"{verb}ing dead letters",
+            "job": job,
+            "kept": [(name, request.POST[name]) for name in KEPT if name in request.POST],
+        }
+        return TemplateResponse(request, "admin/eventbus/progress.html", context)
+
+    def _carried(self, request: HttpRequest, job: Job, verb: str) -> dict[str, Any]:
+        """Return what a page needs to come back with: the very selection, and what there was of it."""
+        return {
+            **self.admin_site.each_context(request),
+            "opts": self.model._meta,
+            "verb": verb,
+            "action": f"{verb.lower()}_selected",
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME)[: self.list_per_page],
+            "select_across": request.POST.get("select_across", "0"),
+            "job_token": job.dump(_owner(request, verb)),
+        }
+
+    def _job(
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[Any],
+        entries: DeadLetterQuerySet,
+        verb: str,
+    ) -> Job:
+        """Return the job that the page carries, or a new one, with its lines in the log of actions."""
+        token = request.POST.get("job")
+        try:
+            job = Job.load(token, _owner(request, verb)) if token else Job.of(bulk.survey(entries))
+        except signing.BadSignature as error:
+            raise SuspiciousOperation("This page is not of this action.") from error
+        if not job.log_entries:
+            job.log_entries = self._begin_log(request, queryset)
+        return job
+
+    def _begin_log(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[int]:
+        """Write a line for each row that was picked; one alone for all that a filter finds."""
+        rows: list[tuple[str | None, str]]
+        if _is_across(request):
+            rows = [(None, f"all of {request.get_full_path()}")]
+        else:
+            rows = [(str(row.pk), str(row)) for row in queryset]
+        kind = ContentType.objects.get_for_model(self.model, for_concrete_model=False)
+        lines = LogEntry.objects.bulk_create(
+            LogEntry(
+                user_id=cast(int, request.user.pk),
+                content_type=kind,
+                object_id=row_id,
+                object_repr=name[:200],
+                action_flag=CHANGE,
+            )
+            for row_id, name in rows
+        )
+        return [line.pk for line in lines]
+
+    def _write_log(self, job: Job, what: str) -> None:
+        LogEntry.objects.filter(pk__in=job.log_entries).update(change_message=what)
+
+    def _back(self, request: HttpRequest) -> HttpResponse | None:
+        """Return the way back to the entry from whose page it came; None is the way to the list."""
+        selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
+        if "from_entry" not in request.POST or len(selected) != 1:
+            return None
+        return HttpResponseRedirect(reverse("admin:eventbus_deadletter_change", args=selected))
+
+
+def _owner(request: HttpRequest, verb: str) -> str:
+    """Return whose job and what kind of job a page may carry."""
+    return f"{request.user.pk}:{verb}"
+
+
+def _is_across(request: HttpRequest) -> bool:
+    return request.POST.get("select_across", "0") != "0"
 
 
 @admin.register(DeadLetterGroup)
 class DeadLetterGroupAdmin(DeadLetterActions):
     list_display = [
         "cause",
-        "dead_letters",
+        "short_message",
         "unresolved",
         "failures",
         "last_day",
         "last_seen",
-        "first_seen",
-        "message",
+        "dead_letters",
     ]
-    list_filter = ["event_type"]
+    list_filter = [TypeFilter, GroupErrorFilter]
     ordering = ["-last_seen"]
     search_fields = ["exception", "message"]
 
-    def entries(self, queryset: QuerySet[DeadLetterGroup]) -> QuerySet[DeadLetter]:
-        return DeadLetter.objects.filter(group__in=queryset.values("pk"))
+    def entries(self, queryset: QuerySet[DeadLetterGroup]) -> DeadLetterQuerySet:
+        return DeadLetter.objects.filter(group__in=queryset.order_by().values("pk"))
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[DeadLetterGroup]:
-        recent = DeadLetterFailure.objects.filter(
-            entry__group=OuterRef("pk"),
-            failed_at__gte=timezone.now() - timedelta(hours=HISTORY_HOURS),
-        ).order_by("-failed_at")
-        groups: QuerySet[DeadLetterGroup] = super().get_queryset(request)
-        return groups.annotate(
-            open_entries=Count("entries", filter=Q(entries__state__in=DeadLetter.UNRESOLVED)),
-            recent=ArraySubquery(recent.values("failed_at")[:HISTORY_FAILURES]),
-        )
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return GroupList
 
-    @admin.display(description="cause")
+    @admin.display(description="cause", ordering="exception")
     def cause(self, group: DeadLetterGroup) -> str:
-        return str(group)
+        return group.cause
 
-    @admin.display(ordering="open_entries")
-    def unresolved(self, group: Any) -> int:
-        count: int = group.open_entries
-        return count
+    @admin.display(description="message", ordering="message")
+    def short_message(self, group: DeadLetterGroup) -> SafeString:
+        return format_html('<span class="clamped">{}</span>', group.message)
+
+    @admin.display
+    def unresolved(self, group: Any) -> str:
+        return pipeline.at_most(group.unresolved)
 
     @admin.display(description="last 24 hours")
     def last_day(self, group: Any) -> SafeString:
-        return sparkline(group.recent, timezone.now())
+        return sparkline(group.hours)
 
     @admin.display(description="entries")
     def dead_letters(self, group: DeadLetterGroup) -> SafeString:
-        return format_html('<a href="../deadletter/?group__id__exact={}">show</a>', group.pk)
+        return format_html('<a href="../deadletter/?group={}">show</a>', group.pk)
+
+
+class GroupList(ChangeList):
+    """Groups with what is counted of their entries, for those on the page alone."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        ids = [group.pk for group in self.result_list]
+        unresolved, hours = pipeline.unresolved(ids), failures_by_hour(ids)
+        for group in self.result_list:
+            group.unresolved = unresolved[group.pk]
+            group.hours = hours[group.pk]
 
 
 class FailureInline(admin.TabularInline):  # type: ignore[type-arg]
@@ -267,17 +398,17 @@ class DeadLetterAdmin(DeadLetterActions):
     list_display = [
         "id",
         "state",
-        "group",
-        "event_type",
+        "cause",
+        "message",
         "event_id",
         "attempts",
-        "replays",
         "last_failed_at",
     ]
-    list_filter = ["state", "event_type", "group"]
-    list_select_related = ["group"]
+    list_filter = [StateFilter, TypeFilter, ErrorFilter, GroupFilter]
     ordering = ["-last_failed_at"]
-    search_fields = ["=event_id"]
+    search_fields = ["pk"]
+    search_help_text = "The id of an event or of a dead letter."
+    change_form_template = "admin/eventbus/entry.html"
     inlines = [FailureInline]
     fields = [
         "state",
@@ -298,15 +429,47 @@ class DeadLetterAdmin(DeadLetterActions):
     ]
     readonly_fields = ["partition_key", "payload", "kafka_headers"]
 
-    def entries(self, queryset: QuerySet[DeadLetter]) -> QuerySet[DeadLetter]:
-        return queryset
+    def entries(self, queryset: QuerySet[DeadLetter]) -> DeadLetterQuerySet:
+        return cast(DeadLetterQuerySet, queryset)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        # Django's own search compares numbers as text, which no index serves.
+        term = search_term.strip()
+        number = id_of(term)
+        if number is not None:
+            queryset = queryset.filter(Q(event_id=number) | Q(pk=number))
+        elif term:
+            queryset = queryset.none()
+        return queryset, False
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        context |= {
+            "may_replay": self.has_replay_permission(request),
+            "may_discard": self.has_discard_permission(request),
+        }
+        return super().render_change_form(request, context, *args, **kwargs)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DeadLetter]:
         queryset: QuerySet[DeadLetter] = super().get_queryset(request)
-        # The list shows no payloads, which may be megabytes each.
         match = request.resolver_match
-        is_list = match is not None and (match.url_name or "").endswith("changelist")
-        return queryset.defer("value", "headers") if is_list else queryset
+        if match is None or not (match.url_name or "").endswith("changelist"):
+            return queryset
+        # Not what the list does not show: payloads may be megabytes each. Groups are few, and a join would have
+        # PostgreSQL sort all entries with the texts of theirs.
+        return queryset.only(*LISTED).prefetch_related("group")
+
+    @admin.display(description="cause", ordering="group__exception")
+    def cause(self, entry: DeadLetter) -> str:
+        return entry.group.cause
+
+    @admin.display(description="message")
+    def message(self, entry: DeadLetter) -> SafeString:
+        link = '<a class="clamped" href="../deadlettergroup/{}/change/">{}</a>'
+        return format_html(link, entry.group_id, entry.group.message)
 
     @admin.display(description="key")
     def partition_key(self, entry: DeadLetter) -> str:
@@ -327,10 +490,20 @@ class ProcessedEventAdmin(LargeTableAdmin):
     search_help_text = "An event id."
 
 
-def sparkline(failures: Iterable[datetime], now: datetime) -> SafeString:
+def failures_by_hour(groups: Sequence[int]) -> dict[int, list[int]]:
+    """Return of each group how many of its entries failed last in each of the last hours, the oldest first.
+
+    Of all groups together only the newest `HISTORY_FAILURES` are counted.
+    """
+    hours = {group: [0] * HISTORY_HOURS for group in groups}
+    values = [HISTORY_HOURS, HISTORY_FAILURES, list(groups)]
+    for group, ago, count in fetch(_FAILURES_BY_HOUR, values):
+        hours[group][-1 - ago] = count
+    return hours
+
+
+def sparkline(counts: Sequence[int]) -> SafeString:
     """Return a bar chart of failures an hour, oldest first."""
-    hours = Tally(int((now - failed_at) / timedelta(hours=1)) for failed_at in failures)
-    counts = [hours.get(hour, 0) for hour in range(HISTORY_HOURS - 1, -1, -1)]
     return charts.bars(
-        counts, title=f"{sum(counts)} failures in 24 hours, at most {max(counts)} an hour"
+        counts, title=f"{sum(counts)} failures in 24 hours, at most {max(counts)} an hour", step=4
     )

@@ -8,11 +8,13 @@ from uuid import UUID
 from django.contrib.postgres.functions import RandomUUID
 from django.db import models
 from django.db.models.functions import Now
+from django.utils.text import Truncator
 
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.event import Event
 
 OVERDUE_AFTER = timedelta(minutes=10)
+NAME_MESSAGE_CHARS = 40
 
 # As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL does.
 _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s::bigint[])"
@@ -173,7 +175,7 @@ class DeadLetterGroup(models.Model):
     fingerprint = models.CharField(max_length=64, unique=True)
     event_type = models.CharField(max_length=64, blank=True)
     exception = models.CharField(max_length=255)
-    message = models.TextField(help_text="with numbers and quoted values left out")
+    message = models.TextField(help_text="of the first failure, quoted values and ids left out")
     failures = models.BigIntegerField(
         default=0, help_text="dead letters counted here, repeated failures included"
     )
@@ -184,6 +186,11 @@ class DeadLetterGroup(models.Model):
         db_table = "dead_letter_groups"
 
     def __str__(self) -> str:
+        return f"{self.cause} #{self.pk}: {Truncator(self.message).chars(NAME_MESSAGE_CHARS)}"
+
+    @property
+    def cause(self) -> str:
+        """What failed and how; other groups may have the same."""
         return f"{self.event_type or 'undecodable'}: {self.exception.rpartition('.')[2]}"
 
 
@@ -265,6 +272,8 @@ class DeadLetter(models.Model):
                 condition=models.Q(state__in=("open", "replayed", "parked")),
                 name="dead_letters_unresolved",
             ),
+            # The order of the list in the admin, and what failed within the last hours.
+            models.Index(fields=["last_failed_at", "id"], name="dead_letters_by_failure"),
         ]
         permissions = [
             ("replay_deadletter", "Can replay dead letters"),

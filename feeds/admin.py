@@ -23,6 +23,7 @@ from posts.pagination import Position
 
 FOLLOWS_SHOWN = 100
 MAY_CHANGE = "feeds.change_feed"
+MAY_READ = "posts.view_post"
 
 
 @admin.register(Feed)
@@ -79,6 +80,7 @@ class FeedAdmin(LargeTableAdmin):
                 for source in ("pushed", "pulled", "past the floor")
             ],
             "may_change": request.user.has_perm(MAY_CHANGE),
+            "may_read": request.user.has_perm(MAY_READ),
         }
         return TemplateResponse(request, "admin/feeds/feed/inspect.html", context)
 

@@ -125,6 +125,16 @@ def _response_to(error: Exception) -> Response | None:
     return None
 
 
+def method_not_allowed(method: str, *allowed: str) -> HttpResponse:
+    """Answer a method that a path has not."""
+    return HttpResponse(
+        orjson.dumps(error_body("method_not_allowed", f'Method "{method}" not allowed.')),
+        content_type="application/json",
+        status=405,
+        headers={"Allow": ", ".join(allowed)},
+    )
+
+
 def error_body(code: str, detail: str) -> dict[str, str]:
     return {"code": code, "detail": detail}
 
@@ -135,6 +145,15 @@ def not_found(_request: HttpRequest, exception: Exception) -> HttpResponse:
         orjson.dumps(error_body("not_found", "There is nothing here.")),
         content_type="application/json",
         status=404,
+    )
+
+
+def not_allowed(_request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer what Django's middleware refuses to let through to a view."""
+    return HttpResponse(
+        orjson.dumps(error_body("forbidden", "This is not allowed here.")),
+        content_type="application/json",
+        status=403,
     )
 
 

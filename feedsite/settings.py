@@ -33,6 +33,10 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 # Probes and scrapes come from inside, without TLS.
 SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^metrics$"]
 X_FRAME_OPTIONS = "DENY"
+CSRF_FAILURE_VIEW = "feedsite.errors.form_expired"
+# A working day; a browser that is closed ends it before.
+SESSION_COOKIE_AGE = 8 * 3_600
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
 
 INSTALLED_APPS = [
     "django.contrib.admin",
@@ -57,7 +61,9 @@ MIDDLEWARE = [
     *(["feedsite.middleware.RequestSpans"] if ENV["OTEL_TRACES_EXPORTER"] != "none" else []),
     "feedsite.middleware.RequestIds",
     "django.middleware.security.SecurityMiddleware",
+    "feedsite.middleware.PagePolicy",
     "feedsite.middleware.PageWhiteNoise",
+    "feedsite.middleware.PageInput",
     "feedsite.middleware.PageSessions",
     "feedsite.middleware.PageCommon",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -117,6 +123,8 @@ warnings.filterwarnings("ignore", message="No directory at", module="django.core
 USE_TZ = True
 TIME_ZONE = "UTC"
 USE_I18N = False
+# Times in ISO 8601: no page leaves open which number is the month, or whose time it is.
+FORMAT_MODULE_PATH = ["feedsite.formats"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # REST --------------------------------------------------------------------------------------------------------
@@ -136,7 +144,8 @@ BLOCKING_THREADS = ENV["BLOCKING_THREADS"]
 HTTP_BODY_SECONDS = ENV["HTTP_BODY_SECONDS"]
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Feed backend",
-    "DESCRIPTION": "Posts, follows and feeds. Writes answer 202 once Kafka has acknowledged them.",
+    "DESCRIPTION": "Posts, follows and feeds. Writes answer 202 once Kafka has acknowledged them. "
+    "For operators: the [admin](/admin/).",
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,

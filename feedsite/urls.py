@@ -1,7 +1,10 @@
+from typing import Any
+
 from django.contrib import admin
 from django.urls import include, path, register_converter
+from django.views.generic import RedirectView
 from django_prometheus.exports import ExportToDjangoView
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from feedsite import pipeline_page, probes
 from feedsite.outcome_view import EventView
@@ -10,7 +13,14 @@ from posts.converters import IdConverter
 register_converter(IdConverter, "id")
 
 admin.site.site_header = admin.site.site_title = "Feed backend"
+# The lists need the width, and the start page names all there is.
+admin.site.enable_nav_sidebar = False
 admin.site.index_template = "admin/start.html"
+
+
+def _to(address: str) -> Any:
+    return RedirectView.as_view(url=address, query_string=True)
+
 
 urlpatterns = [
     path("", include("feeds.urls")),
@@ -20,11 +30,18 @@ urlpatterns = [
     path("readyz", probes.readyz, name="readyz"),
     path("metrics", ExportToDjangoView, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    # Its script is a file of its own, as the content security policy wants it.
+    path("docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("", _to("/docs/")),
+    path("docs", _to("/docs/")),
+    path("schema", _to("/schema/")),
+    path("admin", _to("/admin/")),
+    path("favicon.ico", _to("/static/feedsite/favicon.svg")),
     path("admin/pipeline/", admin.site.admin_view(pipeline_page.page), name="pipeline"),
     path("admin/", admin.site.urls),
 ]
 
-handler400 = "feedsite.api.bad_request"
-handler404 = "feedsite.api.not_found"
-handler500 = "feedsite.api.server_error"
+handler400 = "feedsite.errors.bad_request"
+handler403 = "feedsite.errors.not_allowed"
+handler404 = "feedsite.errors.not_found"
+handler500 = "feedsite.errors.server_error"

@@ -20,6 +20,8 @@ from eventbus.subscription import Turn
 from eventbus.telemetry import correlation
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
+# What people read keeps small numbers: "a number from 1 to 2^63" says more than "a number from … to …^…".
+_PRIVATE = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'|\b[0-9a-fA-F]{8,}\b|\d{5,}")
 MAX_GROUP_MESSAGE_CHARS = 300
 
 
@@ -69,6 +71,12 @@ def normalise(message: str) -> str:
     """
     message = message.partition("\nDETAIL:")[0]
     return _VALUES.sub("…", message)[:MAX_GROUP_MESSAGE_CHARS]
+
+
+def readable(message: str) -> str:
+    """Return the message for people: without quoted values, ids and hashes, and without PostgreSQL's `DETAIL`."""
+    message = message.partition("\nDETAIL:")[0]
+    return _PRIVATE.sub("…", message)[:MAX_GROUP_MESSAGE_CHARS]
 
 
 def _store(record: Record, failure: Failure) -> None:
@@ -122,7 +130,7 @@ def _count_in_group(failure: Failure) -> DeadLetterGroup:
         defaults={
             "event_type": failure.event_type,
             "exception": failure.exception,
-            "message": normalise(failure.message),
+            "message": readable(failure.message),
             "first_seen": failure.failed_at,
             "last_seen": failure.failed_at,
         },

@@ -153,16 +153,21 @@ def slowest(found: Sequence[Worker]) -> list[dict[str, Any]]:
 def dead_letters() -> DeadLetters:
     """Return the causes seen last, and how many entries wait for someone. Raises `DatabaseError`."""
     rows = list(DeadLetterGroup.objects.order_by("-last_seen")[:GROUPS_SHOWN])
-    values = {
-        "groups": [row.id for row in rows],
-        "unresolved": [state.value for state in DeadLetter.UNRESOLVED],
-        "most": COUNTED + 1,
-    }
-    unresolved = dict(fetch(_UNRESOLVED, values))
+    counts = unresolved([row.id for row in rows])
     [[waiting]], [[last_hour]] = (
         fetch(_WAITING, [COUNTED + 1]),
         fetch(_FAILED_LAST_HOUR, [COUNTED + 1]),
     )
     return DeadLetters(
-        at_most(waiting), at_most(last_hour), [Group(row, unresolved[row.id]) for row in rows]
+        at_most(waiting), at_most(last_hour), [Group(row, counts[row.id]) for row in rows]
     )
+
+
+def unresolved(groups: Sequence[int]) -> dict[int, int]:
+    """Return how many entries of each group are unresolved, `COUNTED` + 1 of any more. Raises `DatabaseError`."""
+    values = {
+        "groups": list(groups),
+        "unresolved": [state.value for state in DeadLetter.UNRESOLVED],
+        "most": COUNTED + 1,
+    }
+    return dict(fetch(_UNRESOLVED, values))

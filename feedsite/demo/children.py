@@ -21,18 +21,24 @@ from feedsite.embedded.state import write_private
 STOP_SECONDS = 40.0  # a worker may take 30 s to leave
 MAX_DEATHS = 5
 DEATHS_SECONDS = 60.0
+NOTHING: Mapping[int, str] = {}
 
 
 @dataclass
 class Child:
-    """One process and how to start it again; `mark` is the word of its command line by which it is recognised."""
+    """One process and how to start it again; `mark` is the word of its command line by which it is recognised.
+
+    With an exit status of `stays_down`, which says why, it is not started again.
+    """
 
     name: str
     mark: str
     command: Sequence[str]
     environment: Mapping[str, str]
     process: subprocess.Popen[str]
+    stays_down: Mapping[int, str]
     deaths: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_DEATHS))
+    is_down: bool = False
 
 
 class Children:
@@ -45,20 +51,30 @@ class Children:
         self._end_orphans()
 
     def start(
-        self, name: str, mark: str, command: Sequence[str], environment: Mapping[str, str]
+        self,
+        name: str,
+        mark: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        stays_down: Mapping[int, str] = NOTHING,
     ) -> None:
         """Start a process whose output goes to the log after `name`."""
         process = self._spawn(name, command, environment)
-        self._children[name] = Child(name, mark, command, environment, process)
+        self._children[name] = Child(name, mark, command, environment, process, stays_down)
         self._write_record()
 
     def revive(self) -> None:
         """Start what has died again, and say so. Raises `CommandError` when it dies again and again."""
         for child in self._children.values():
             status = child.process.poll()
-            if status is None:
+            if status is None or child.is_down:
                 continue
             _kill_group(child.process.pid)
+            if status in child.stays_down:
+                child.is_down = True
+                why = child.stays_down[status]
+                self._log.say(f"{child.name} stays down ({_reason(status)}): {why}.")
+                continue
             self._log.say(f"{child.name} died unexpectedly ({_reason(status)}).")
             child.deaths.append(time.monotonic())
             if (
@@ -78,7 +94,7 @@ class Children:
     def stop(self, name: str, is_impatient: Callable[[], bool]) -> None:
         """Ask a process to leave and wait; kill it when it takes too long or `is_impatient` says so."""
         child = self._children.pop(name, None)
-        if child is None:
+        if child is None or child.is_down:
             return
         child.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS

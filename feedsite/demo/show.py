@@ -18,6 +18,7 @@ from django.db import connection
 
 from eventbus import kafka
 from eventbus.watch import backlog
+from eventbus.worker import EXIT_FLOOD
 from feedsite.demo import admin, ports, pulse, sample, text
 from feedsite.demo.children import Children
 from feedsite.demo.client import Client
@@ -29,6 +30,10 @@ from posts.models import Post
 BEAT_SECONDS = 0.1
 PULSE_BEATS = 20
 DRAIN_SECONDS = 30.0  # without any progress
+STAYS_DOWN = {
+    EXIT_FLOOD: "a flood of dead letters, which it would only add to. Everything else goes on: see the dead letters "
+    "in the admin, and docs/runbook.md. The next `make demo` starts it again"
+}
 WORKERS = {
     "run_fanout": (kafka.FEED_EVENTS, kafka.FANOUT_GROUP),
     "run_dlq": (kafka.DEAD_LETTER_EVENTS, kafka.DLQ_GROUP),
@@ -133,7 +138,7 @@ class Demo:
                 "--metrics-port",
                 str(port),
             ]
-            self._children.start(worker, worker, command, environment)
+            self._children.start(worker, worker, command, environment, stays_down=STAYS_DOWN)
 
     def _load_sample(self, client: Client) -> None:
         if Post.objects.exists():
@@ -190,7 +195,7 @@ class Demo:
 @contextmanager
 def _only_demo(data_dir: Path) -> Iterator[None]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with os.fdopen(os.open(data_dir / "demo.lock", os.O_RDWR | os.O_CREAT, 0o600), "w") as lock:
+    with os.fdopen(os.open(data_dir / stack.DEMO_LOCK, os.O_RDWR | os.O_CREAT, 0o600), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

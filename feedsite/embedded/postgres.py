@@ -76,6 +76,20 @@ def answers(url: str) -> bool:
         return False
 
 
+def sessions(url: str) -> int:
+    """Return how many others are connected; none to a server that does not answer."""
+    counted = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+    """
+    try:
+        with psycopg.connect(url, connect_timeout=2) as connection:
+            row = connection.execute(counted).fetchone()
+    except psycopg.OperationalError:
+        return 0
+    return int(row[0]) if row else 0
+
+
 def remove(data_dir: Path) -> None:
     """Delete the cluster of a stopped server, wherever it is."""
     home = data_dir / "postgres"

@@ -23,6 +23,7 @@ from feedsite.embedded.valkey import VALKEY
 SERVERS = (POSTGRES, VALKEY, KAFKA)
 START_TIMEOUT = 60.0  # seconds; PostgreSQL may have to recover from a crash first
 ATTEMPTS = 3
+DEMO_LOCK = "demo.lock"  # held by a demo as long as it runs
 
 Say = Callable[[str], object]
 
@@ -66,6 +67,15 @@ def environment(data_dir: Path) -> dict[str, str]:
     """Return the address each client should use, by environment variable; external servers included."""
     external = {s.variable: os.environ[s.variable] for s in SERVERS if os.environ.get(s.variable)}
     return addresses(data_dir) | external
+
+
+def users(data_dir: Path) -> str:
+    """Return who uses the data, as a clause; empty when nobody does."""
+    if _is_locked(data_dir / DEMO_LOCK):
+        return "a demo is running on it"
+    record = state.read(data_dir).get(POSTGRES.variable)
+    sessions = postgres.sessions(record.url) if record and _runs(POSTGRES, record) else 0
+    return f"PostgreSQL has {sessions} open connections" if sessions else ""
 
 
 def remove(data_dir: Path, say: Say = print) -> None:
@@ -143,6 +153,17 @@ def _place(record: Record) -> str:
 
 def _save(data_dir: Path, server: Server, record: Record) -> None:
     state.write(data_dir, {**state.read(data_dir), server.variable: record})
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        with file.open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager

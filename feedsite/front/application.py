@@ -11,6 +11,7 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 from eventbus import producer
 from feeds.read import here
 from feeds.read.near_cache import NearCache
+from feedsite import errors
 from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
@@ -20,6 +21,7 @@ from feedsite.front.tally import Tally
 EXPORT_SECONDS = 1.0
 # Scrapes, like probes, come from inside and call a process by its address.
 METRICS = "/metrics"
+HTML = ("content-type", "text/html; charset=utf-8")
 CLOSE = ("connection", "close")
 RETRY_SOON = ("retry-after", "1")
 
@@ -65,14 +67,13 @@ class Application:
         try:
             answer = await self._answer(request)
         except BodyRefused as error:
-            answer = refusal(error.status, error.code, error.detail, CLOSE)
+            answer = _refusal(request, error.status, error.code, error.detail, CLOSE)
         except Overloaded:
-            answer = refusal(
-                503, "overloaded", "Too much of this is asked for at once. Try again.", RETRY_SOON
-            )
+            detail = "Too much of this is asked for at once. Try again."
+            answer = _refusal(request, 503, "overloaded", detail, RETRY_SOON)
         except Exception:
             log.exception("request_not_answered", method=request.method)
-            answer = refusal(500, "internal_error", "Something went wrong here.")
+            answer = _refusal(request, 500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
             connection.response_bytes(*answer)
 
@@ -81,7 +82,8 @@ class Application:
         if probe is not None:
             return probe
         if request.path != METRICS and not has_good_host(request):
-            return refusal(400, "bad_request", "The Host header does not name a host of this site.")
+            detail = "The Host header does not name a host of this site."
+            return _refusal(request, 400, "bad_request", detail)
         if self._is_hot:
             answer = self._hot.at_once(request) or await self._hot.answer(request)
             if answer is not None:
@@ -93,3 +95,12 @@ class Application:
             return
         self._bridge.export()
         self._loop.call_later(EXPORT_SECONDS, self._export)
+
+
+def _refusal(
+    request: Request, status: int, code: str, detail: str, *more: tuple[str, str]
+) -> Answer:
+    """Return an error that arose before Django was asked: a page to people, JSON to all others."""
+    if errors.is_for_people(request.path):
+        return Answer(status, [HTML, *more], errors.page(status, detail).encode())
+    return refusal(status, code, detail, *more)

@@ -122,8 +122,7 @@ class Visitor:
         self.page.context.close()
 
     def _hear(self, message: ConsoleMessage) -> None:
-        # Browsers ask for an icon of their own accord; there is none.
-        if message.type == "error" and not message.location["url"].endswith("/favicon.ico"):
+        if message.type == "error":
             self.complaints.append(message.text)
 
     def _look(self, status: int, url: str) -> None:

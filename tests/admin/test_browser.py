@@ -22,16 +22,18 @@ from django.test import Client
 from django.utils import timezone
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from eventbus import kafka, producer
+from eventbus import admin, bulk, kafka, producer
 from eventbus.consume.consumer import EventConsumer
 from eventbus.consume.lanes import Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.processing import Processor
 from eventbus.deadletters.writer import DeadLetterWriter
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
 from eventbus.watch.heartbeat import Heart
 from feeds import handlers
 from feeds.models import FeedEntry
+from feeds.read import first_page
 from posts.models import Post
 from tests.admin import browser as browsers
 from tests.admin.browser import DESKTOP, PHONE, Visitor, chromium
@@ -287,6 +289,80 @@ def test_the_way_from_the_start_to_a_users_feed(visit: Visit) -> None:
     expect(page.get_by_role("heading", name="Feed of user 9")).to_be_visible()
     page.get_by_role("link", name=str(Post.objects.get().id)).click()
     expect(page.locator("#result_list tbody tr")).to_have_count(1)
+
+
+LONG = "payload.author_id: must be a decimal string of 1 to 2^63 - 1, " * 5
+# The bottom of the lowest cell and the right end of the messages, of the rows of a list.
+_ROWS = """
+() => [...document.querySelectorAll("#result_list tbody tr")].map(row => [
+  row.getBoundingClientRect().height,
+  row.querySelector(".clamped").getBoundingClientRect().right,
+])
+"""
+
+
+@pytest.mark.parametrize("name", ["deadletter", "deadlettergroup"])
+def test_lists_of_dead_letters_show_their_messages_on_two_lines(visit: Visit, name: str) -> None:
+    for number, error in enumerate(("builtins.ValueError", "django.db.utils.IntegrityError")):
+        an_entry(message=LONG, error=error, event_id=MAX_ID - number)
+    for size, scheme in VIEWS:
+        visitor = visit(size, scheme)
+        page = visitor.open(f"/admin/eventbus/{name}/")
+        visitor.shoot(name)
+        assert visitor.complaints == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        rows = page.evaluate(_ROWS)
+        assert len(rows) == 2
+        for height, right in rows:
+            assert height < 60
+            assert right <= DESKTOP["width"]
+        if size == DESKTOP:
+            expect(page.locator("#result_list tbody tr").first).to_contain_text(
+                re.compile(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\dZ")
+            )
+            shown = page.locator("#result_list th, #result_list td").last.bounding_box()
+            assert shown is not None
+            assert shown["x"] + shown["width"] <= size["width"]
+
+
+def test_all_dead_letters_are_discarded_from_the_list_with_progress_to_be_seen(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(admin, "DISCARDED_AT_ONCE", 40)
+    with connection.cursor() as cursor:
+        an_entry()
+        cursor.execute(_A_HUNDRED_MORE)
+    visitor = visit()
+    page = visitor.open("/admin/eventbus/deadletter/?state=waiting")
+    page.locator("#action-toggle").check()
+    page.get_by_role("button", name="Select all 121 dead letters").click()
+    page.locator("select[name=action]").select_option("discard_selected")
+    page.locator("button[name=index]").click()
+    expect(page.locator("#content")).to_contain_text("Discard 121 dead letters?")
+    page.locator("#reason").fill("a test")
+    page.get_by_role("button", name="Discard").click()
+    expect(page.locator(".messagelist")).to_contain_text("121 discarded.")
+    assert page.url.endswith("?state=waiting")
+    assert visitor.complaints == []
+    assert len([url for url in visitor.requests if url.endswith("progress.js")]) == 3
+
+
+_A_HUNDRED_MORE = """
+INSERT INTO dead_letters (
+    group_id, state, topic, headers, event_type, attempts, replays, discard_reason, last_failed_at
+)
+SELECT id, 'open', 'feed-events', '[]', '', 1, 0, '', now()
+FROM dead_letter_groups, generate_series(1, 120)
+"""
+
+
+def test_the_api_docs_are_there_under_their_policy(visit: Visit) -> None:
+    visitor = visit()
+    page = visitor.open("/")
+    expect(page.get_by_role("heading", name="Feed backend")).to_be_visible()
+    expect(page.locator(".opblock").first).to_be_visible()
+    assert visitor.complaints == []
 
 
 def test_lists_and_follows_fit_every_window(visit: Visit) -> None:

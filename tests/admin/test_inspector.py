@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from pytest_django import Settings
 
@@ -207,6 +208,17 @@ def test_who_may_only_look_cannot_change(client: Client) -> None:
     assert client.post(inspector_of(READER), {"action": "rebuild"}).status_code == 403
     assert client.post(inspector_of(READER), {"action": "drop"}).status_code == 403
     assert "Verified" in act(client, "verify")
+
+
+def test_contents_are_for_those_who_may_see_posts(client: Client) -> None:
+    apply(PostCreatedFactory(content="for readers alone"))
+    operator(client, "view_feed")
+    page = text_of(client, inspector_of(READER))
+    assert 'id="entries-table"' in page
+    assert "for readers alone" not in page
+    permissions = Permission.objects.filter(codename__in=("view_feed", "view_post"))
+    User.objects.get(username="operator").user_permissions.set(permissions)
+    assert "for readers alone" in text_of(client, inspector_of(READER))
 
 
 def test_who_may_not_look_sees_nothing(client: Client) -> None:

@@ -1,5 +1,6 @@
 """The embedded servers, on a second stack beside the one that the other tests use."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -197,6 +198,20 @@ def test_passwords_are_needed_and_kept_from_others(
     ]
     assert readable in ([], ["lock"])
     assert data_dir.stat().st_mode & 0o044 == 0
+
+
+def test_nothing_is_removed_that_someone_uses(
+    data_dir: Path, running: dict[str, state.Record]
+) -> None:
+    with psycopg.connect(running["DATABASE_URL"].url):
+        refused = manage(data_dir, "remove")
+    assert refused.returncode == 1
+    assert "PostgreSQL has 1 open connections. Stop what uses it" in refused.stderr
+    with (data_dir / stack.DEMO_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "a demo is running on it" in manage(data_dir, "remove").stderr
+    (data_dir / stack.DEMO_LOCK).unlink()
+    assert stack.status(data_dir)
 
 
 def test_remove_leaves_no_server_and_no_data(

@@ -1,11 +1,17 @@
 """Dead letters in the admin: seen, replayed and discarded by those who may, and written down."""
 
+import html
+import re
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
+from pytest_django import Settings
 
+from eventbus import bulk, producer
+from eventbus.deadletters import replay
 from eventbus.models import OVERDUE_AFTER, DeadLetter
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
@@ -33,7 +39,7 @@ def test_groups_show_cause_counts_and_the_last_day(admin_client: Client) -> None
     an_entry(message="bad note 2")
     page = admin_client.get(GROUPS).content.decode()
     assert "note.taken: ValueError" in page
-    assert "bad note …" in page
+    assert "bad note 1" in page
     assert 'field-unresolved">2<' in page
     assert "<title>0 failures in 24 hours" in page  # these failed long ago
 
@@ -93,6 +99,54 @@ def test_discarding_needs_a_reason_and_is_logged(admin_client: Client) -> None:
     entry.refresh_from_db()
     assert (entry.state, entry.discard_reason) == (DeadLetter.State.DISCARDED, "spam")
     assert LogEntry.objects.get().change_message == "Discarded 1 dead letters: spam"
+
+
+def test_an_entry_is_replayed_and_discarded_on_its_own_page(
+    admin_client: Client, feed_events: str
+) -> None:
+    entry = an_entry()
+    page = f"{ENTRIES}{entry.id}/change/"
+    shown = admin_client.get(page).content.decode()
+    assert all(f">{verb}</button>" in shown for verb in ("Replay", "Discard"))
+    confirmed = {"from_entry": "yes", "confirmed": "yes"}
+    data = {"action": "replay_selected", "_selected_action": str(entry.id), **confirmed}
+    assert admin_client.post(ENTRIES, data).headers["Location"] == page
+    assert "1 replayed, 0 skipped" in admin_client.get(page).content.decode()
+    assert len(broker.read_all(feed_events)) == 1
+
+
+def test_very_many_are_replayed_in_parts_that_a_request_can_do(
+    admin_client: Client, feed_events: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(replay, "BATCH", 2)
+    entries = [an_entry() for _ in range(5)]
+    data = {"confirmed": "yes", "select_across": "1"}
+    told = [act(admin_client, ENTRIES, "replay_selected", [entries[0].id], **data)]
+    while job := re.search(r'name="job" value="([^"]+)"', told[-1]):
+        data["job"] = html.unescape(job[1])
+        told.append(act(admin_client, ENTRIES, "replay_selected", [entries[0].id], **data))
+    assert [re.findall(r"\d of 5", page)[0] for page in told[:-1]] == ["2 of 5", "4 of 5"]
+    assert "5 replayed, 0 skipped" in told[-1]
+    assert len(broker.read_all(feed_events)) == 5
+    assert LogEntry.objects.get().change_message == "Replayed 5 dead letters."
+
+
+def test_without_kafka_a_replay_ends_with_the_first_batch_and_says_so(
+    admin_client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "BATCH", 2)
+    settings.KAFKA_BOOTSTRAP_SERVERS, settings.KAFKA_PUBLISH_TIMEOUT_MS = "127.0.0.1:1", 300
+    entries = [an_entry() for _ in range(5)]
+    producer.close()
+    try:
+        data = {"confirmed": "yes", "select_across": "1"}
+        told = act(admin_client, ENTRIES, "replay_selected", [entries[0].id], **data)
+    finally:
+        producer.close()
+    assert "0 replayed, 0 skipped, 2 not acknowledged by Kafka." in told
+    assert "Kafka took none of the last ones. The rest is still open." in told
+    assert DeadLetter.objects.filter(state=DeadLetter.State.OPEN).count() == 5
 
 
 @pytest.mark.parametrize(

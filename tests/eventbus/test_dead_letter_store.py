@@ -158,6 +158,21 @@ def test_failures_that_differ_only_in_values_are_one_group() -> None:
     assert sorted(DeadLetterGroup.objects.values_list("failures", flat=True)) == [1, 1, 3]
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "id: must be a decimal string of 1 to 2^63 - 1",
+            "id: must be a decimal string of 1 to 2^63 - 1",
+        ),
+        ("post 123456789012 of 'Ann' doesn't fit", "post … of … doesn't fit"),
+        ('no "secret" here\nDETAIL: Failing row contains (…)', "no … here"),
+    ],
+)
+def test_a_groups_message_is_readable_and_tells_no_values(message: str, shown: str) -> None:
+    assert an_entry(message=message).group.message == shown
+
+
 def test_a_record_without_any_context_is_stored_all_the_same() -> None:
     dead_letter_store.store([Record("dead-letter-events", 0, 9, None, None, [], 1_700_000_000_000)])
     failure = DeadLetterFailure.objects.get()

@@ -15,7 +15,7 @@ class Command(BaseCommand):
             choices=["start", "stop", "status", "env", "remove"],
             help="start what is not running and wait until it answers; stop all and keep the data; show the "
             "status and exit with 1 unless all are up; print KEY=value lines for other processes; "
-            "stop all and delete the data",
+            "stop all and delete the data, unless someone uses it",
         )
 
     def handle(self, *args: object, action: str, **options: object) -> None:
@@ -35,6 +35,11 @@ class Command(BaseCommand):
                 case "stop":
                     stack.stop(data_dir, say)
                 case "remove":
+                    if used := stack.users(data_dir):
+                        raise CommandError(
+                            f"Nothing was removed from {data_dir}: {used}. Stop what uses it, or run "
+                            "`manage.py embedded stop` first."
+                        )
                     stack.remove(data_dir, say)
                 case "status":
                     sys.exit(0 if stack.status(data_dir, say) else 1)

@@ -1,0 +1,1 @@
+"""How Django writes dates and times for people; `FORMAT_MODULE_PATH` names this package."""
