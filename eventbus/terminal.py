@@ -1,0 +1,25 @@
+"""Text from outside, made safe to show on a terminal."""
+
+import unicodedata
+
+# Control and format characters, lone surrogates, line and paragraph separators: what moves the cursor, changes colours
+# or the direction of writing, or cannot be written at all.
+UNSAFE_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return `text` with such characters written as escapes, but for those in `keep`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _escaped(character) if _is_unsafe(character) and character not in keep else character
+        for character in text
+    )
+
+
+def _is_unsafe(character: str) -> bool:
+    return unicodedata.category(character) in UNSAFE_CATEGORIES
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
