@@ -23,3 +23,10 @@ def _is_unsafe(character: str) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def count_of(number: int, thing: str, things: str = "") -> str:
+    """Return how many there are of it: 1 attempt, 2 attempts, 0 entries."""
+    if number == 1:
+        return f"1 {thing}"
+    return f"{number} {things or thing + 's'}"

@@ -5,6 +5,7 @@
 
 import math
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,8 @@ from psycopg import conninfo
 
 from feedsite import connections, keys
 from feedsite.embedded import addresses
+
+BRACKETS = re.compile(r"""\[(['"])(.*)\1\]""")
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 POSITIVE = validate.Range(min=1)
@@ -51,12 +54,17 @@ def read() -> dict[str, Any]:
     try:
         values = _read(Env())
     except EnvError as error:
-        raise ImproperlyConfigured(f"Wrong configuration: {error}") from error
+        raise ImproperlyConfigured(f"Wrong configuration: {_sentence(error)}") from error
     _check_timeouts(values)
     _check_kafka_security(values)
     _check_pruning(values)
     _check_lanes(values)
     return values
+
+
+def _sentence(error: EnvError) -> str:
+    """Return what is wrong without the brackets that a list of sentences has in Python."""
+    return BRACKETS.sub(r"\2", str(error))
 
 
 def database(url: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Log:
     def say(self, event: str, level: int = logging.WARNING, **fields: object) -> dict[str, Any]:
         """Return the line if it was written, else nothing."""
         line: dict[str, Any] = {"event": event, **fields}
-        record = logging.LogRecord("a.logger", level, "", 0, line, None, None)  # type: ignore[arg-type]
+        record = logging.LogRecord("a.logger", level, "", 0, line, None, None)
         return line if self._filter.filter(record) else {}
 
     def say_as_library(self, name: str, text: str) -> str:
@@ -41,7 +41,7 @@ def log() -> Log:
 
 def minute_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.monotonic() + outage_lines.MINUTE
-    monkeypatch.setattr(outage_lines.time, "monotonic", lambda: later)
+    monkeypatch.setattr(time, "monotonic", lambda: later)
 
 
 def test_of_the_lines_about_an_absent_server_one_a_minute_is_written_with_the_number_of_the_others(
@@ -97,9 +97,7 @@ def rendered(**fields: object) -> str:
     return str(line)
 
 
-def test_on_a_terminal_the_log_has_colours(
-    terminal: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_terminal_the_log_has_colours(terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in rendered()
 

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import envelope
+from eventbus import arguments, envelope
 from eventbus.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
 from eventbus.exceptions import InvalidEvent
 from feeds import cache, imports
@@ -23,12 +23,13 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--id-offset",
-            type=int,
+            type=arguments.an_offset,
             default=0,
             help="add this to every id: 1 for files that start at 0",
         )
         parser.add_argument(
             "--as-of",
+            type=arguments.a_text,
             metavar="TIME",
             help="when the file was true, such as 2026-01-31T12:00:00Z: what users did about a pair before that time "
             "is overruled, what they did after it stays (default: whatever they ever did stays)",
