@@ -52,8 +52,8 @@ def run() -> None:
 def open_streams() -> None:
     """Have both streams there, and take whatever text: names of files need not be UTF-8, nor be terminals."""
     # Of a program started without any, as by `>&-`, they are None.
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open to the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -1,6 +1,7 @@
 """What all API views share: JSON in, JSON out, and errors as `{"code": …, "detail": …}`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from typing import IO, Any
 
 import orjson
@@ -22,6 +23,7 @@ from posts import rates
 from posts.errors import PayloadTooLarge, UnsupportedEncoding
 
 RETRY_AFTER_SECONDS = "1"
+READING = ("GET", "HEAD")
 
 log = structlog.get_logger(__name__)
 
@@ -127,6 +129,23 @@ def _response_to(error: Exception) -> Response | None:
 
 def error_body(code: str, detail: str) -> dict[str, str]:
     return {"code": code, "detail": detail}
+
+
+def only_reading(
+    view: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Have a view that is none of REST framework's answer GET and HEAD alone, and others as those do."""
+
+    @wraps(view)
+    def answer(request: HttpRequest) -> HttpResponse:
+        if request.method in READING:
+            return view(request)
+        refused = error_answer(exceptions.MethodNotAllowed(str(request.method)))
+        refused["Allow"] = ", ".join(READING)
+        refused["Content-Type"] = JSONRenderer.media_type
+        return refused
+
+    return answer
 
 
 def not_found(_request: HttpRequest, exception: Exception) -> HttpResponse:

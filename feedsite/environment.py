@@ -110,6 +110,9 @@ def _read(env: Env) -> dict[str, Any]:
         ),
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
+        "DJANGO_HSTS": env.str(
+            "DJANGO_HSTS", "host", validate=validate.OneOf(["host", "subdomains", "preload"])
+        ),
         "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         **threads,
         "DATABASE_POOL_MAX": env.int(
@@ -147,6 +150,9 @@ def _read(env: Env) -> dict[str, Any]:
         # Pruning
         **_pruning_settings(env, kafka["KAFKA_RETENTION_HOURS"]),
         "API_FRONT": env.bool("API_FRONT", True),
+        "API_VISIBILITY": env.str(
+            "API_VISIBILITY", "private", validate=validate.OneOf(["private", "public"])
+        ),
         "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str(

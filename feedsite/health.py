@@ -1,19 +1,29 @@
 """Liveness and readiness of the API."""
 
 from django.http import HttpRequest, HttpResponse
+from django_prometheus.exports import ExportToDjangoView
 
 from eventbus import health
 from eventbus.health import Health
+from feedsite.api import only_reading
 
 
+@only_reading
 def healthz(_request: HttpRequest) -> HttpResponse:
     """Answer that the process lives; asks nobody else."""
     return _answer(health.ALIVE)
 
 
+@only_reading
 def readyz(_request: HttpRequest) -> HttpResponse:
     """Answer 200 when PostgreSQL and Kafka can be used, else 503, with a line a dependency."""
     return _answer(health.dependencies())
+
+
+@only_reading
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Answer with what Prometheus scrapes."""
+    return ExportToDjangoView(request)
 
 
 def _answer(found: Health) -> HttpResponse:

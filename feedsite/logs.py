@@ -53,10 +53,12 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
         # A 4xx is the client's business and already counted; Django's own access lines would drown the log.
         # SQL with its parameters, at DEBUG, would put what people wrote into the log.
         # What django-axes says, feedsite.login says in one line.
+        # A foreign Host is the client's business too, and no reason for a traceback.
         # Why the pool has no connection is said by whoever waits for one (feedsite.postgresql).
         "loggers": {
             "django.request": {"level": "ERROR"},
             "django.db.backends": {"level": "INFO"},
+            "django.security.DisallowedHost": {"level": "CRITICAL"},
             "axes": {"level": "ERROR"},
             "psycopg.pool": {"level": "ERROR"},
         },
@@ -76,8 +78,8 @@ def _shows_colours() -> bool:
 def _make_visible(
     _logger: Any, _name: str, fields: structlog.types.EventDict
 ) -> structlog.types.EventDict:
-    """Escape control characters: some lines name what Kafka or a client has sent."""
-    for name, value in fields.items():
-        if isinstance(value, str):
-            fields[name] = visible(value, keep="\n\t" if name == "exception" else "")
+    """Escape control characters where the renderer does not: some lines name what Kafka or a client has sent."""
+    for name, kept in (("event", ""), ("exception", "\n\t")):
+        if name in fields:
+            fields[name] = visible(str(fields[name]), keep=kept)
     return fields

@@ -1,6 +1,5 @@
 from django.contrib import admin
 from django.urls import include, path, register_converter
-from django_prometheus.exports import ExportToDjangoView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from feedsite import health, pipeline
@@ -18,7 +17,7 @@ urlpatterns = [
     path("events/<id:event_id>", EventView.as_view(), name="event"),
     path("healthz", health.healthz, name="healthz"),
     path("readyz", health.readyz, name="readyz"),
-    path("metrics", ExportToDjangoView, name="metrics"),
+    path("metrics", health.metrics, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     path("admin/pipeline/", admin.site.admin_view(pipeline.page), name="pipeline"),

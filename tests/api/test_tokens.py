@@ -435,6 +435,8 @@ def test_a_provider_without_an_audience_is_warned_of() -> None:
     warned = checked(*deploy, JWT_JWKS_URL="http://identity.example/keys")
     assert "feedsite.W001) Tokens that the provider issued for others are taken." in warned.stderr
     assert "feedsite.W002) JWT_JWKS_URL is fetched without TLS." in warned.stderr
+    anywhere = checked(*deploy, DJANGO_ALLOWED_HOSTS="*")
+    assert "feedsite.W003) DJANGO_ALLOWED_HOSTS lets any Host pass." in anywhere.stderr
     fine = checked(*deploy, JWT_JWKS_URL="https://identity.example/keys", JWT_AUDIENCE="feeds")
     assert "feedsite.W0" not in fine.stderr
 

@@ -119,8 +119,6 @@ def test_a_hostile_value_of_any_option_gets_a_sentence_or_a_result(command: str)
         assert "Traceback" not in ended.err, line
         if ended.code not in (0, None):
             assert ended.err.strip(), line
-            assert "\x1b" not in ended.err, line
-            assert "\udcff" not in ended.err, line
     entry.refresh_from_db()
     assert entry.state == "open"
 

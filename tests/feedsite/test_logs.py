@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -81,12 +81,11 @@ def test_every_line_that_may_be_left_out_is_one_that_the_code_writes() -> None:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have stderr be one."""
+def terminal() -> Iterator[TextIO]:
+    """What stderr may be; a test sets it itself, for pytest puts its own there between setup and call."""
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as stream:
-        monkeypatch.setattr("sys.stderr", stream)
-        yield
+        yield stream
     os.close(ours)
 
 
@@ -97,14 +96,18 @@ def rendered(**fields: object) -> str:
     return str(line)
 
 
-def test_on_a_terminal_the_log_has_colours(terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_the_log_has_colours(
+    terminal: TextIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[" in rendered()
 
 
 def test_with_no_color_the_log_has_none_there_either(
-    terminal: None, monkeypatch: pytest.MonkeyPatch
+    terminal: TextIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[" not in rendered()
 
@@ -117,5 +120,7 @@ def test_outside_a_terminal_the_log_has_no_colours(monkeypatch: pytest.MonkeyPat
 
 def test_control_characters_from_outside_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    line = rendered(error="\x1b[2Jgone \u202e backwards\nnext line")
-    assert r"\x1b[2Jgone \u202e backwards\nnext line" in line
+    hostile = "\x1b[2J\u202e\x9b2J\x07"
+    line = rendered(event=hostile, error=hostile, exception=f"Traceback:\n{hostile}")
+    assert line.count(r"\x1b[2J") >= 3
+    assert not set(line) & set(hostile) - set("[2J"), line
