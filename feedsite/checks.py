@@ -59,8 +59,12 @@ def tokens_have_an_audience() -> bool:
 
 
 def require_keys() -> None:
-    """Raise `ImproperlyConfigured` when no token could be verified: what serves the API must not start."""
+    """Raise `ImproperlyConfigured` when no token or session could be verified: then the API must not start."""
     if not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY or settings.JWT_SIGNING_KEY):
         raise ImproperlyConfigured(
             "Set JWT_SIGNING_KEY, JWT_PUBLIC_KEY or JWT_JWKS_URL: with servers of your own no default secret is used."
+        )
+    if not settings.ENV["DJANGO_SECRET_KEY"]:
+        raise ImproperlyConfigured(
+            "Set DJANGO_SECRET_KEY: with servers of your own no default secret is used."
         )

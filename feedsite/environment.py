@@ -103,7 +103,7 @@ def _read(env: Env) -> dict[str, Any]:
         "KAFKA_BOOTSTRAP_SERVERS": env.str("KAFKA_BOOTSTRAP_SERVERS", "")
         or embedded.get("KAFKA_BOOTSTRAP_SERVERS", ""),
         # Web
-        "DJANGO_SECRET_KEY": _secret(env, "DJANGO_SECRET_KEY", data_dir, required=all_external),
+        "DJANGO_SECRET_KEY": _secret_of_the_api(env, "DJANGO_SECRET_KEY", data_dir, all_external),
         "DJANGO_DEBUG": env.bool("DJANGO_DEBUG", False),
         "DJANGO_ALLOWED_HOSTS": env.list(
             "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]
@@ -174,17 +174,19 @@ def _token_settings(env: Env, data_dir: Path, all_external: bool) -> dict[str, A
     return {
         "JWT_PUBLIC_KEY": _public_key(public_key.replace("\\n", "\n")),
         "JWT_JWKS_URL": jwks_url,
-        "JWT_SIGNING_KEY": "" if asymmetric else _signing_key(env, data_dir, all_external),
+        "JWT_SIGNING_KEY": (
+            "" if asymmetric else _secret_of_the_api(env, "JWT_SIGNING_KEY", data_dir, all_external)
+        ),
         "JWT_AUDIENCE": env.str("JWT_AUDIENCE", ""),
         "JWT_ISSUER": env.str("JWT_ISSUER", ""),
     }
 
 
-def _signing_key(env: Env, data_dir: Path, all_external: bool) -> str:
-    """Return the key, or none: workers have no use for it. The API does not start without (feedsite/checks.py)."""
-    if all_external and not env.str("JWT_SIGNING_KEY", ""):
+def _secret_of_the_api(env: Env, variable: str, data_dir: Path, all_external: bool) -> str:
+    """Return the secret, or none: workers have no use for it. The API does not start without (feedsite/checks.py)."""
+    if all_external and not env.str(variable, ""):
         return ""
-    return _secret(env, "JWT_SIGNING_KEY", data_dir, required=False)
+    return _secret(env, variable, data_dir)
 
 
 def _public_key(pem: str) -> str:
@@ -301,17 +303,13 @@ def _is_embedded(variable: str, embedded: dict[str, str]) -> bool:
     return os.environ.get(variable, "") in ("", embedded.get(variable))
 
 
-def _secret(env: Env, variable: str, data_dir: Path, *, required: bool) -> str:
+def _secret(env: Env, variable: str, data_dir: Path) -> str:
     """Return the secret given, or on the embedded stack one generated once and kept under `data_dir`."""
     given = env.str(variable, "")
     if given:
         if len(given.encode()) < 32:
             raise ImproperlyConfigured(f"{variable} must be at least 32 bytes long.")
         return given
-    if required:
-        raise ImproperlyConfigured(
-            f"Set {variable}: with servers of your own no default secret is used."
-        )
     return _kept_secret(data_dir / variable.lower())
 
 
