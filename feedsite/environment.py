@@ -17,7 +17,7 @@ from environs import Env, EnvError, validate
 from psycopg import conninfo
 
 from feedsite import connections, keys
-from feedsite.embedded import addresses
+from feedsite.embedded import addresses, tansu
 
 BRACKETS = re.compile(r"""\[(['"])(.*)\1\]""")
 
@@ -199,8 +199,6 @@ def _public_key(pem: str) -> str:
 
 
 def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
-    # The embedded broker answers a group join after half a session time-out and sleeps a fetch out to its
-    # full wait, so the defaults that suit Apache Kafka would cost it 23 s a start and 250 ms a post.
     return {
         "KAFKA_SECURITY_PROTOCOL": env.str(
             "KAFKA_SECURITY_PROTOCOL",
@@ -220,14 +218,16 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
         ),
         "KAFKA_SESSION_TIMEOUT_MS": env.int(
             "KAFKA_SESSION_TIMEOUT_MS",
-            4_000 if embedded else 15_000,
+            tansu.SESSION_TIMEOUT_MS if embedded else 15_000,
             validate=validate.Range(1_000, 3_600_000),
         ),
         "KAFKA_MAX_POLL_INTERVAL_MS": env.int(
             "KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=validate.Range(1, 86_400_000)
         ),
         "KAFKA_FETCH_WAIT_MS": env.int(
-            "KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=validate.Range(1, 30_000)
+            "KAFKA_FETCH_WAIT_MS",
+            tansu.FETCH_WAIT_MS if embedded else 500,
+            validate=validate.Range(1, 30_000),
         ),
         "KAFKA_PUBLISH_TIMEOUT_MS": env.int(
             "KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=validate.Range(1, 600_000)

@@ -78,8 +78,8 @@ def _shows_colours() -> bool:
 def _make_visible(
     _logger: Any, _name: str, fields: structlog.types.EventDict
 ) -> structlog.types.EventDict:
-    """Escape control characters where the renderer does not: some lines name what Kafka or a client has sent."""
-    for name, kept in (("event", ""), ("exception", "\n\t")):
-        if name in fields:
-            fields[name] = visible(str(fields[name]), keep=kept)
+    """Escape control characters: some lines name what Kafka or a client has sent."""
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = visible(value, keep="\n\t" if name == "exception" else "")
     return fields

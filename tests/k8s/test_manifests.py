@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from django.core.management import get_commands
 
 from eventbus import kafka
 from feedsite import wait_for_migrations
+from tests.k8s import keda
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, EXAMPLE = ROOT / "k8s/base", ROOT / "k8s/overlays/example"
@@ -215,6 +217,19 @@ def test_fanout_scales_on_the_lag_of_its_group_and_no_further_than_there_are_par
     assert trigger["metadata"]["consumerGroup"] == kafka.FANOUT_GROUP
     assert trigger["metadata"]["bootstrapServersFromEnv"] in config()
     assert scaler["maxReplicaCount"] <= int(config()["KAFKA_PARTITIONS"])
+
+
+def test_keda_accepts_the_scaled_object_and_knows_every_field() -> None:
+    scaler = named("ScaledObject", "fanout")
+    jsonschema.validate(scaler, keda.SCALED_OBJECT)
+    # What KEDA makes of it is an autoscaler of Kubernetes, whose behavior it takes as it is.
+    behavior = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    autoscaler = named("HorizontalPodAutoscaler", "api")
+    made = {**autoscaler, "spec": {**autoscaler["spec"], "behavior": behavior}}
+    assert validate([made], NEWEST_KUBERNETES) == 1
+    misspelt = {**scaler, "spec": {**scaler["spec"], "maxReplicas": 3}}
+    with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
+        jsonschema.validate(misspelt, keda.SCALED_OBJECT)
 
 
 def test_the_ingress_shows_clients_what_they_need_and_keeps_the_rest_inside() -> None:
