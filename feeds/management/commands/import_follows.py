@@ -10,6 +10,7 @@ from tqdm import tqdm
 from eventbus import arguments, envelope
 from eventbus.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
 from eventbus.exceptions import InvalidEvent
+from eventbus.terminal import count_of
 from feeds import cache, imports
 
 
@@ -64,9 +65,9 @@ class Command(BaseCommand):
             raise CommandError("Interrupted. Nothing was imported.") from None
         if done.new_follows:
             cache.wait_until_noticed()
-        self.stdout.write(f"{done.lines} follows read, {done.new_follows} new")
+        self.stdout.write(f"{count_of(done.lines, 'follow')} read, {done.new_follows} new")
         if bad_lines.count:
-            self.stdout.write(f"{bad_lines.count} bad lines are in {skip_invalid}")
+            self.stdout.write(bad_lines.summary())
 
 
 def _event_id(as_of: str | None) -> int:
