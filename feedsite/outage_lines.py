@@ -26,7 +26,8 @@ SUBJECTS = {
     "partitions_not_kept": "postgresql",
     "pipeline_page_without_answer": "postgresql",
     "read_not_noted": "postgresql",
-    "snowflake_lease_not_renewed": "postgresql",
+    # Which may have reasons of its own, see the runbook.
+    "snowflake_lease_not_renewed": "ids",
     "waiting_for_dependency": "postgresql",
     "cache_unreachable": "redis",
     "write_not_accepted": "writes",
