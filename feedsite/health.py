@@ -23,7 +23,8 @@ def readyz(_request: HttpRequest) -> HttpResponse:
 @only_reading
 def metrics(request: HttpRequest) -> HttpResponse:
     """Answer with what Prometheus scrapes."""
-    return ExportToDjangoView(request)
+    answer: HttpResponse = ExportToDjangoView(request)
+    return answer
 
 
 def _answer(found: Health) -> HttpResponse:

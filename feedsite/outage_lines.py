@@ -69,7 +69,7 @@ class OutageLines(logging.Filter):
             ends_silence = name == BACK
         else:
             subject = SUBJECTS.get(str(name)) or SUBJECTS_OF_LOGGERS.get(record.name)
-            if subject is None or record.exc_info or record.levelno < logging.WARNING:
+            if subject is None or record.exc_info:
                 return True
             said = self._about(subject)
             passes = time.monotonic() - said.passed_at >= MINUTE
