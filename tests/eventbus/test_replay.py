@@ -218,7 +218,7 @@ def test_the_command_asks_for_what_it_needs() -> None:
         run("replay", "--yes")
     with pytest.raises(CommandError, match="There is no dead letter 9"):
         run("show", "9")
-    with pytest.raises(CommandError, match="is not a number from 0.001"):
+    with pytest.raises(CommandError, match=r"is not a number from 0\.001"):
         run("replay", "--all", "--rate", "0")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 from argparse import ArgumentParser, _HelpAction, _StoreAction, _SubParsersAction
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.eventbus.dead_letter_factories import an_entry
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+ROOT = Path(__file__).resolve().parents[2]
 APPS = ("eventbus", "posts", "feeds", "feedsite")
 COMMANDS = sorted(name for name, app in get_commands().items() if app in APPS)
 
@@ -248,3 +250,16 @@ def test_one_is_no_plural() -> None:
     entry = an_entry(attempts="1")
     said = run("dlq", "show", str(entry.id)).out
     assert "1 attempt, 0 replays" in said
+
+
+def test_without_postgresql_a_command_says_why_in_one_sentence() -> None:
+    nowhere = f"postgresql://feed:secret@127.0.0.1:{free_port()}/feed"
+    environment = {**os.environ, "DATABASE_URL": nowhere}
+    command = [sys.executable, "manage.py", "verify_feeds"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: PostgreSQL cannot be used: connection failed")
+    assert "refused" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
