@@ -91,7 +91,7 @@ def _serve(address: MetricsAddress, monitor: Monitor) -> None:
         metrics_server.serve(address, {"/healthz": monitor.healthz, "/readyz": monitor.readyz})
     except OSError as error:
         sys.exit(
-            f"error: the metrics port {address.port} of {address.host} cannot be had: {error}. "
+            f"error: the metrics port {address.port} cannot be had: {error}. "
             "Choose another with --metrics-port."
         )
 
