@@ -21,10 +21,11 @@ SECTIONS = {
     "steady": "partitions turning over for minutes: writes, deletions, follows, reads and the walk, at two sizes",
     "celebrity": "posts to 1,000,000 followers, and the posts of others beside them",
     "visible": "from 202 to a follower's feed",
+    "isolation": "what everybody else waits for while one server, or 1,000 clients, stand still",
     "api": "POST /posts and cached GET /feeds/{id} beside their limits",
 }
 # Minutes each, hence only when named, or all of them with --full.
-SLOW = ("growth", "steady", "celebrity")
+SLOW = ("growth", "steady", "celebrity", "isolation")
 
 
 def main() -> None:

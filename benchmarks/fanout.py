@@ -15,8 +15,8 @@ from benchmarks.tables import progress
 from benchmarks.timers import Timers
 from benchmarks.workload import Network
 from eventbus import envelope
-from eventbus.lanes import EVENTS_WORTH_A_LANE
-from eventbus.subscription import Record
+from eventbus.consume.lanes import EVENTS_WORTH_A_LANE
+from eventbus.record import Record
 from feeds import handlers
 from posts.events import PostCreated
 

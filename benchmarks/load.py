@@ -65,14 +65,14 @@ async def _connection(plan: Plan, number: int, started: float, counts: _Counts) 
             break
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         writer.write(plan.requests[turn % len(plan.requests)].encode())
-        status = await _answer(reader)
+        status = await read_answer(reader)
         counts.seconds.append(time.perf_counter() - due)
         counts.errors += not 200 <= status < 300
         turn += plan.connections
     writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
+async def read_answer(reader: asyncio.StreamReader) -> int:
     """Read one answer to its end; return its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     if b"transfer-encoding: chunked" in head:

@@ -127,7 +127,8 @@ def _leave() -> None:
     """Give back what this process holds while there are servers to tell."""
     from django.db import connection
 
-    from eventbus import node_lease, producer
+    from eventbus import producer
+    from eventbus.ids import node_lease
 
     producer.close()
     node_lease.release()

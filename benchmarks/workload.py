@@ -9,14 +9,16 @@ from typing import Any
 
 from benchmarks import database
 from benchmarks.stand import ROOT
-from eventbus import envelope, idempotency, kafka
-from eventbus.csvfiles import open_csv
-from eventbus.lanes import Lanes
-from eventbus.leaving import Leaving
-from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Handlers, Record, Subscription
+from eventbus import envelope, kafka
+from eventbus.consume.lanes import Lanes
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.processing import Processor
+from eventbus.ids import idempotency
+from eventbus.record import Delivery, Record
+from eventbus.subscription import Handlers, Subscription
 from feeds import cache, imports
 from posts import services
+from posts.csvfiles import open_csv
 
 DATA = ROOT.parent / "shared" / "data"
 GRAPH = "graph_github_musae.csv.gz"

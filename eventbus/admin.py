@@ -17,11 +17,12 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from eventbus import charts, payloads
-from eventbus import replay as replays
+from eventbus.deadletters import payloads
+from eventbus.deadletters import replay as replays
+from eventbus.deadletters.replay import Replayed
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.replay import Replayed
-from eventbus.snowflake import MAX_ID
+from eventbus.watch import charts
 
 HISTORY_HOURS = 24
 HISTORY_FAILURES = 1_000

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.terminal import visible
 
 MIN_NUMBER = 0.001

@@ -18,6 +18,7 @@ from eventbus import metrics
 from eventbus.exceptions import ServerAway
 
 FAILURES = 3
+NO_TRIAL = 0
 # A call that tried and never told how it went, such as one whose thread was lost, keeps the others out no longer.
 LOST_AFTER_SECONDS = 10.0
 
@@ -32,7 +33,9 @@ class Breaker:
         self._most_failures = failures
         self._failures = 0
         self._failed_at = -math.inf
-        self._trying_since: float | None = None
+        self._trial = NO_TRIAL  # the number of the one that is under way
+        self._trials = 0
+        self._trying_since = -math.inf
         self._lock = threading.Lock()
 
     @property
@@ -44,18 +47,22 @@ class Breaker:
         """Whether the last failure is not longer ago than that."""
         return time.monotonic() - self._failed_at < seconds
 
-    def enter(self) -> None:
-        """Let the caller try, who then tells `succeeded`, `failed` or `gave_up`. Raises `ServerAway` instead."""
+    def enter(self) -> int:
+        """Let the caller try, who then tells `succeeded`, `failed` or `gave_up`. Raises `ServerAway` instead.
+
+        Returns the number of the trial that the call is, to be told with how it went; `NO_TRIAL` while the server is
+        not taken to be away.
+        """
         if not self.is_open:
-            return
+            return NO_TRIAL
         with self._lock:
             now = time.monotonic()
-            someone_tries = (
-                self._trying_since is not None and now - self._trying_since < LOST_AFTER_SECONDS
-            )
+            someone_tries = self._trial and now - self._trying_since < LOST_AFTER_SECONDS
             if self.is_open and someone_tries:
                 raise ServerAway(self.server)
-            self._trying_since = now
+            self._trials += 1
+            self._trial, self._trying_since = self._trials, now
+            return self._trial
 
     def succeeded(self) -> None:
         """Say that the server has answered, with whatever."""
@@ -63,26 +70,32 @@ class Breaker:
             return
         with self._lock:
             was_open = self.is_open
-            self._failures, self._trying_since = 0, None
+            self._failures, self._trial = 0, NO_TRIAL
         if was_open:
             metrics.breaker_open.labels(self.server).set(0)
             log.info("server_is_back", server=self.server)
 
-    def failed(self, error: object) -> None:
+    def failed(self, error: object, trial: int = NO_TRIAL) -> None:
         """Say that the server has not answered."""
         with self._lock:
             was_open = self.is_open
             self._failures += 1
             self._failed_at = time.monotonic()
-            self._trying_since = None
+            self._end(trial)
             opened = self.is_open and not was_open
         if opened:
             metrics.breaker_open.labels(self.server).set(1)
             log.error("server_is_away", server=self.server, error=str(error))
 
-    def gave_up(self) -> None:
+    def gave_up(self, trial: int = NO_TRIAL) -> None:
         """Say that the call ended without anything learnt about the server."""
-        self._trying_since = None
+        with self._lock:
+            self._end(trial)
+
+    def _end(self, trial: int) -> None:
+        # Calls from before the server was taken to be away fail too, while another one tries.
+        if trial == self._trial:
+            self._trial = NO_TRIAL
 
 
 KAFKA = Breaker("kafka")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from eventbus.snowflake import MAX_ID
-from eventbus.subscription import Headers, Record
+from eventbus.ids.snowflake import MAX_ID
+from eventbus.record import Headers, Record
 
 PREFIX = "dlq."
 ENTRY = PREFIX + "entry"

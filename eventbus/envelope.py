@@ -6,18 +6,16 @@ Ids are decimal strings (JavaScript's numbers end at 2^53), times are RFC 3339 i
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
 
 import orjson
 
-from eventbus import clock
+from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent, UndecodableEvent
-from eventbus.snowflake import MAX_ID, milliseconds_of
+from eventbus.ids import clock
+from eventbus.ids.snowflake import MAX_ID, milliseconds_of
 
-Fields = Mapping[str, Any]
 MAX_TYPE_CHARS = 64
 
 # The highest id wins and heads the feeds, for as long as its time lies ahead. Ours are ahead by half a second at most.
@@ -27,19 +25,6 @@ MAX_AHEAD_MS = 24 * 3_600_000
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A fact that happened once. `key` is the user whose posts or audience it changes: its partition and its lock."""
-
-    event_id: int
-    type: str
-    version: int
-    actor_id: int
-    occurred_at: datetime
-    key: int
-    payload: Fields
 
 
 def encode(event: Event) -> bytes:
@@ -143,6 +128,8 @@ def read_time(fields: Fields, name: str) -> datetime:
     raise InvalidEvent(f"{name} must be an RFC 3339 time with a zone.")
 
 
+# A new post's time is written twice, and posts of the same millisecond share theirs.
+@lru_cache(maxsize=1_000)
 def format_time(moment: datetime) -> str:
     """Return `moment` as RFC 3339 in UTC with milliseconds and a Z."""
     if moment.tzinfo is not UTC:

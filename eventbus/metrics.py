@@ -102,9 +102,9 @@ feed_cache_requests_total = Counter(
 )
 
 
-def event_published(event_type: str) -> None:
-    """Count an event that Kafka has acknowledged."""
-    _published(event_type).inc()
+def events_were_published(event_type: str, count: int) -> None:
+    """Count events that Kafka has acknowledged."""
+    _published(event_type).inc(count)
 
 
 @cache

@@ -9,8 +9,8 @@ from django.contrib.postgres.functions import RandomUUID
 from django.db import connection, models
 from django.db.models.functions import Now
 
-from eventbus.envelope import Event
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
+from eventbus.event import Event
 
 OVERDUE_AFTER = timedelta(minutes=10)
 
@@ -73,7 +73,10 @@ class ProcessedEvent(models.Model):
 
 
 class ConsumerOffset(models.Model):
-    """Where a group goes on in a partition; see `eventbus.offsets`. Never past what has its effect in this database."""
+    """Where a group goes on in a partition; see `eventbus.consume.offsets`.
+
+    Never past what has its effect in this database.
+    """
 
     pk = models.CompositePrimaryKey("group", "topic", "partition")
     group = models.CharField(max_length=255)
@@ -110,7 +113,7 @@ class PipelineMinute(models.Model):
 
 
 class WorkerHeartbeat(models.Model):
-    """What a worker last told of itself; see `eventbus.heartbeat`. Gone an hour after its last beat."""
+    """What a worker last told of itself; see `eventbus.watch.heartbeat`. Gone an hour after its last beat."""
 
     worker_id = models.UUIDField(primary_key=True)
     topic = models.CharField(max_length=249)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -19,9 +19,9 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from django.conf import settings
 
-from eventbus import correlation, envelope, kafka, metrics, tracing
-from eventbus.breaker import KAFKA
-from eventbus.envelope import Event
+from eventbus import envelope, kafka, metrics
+from eventbus.breaker import KAFKA, NO_TRIAL
+from eventbus.event import Event
 from eventbus.exceptions import (
     KafkaAway,
     ProducerFailed,
@@ -32,6 +32,7 @@ from eventbus.exceptions import (
     RecordTooLarge,
     ServerAway,
 )
+from eventbus.telemetry import correlation, tracing
 
 Headers = Sequence[tuple[str, bytes | None]]
 OnDelivery = Callable[[KafkaError | None], None]
@@ -242,7 +243,11 @@ class LoopDeliveries:
         self._loop = loop
         self._reported: list[tuple[asyncio.Future[None], KafkaError | None]] = []
         self._awaited: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._give_up_on_the_overdue()
+        self._published: dict[str, int] = defaultdict(int)
+        # On the loop each of these questions costs a post more than it gives, so they are asked once.
+        self.logs_each = log.is_enabled_for(logging.DEBUG)
+        self._seconds = settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
+        self._look()
 
     def send(
         self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]]
@@ -250,11 +255,12 @@ class LoopDeliveries:
         """Queue one record and return the future of its delivery. Raises as `EventProducer.send_now`."""
         delivery = self._loop.create_future()
         get().send_now(topic, key, value, headers, partial(self._report, delivery))
-        wait_until = (
-            self._loop.time() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
-        )
-        self._awaited.append((wait_until, delivery))
+        self._awaited.append((self._loop.time() + self._seconds, delivery))
         return delivery
+
+    def count(self, event_type: str) -> None:
+        """Count an event that Kafka has acknowledged; the metric is written a few times a second."""
+        self._published[event_type] += 1
 
     def _report(
         self, delivery: "asyncio.Future[None]", error: KafkaError | None, _message: Message
@@ -281,13 +287,19 @@ class LoopDeliveries:
             else:
                 delivery.set_exception(refusal(error))
 
+    def _look(self) -> None:
+        self._give_up_on_the_overdue()
+        published, self._published = self._published, defaultdict(int)
+        for event_type, count in published.items():
+            metrics.events_were_published(event_type, count)
+        self._loop.call_later(POLL_SECONDS, self._look)
+
     def _give_up_on_the_overdue(self) -> None:
         now = self._loop.time()
         while self._awaited and (self._awaited[0][1].done() or self._awaited[0][0] < now):
             _wait_until, delivery = self._awaited.popleft()
             if not delivery.done():
                 delivery.set_exception(PublishTimedOut())
-        self._loop.call_later(POLL_SECONDS, self._give_up_on_the_overdue)
 
 
 _loop_deliveries: LoopDeliveries | None = None
@@ -312,16 +324,19 @@ def publish(event: Event, headers: Headers = ()) -> None:
     """
     value = envelope.encode(event)
     correlation.bind_event(event.event_id)
+    trial = NO_TRIAL
     try:
-        _enter()
+        trial = _enter()
         with tracing.publishing(event, headers) as headers_with_context:
             publish_record(
                 kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context
             )
     except PublishFailed as error:
-        _note_failure(event, error)
+        _note_failure(event, error, trial)
         raise
-    _note_success(event)
+    KAFKA.succeeded()
+    metrics.events_were_published(event.type, 1)
+    log.debug("event_published", type=event.type)
 
 
 async def publish_soon(event: Event, headers: Headers = ()) -> None:
@@ -329,21 +344,23 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     if _loop_deliveries is None:
         raise RuntimeError("No event loop was attached.")
     value = envelope.encode(event)
+    trial = NO_TRIAL
     try:
-        _enter()
+        trial = _enter()
         await _loop_deliveries.send(
             kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers)
         )
     except PublishFailed as error:
-        _note_failure(event, error)
+        _note_failure(event, error, trial)
         raise
     except BaseException:
-        KAFKA.gave_up()
+        KAFKA.gave_up(trial)
         raise
-    if log.is_enabled_for(logging.DEBUG):
-        # On the loop, where that would cost each post more than it gives, nobody has done so before.
+    KAFKA.succeeded()
+    _loop_deliveries.count(event.type)
+    if _loop_deliveries.logs_each:
         correlation.bind_headers(headers, event.event_id)
-    _note_success(event)
+        log.debug("event_published", type=event.type)
 
 
 def publish_record(
@@ -371,27 +388,21 @@ def forbidden() -> str:
     return _forbidden
 
 
-def _enter() -> None:
+def _enter() -> int:
     if _forbidden:
         raise PublishForbidden(_forbidden)
     try:
-        KAFKA.enter()
+        return KAFKA.enter()
     except ServerAway as error:
         raise KafkaAway from error
 
 
-def _note_failure(event: Event, error: PublishFailed) -> None:
+def _note_failure(event: Event, error: PublishFailed, trial: int) -> None:
     metrics.events_published_total.labels(event.type, error.result).inc()
     if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
-        KAFKA.failed(error)
+        KAFKA.failed(error, trial)
     elif not isinstance(error, KafkaAway | PublishForbidden):
         KAFKA.succeeded()  # it has answered, with a refusal
-
-
-def _note_success(event: Event) -> None:
-    KAFKA.succeeded()
-    log.debug("event_published", type=event.type)
-    metrics.event_published(event.type)
 
 
 _producer: EventProducer | None = None

@@ -12,9 +12,9 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
-from eventbus import clock
+from eventbus.ids import clock
+from eventbus.ids.snowflake import compose
 from eventbus.models import DeadLetter, IdempotencyKey
-from eventbus.snowflake import compose
 
 CHUNK = 10_000
 CHUNK_OF_DEAD_LETTERS = 500

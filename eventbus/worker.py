@@ -9,19 +9,22 @@ from types import FrameType
 
 import structlog
 
-from eventbus import kafka, metrics, metrics_server, node_lease, producer, tracing
+from eventbus import kafka, metrics, producer
 from eventbus.arguments import MetricsAddress
-from eventbus.consumer import EventConsumer
-from eventbus.dead_letter_count import DeadLetterCount
-from eventbus.dead_letter_store import DeadLetterStore
-from eventbus.dead_letter_writer import DeadLetterWriter
+from eventbus.consume.consumer import EventConsumer
+from eventbus.consume.lanes import Lanes
+from eventbus.consume.leaving import EXIT_STUCK, Leaving
+from eventbus.consume.processing import Processor
+from eventbus.deadletters.count import DeadLetterCount
+from eventbus.deadletters.store import DeadLetterStore
+from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, WorkerHangs
-from eventbus.heartbeat import Heart
-from eventbus.lanes import Lanes
-from eventbus.leaving import EXIT_STUCK, Leaving
-from eventbus.monitor import Monitor
-from eventbus.processing import Processor
+from eventbus.ids import node_lease
 from eventbus.subscription import Subscription
+from eventbus.telemetry import tracing
+from eventbus.watch import metrics_server
+from eventbus.watch.heartbeat import Heart
+from eventbus.watch.monitor import Monitor
 
 EXIT_SECOND_SIGNAL = 130
 EXIT_FLOOD = 3

@@ -13,7 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from eventbus.admin import LargeTableAdmin, id_of
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from feeds import cache, inspector, verification
 from feeds import rebuild as rebuilding
 from feeds.models import Feed, Follow

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from eventbus.envelope import Event, read_id
+from eventbus.envelope import read_id
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import time_of
+from eventbus.ids.snowflake import time_of
 
 VERSION = 1
 

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Sequence
 from django.conf import settings
 from django.db import connection, transaction
 
-from eventbus import locks, metrics
+from eventbus import metrics
+from eventbus.database import locks
+from eventbus.database.sql import bigints, fetch
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import MAX_ID
-from eventbus.sql import bigints, fetch
+from eventbus.ids.snowflake import MAX_ID
 from feeds.models import HORIZON, Withdrawal
 from posts.events import PostCreated, PostDeleted
 from posts.models import Fanout, Post

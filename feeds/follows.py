@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import connection
 
 from eventbus import metrics
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import HORIZON

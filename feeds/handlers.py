@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 
 from eventbus import kafka
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
 from feeds import cache, fanout, follows

@@ -16,9 +16,9 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from eventbus import locks
 from eventbus.background import Repeating
-from eventbus.sql import fetch
+from eventbus.database import locks
+from eventbus.database.sql import fetch
 from feeds import cache, fanout
 from feeds.models import RESTING, Housekeeping
 from feeds.rebuild import rebuild

@@ -6,12 +6,12 @@ from typing import NamedTuple, TextIO
 
 from django.db import connection, transaction
 
-from eventbus import locks
-from eventbus.csvfiles import BadLine, BadLines, read_table
+from eventbus.database import locks
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import compose
+from eventbus.ids.snowflake import compose
 from feeds import cache, fanout
+from posts.csvfiles import BadLine, BadLines, read_table
 
 
 class Imported(NamedTuple):

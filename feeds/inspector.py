@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from eventbus.sql import fetch
+from eventbus.database.sql import fetch
 from feeds import cache
 from feeds.cache import Kept
 from feeds.models import HORIZON, RESTING, Feed

@@ -16,8 +16,8 @@ from django.db import connection, models
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from eventbus.snowflake import MAX_ID
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
+from eventbus.ids.snowflake import MAX_ID
 from posts.pagination import Position
 
 CLOCK_SKEW_SECONDS = 60
@@ -32,25 +32,35 @@ SELECT user_id FROM feeds WHERE user_id = %(user)s AND pulled_since IS NOT NULL
 """
 
 
+_FOLLOWERS_OF = """
+SELECT follower_id FROM follows WHERE followee_id = %(user)s AND active AND follower_id {compare} %(id)s
+ORDER BY follower_id {direction} LIMIT %(limit)s
+"""
+_FOLLOWED_BY = """
+SELECT followee_id FROM follows WHERE follower_id = %(user)s AND active AND followee_id {compare} %(id)s
+ORDER BY followee_id {direction} LIMIT %(limit)s
+"""
+
+
 class FollowQuerySet(models.QuerySet["Follow"]):
     def followers_page(self, user_id: int, position: Position, limit: int) -> list[int]:
         """Return up to `limit` followers of the user beyond `position`, nearest to it first (one index scan)."""
-        return self.filter(followee_id=user_id)._page("follower_id", position, limit)
+        return _users_beyond(_FOLLOWERS_OF, user_id, position, limit)
 
     def following_page(self, user_id: int, position: Position, limit: int) -> list[int]:
         """Return up to `limit` of those the user follows beyond `position`, nearest to it first (one index scan)."""
-        return self.filter(follower_id=user_id)._page("followee_id", position, limit)
+        return _users_beyond(_FOLLOWED_BY, user_id, position, limit)
 
     def pulled_by(self, user_id: int) -> list[int]:
         """Return those the user follows, or is, whose posts may have to be pulled (one look-up a followee)."""
         return [author for (author,) in fetch(_PULLED_BY, {"user": user_id})]
 
-    def _page(self, column: str, position: Position, limit: int) -> list[int]:
-        beyond = {f"{column}__{'gt' if position.newer else 'lte'}": position.id}
-        users = self.filter(active=True, **beyond).order_by(
-            column if position.newer else f"-{column}"
-        )
-        return list(users.values_list(column, flat=True)[:limit])
+
+def _users_beyond(statement: str, user_id: int, position: Position, limit: int) -> list[int]:
+    compare, direction = (">", "ASC") if position.newer else ("<=", "DESC")
+    values = {"user": user_id, "id": position.id, "limit": limit}
+    rows = fetch(statement.format(compare=compare, direction=direction), values)
+    return [user for (user,) in rows]
 
 
 class Follow(models.Model):

@@ -15,8 +15,8 @@ from typing import Any, cast
 from redis import Connection, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from eventbus.loop_redis import LoopRedis
 from feeds import cache
+from feeds.loop_redis import LoopRedis
 
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.

@@ -21,9 +21,10 @@ from django import db
 from django.conf import settings
 from django.db import connection, transaction
 
-from eventbus import metrics, snowflake
+from eventbus import metrics
 from eventbus.background import Repeating
-from eventbus.sql import fetch
+from eventbus.database.sql import fetch
+from eventbus.ids import snowflake
 from feeds.models import Horizon
 
 AHEAD = 3  # partitions that have not begun

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.utils import timezone
 
-from eventbus import locks
+from eventbus.database import locks
 from feeds import cache
 from feeds.models import HORIZON, Feed
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS

@@ -1,7 +1,7 @@
 """What one can do about follows: each act is one event in Kafka and touches no table."""
 
 from eventbus import producer
-from eventbus.idempotency import Ids
+from eventbus.ids.idempotency import Ids
 from eventbus.producer import Headers
 from feeds.events import UserFollowed, UserUnfollowed
 

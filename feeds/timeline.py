@@ -4,21 +4,17 @@ A page is cut by post id, which never changes and is unique, so posts that arriv
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 
 import structlog
 from django import db
-from django.utils import timezone
 
-from eventbus.snowflake import MAX_ID
-from eventbus.sql import fetch
+from eventbus.database.sql import fetch
+from eventbus.ids.snowflake import MAX_ID
 from feeds.models import HORIZON, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
-from posts.models import PostRow
+from posts.models import CREATED_AT, PostRow
 from posts.pagination import Position
-
-NOTED_EVERY = timedelta(hours=1)
 
 log = structlog.get_logger(__name__)
 
@@ -27,9 +23,12 @@ log = structlog.get_logger(__name__)
 # PostgreSQL sees which partitions it need not plan for. The limit is within the subquery, so that the index is read in
 # its order whatever statistics say; what is no post any more comes as an entry without one.
 _PUSHED = f"""
-SELECT floor, last_read_at, starts, post_id, post.id, post.author_id, post.content, post.created_at
+SELECT floor, is_to_note, starts, post_id, post.id, post.author_id, post.content, {CREATED_AT}
 FROM (
-    SELECT greatest(floor, {HORIZON}) AS floor, last_read_at, (SELECT starts FROM feed_horizon) AS starts
+    SELECT
+        greatest(floor, {HORIZON}) AS floor,
+        last_read_at < now() - interval '1 hour' AS is_to_note,
+        (SELECT starts FROM feed_horizon) AS starts
     FROM (SELECT 1) AS one LEFT JOIN feeds ON user_id = %(user)s
 ) AS state
 LEFT JOIN LATERAL (
@@ -65,10 +64,10 @@ found AS (
 """
 _NEAREST = (
     _NEAREST_IDS
-    + """
-SELECT posts.id, author_id, content, created_at FROM found JOIN posts ON posts.id = found.id
-ORDER BY posts.id {direction}
-"""
+    + f"""
+SELECT posts.id, author_id, content, {CREATED_AT} FROM found JOIN posts ON posts.id = found.id
+ORDER BY posts.id {{direction}}
+"""  # noqa: S608 - composed of constants
 )
 _ANY = "deleted_event_id IS NULL"
 _PUSHED_ONES = "deleted_event_id IS NULL AND fanout = 0"
@@ -130,7 +129,7 @@ class Reader:
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
         self.floor: int | None = None  # or the horizon, if that is higher
-        self.last_read_at: datetime | None = None
+        self._is_to_note = False
         self._may_rest = False
         self._pulled_authors: Sequence[int] | None = None
 
@@ -164,9 +163,7 @@ class Reader:
     def note(self) -> None:
         """Remember that the feed was read, about once an hour, and have it materialised if it rests. Never fails."""
         rests = self.floor == RESTING
-        if self.last_read_at is None or not (
-            rests or timezone.now() - self.last_read_at > NOTED_EVERY
-        ):
+        if not (rests or self._is_to_note):
             return
         try:
             floor = Feed.objects.note_read(self.user_id)
@@ -246,7 +243,7 @@ class Reader:
             "high": wanted.high,
         }
         rows = fetch(_PUSHED.format(direction=towards.direction), values)
-        self.floor, self.last_read_at, starts = rows[0][:3]
+        self.floor, self._is_to_note, starts = rows[0][:3]
         Reader._starts = starts or ()
         return self.floor or 0, [_Entry.of(*row[3:]) for row in rows if row[3] is not None]
 

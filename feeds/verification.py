@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
-from eventbus import locks
-from eventbus.snowflake import MAX_ID
+from eventbus.database import locks
+from eventbus.ids.snowflake import MAX_ID
 from feeds import cache
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.partitions import partitions

@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from eventbus import metrics
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from feeds import cache, services
 from feeds.cache import CachedPage, Lookup
 from feeds.events import FollowFact

@@ -7,7 +7,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from eventbus.outcomes import Outcome, outcome_of
+from eventbus.watch.outcomes import Outcome, outcome_of
 from posts import visibility
 from posts.principal import principal
 

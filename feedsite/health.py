@@ -3,8 +3,8 @@
 from django.http import HttpRequest, HttpResponse
 from django_prometheus.exports import ExportToDjangoView
 
-from eventbus import health
-from eventbus.health import Health
+from eventbus.watch import health
+from eventbus.watch.health import Health
 from feedsite.api import only_reading
 
 

@@ -19,7 +19,7 @@ from django_prometheus.middleware import PrometheusAfterMiddleware
 from django_prometheus.utils import Time, TimeSince
 from whitenoise.middleware import WhiteNoiseMiddleware
 
-from eventbus import correlation, tracing
+from eventbus.telemetry import correlation, tracing
 
 PAGES = ("/admin/", "/docs/", "/schema/", "/static/")
 

@@ -25,8 +25,9 @@ from django.utils.safestring import SafeString
 from django_redis import get_redis_connection
 from redis import RedisError
 
-from eventbus import backlog, charts, kafka, pipeline
-from eventbus.pipeline import Rate, Worker
+from eventbus import kafka
+from eventbus.watch import backlog, charts, pipeline
+from eventbus.watch.pipeline import Rate, Worker
 from feeds.models import CacheState
 
 ASK_SECONDS = 0.8

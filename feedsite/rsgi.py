@@ -9,7 +9,7 @@ from feedsite.wsgi import application as handler  # first, for it sets Django up
 # isort: split
 from django.conf import settings
 
-from eventbus import pool
+from eventbus.database import pool
 from feedsite.front.application import Application
 
 try:

@@ -114,7 +114,7 @@ SILENCED_SYSTEM_CHECKS = [
     # Subdomains and the browsers' own list are a choice, see DJANGO_HSTS.
     "security.W005",
     "security.W021",
-    # Django 6 asks for its app for PostgreSQL where there is an array, which would look for types that are not used here
+    # Django 6 asks for its app for PostgreSQL where there is an array. That would look for types that nobody uses here
     # at the first connection of each process.
     "postgres.E005",
 ]

@@ -17,7 +17,7 @@ try:
 except ImproperlyConfigured as error:
     sys.exit(f"error: {error}")
 
-from eventbus import tracing
+from eventbus.telemetry import tracing
 from feedsite.warm_up import warm_up
 
 tracing.start("feed-api")

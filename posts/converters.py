@@ -1,6 +1,6 @@
 """The path converter for ids: 1 … 2^63-1 in decimal; anything else is a 404."""
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 
 
 class IdConverter:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from eventbus.envelope import Event, read_minted_id, read_text
+from eventbus.envelope import read_minted_id, read_text
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import time_of
+from eventbus.ids.snowflake import time_of
 
 MAX_CONTENT_CHARS = 5_000
 VERSION = 1

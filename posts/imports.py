@@ -12,12 +12,12 @@ from typing import NamedTuple, TextIO
 from confluent_kafka import KafkaError
 
 from eventbus import envelope, kafka, metrics, producer
-from eventbus.csvfiles import BadLine, BadLines, Record, read_table
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent, PublishTimedOut
-from eventbus.id_ranges import IdRange
-from eventbus.idempotency import Ids
+from eventbus.ids.id_ranges import IdRange
+from eventbus.ids.idempotency import Ids
 from posts import services
+from posts.csvfiles import BadLine, BadLines, Record, read_table
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 
 DELIVERY_SECONDS = 60.0

@@ -1,12 +1,11 @@
 """The `posts` table and its query vocabulary."""
 
 from collections.abc import Container, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connection, models
 
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -24,8 +23,19 @@ class PostRow(NamedTuple):
     id: int
     author_id: int
     content: str
-    created_at: datetime
+    created_at: str  # as `eventbus.envelope.format_time` writes it
 
+
+# To have PostgreSQL write the time costs a tenth of making a `datetime` of it and a text of that.
+CREATED_AT = """to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+
+# Not by the ORM, which takes longer to compose this than PostgreSQL and the network take to answer it.
+_PAGE_OF = f"""
+SELECT id, author_id, content, {CREATED_AT} FROM posts
+WHERE author_id = %(author)s AND deleted_event_id IS NULL AND {{beyond}} LIMIT %(limit)s
+"""  # noqa: S608 - composed of constants
+_PAGE_OF_OLDER = _PAGE_OF.format(beyond="id <= %(id)s ORDER BY id DESC")
+_PAGE_OF_NEWER = _PAGE_OF.format(beyond="id > %(id)s ORDER BY id")
 
 _INSERT = """
 INSERT INTO posts (id, author_id, content, created_at, fanout)
@@ -52,13 +62,9 @@ class PostQuerySet(models.QuerySet["Post"]):
 
     def page_of(self, author_id: int, position: Position, limit: int) -> list[PostRow]:
         """Return up to `limit` posts of the author beyond `position`, nearest to it first (one index scan)."""
-        posts = self.alive().filter(author_id=author_id)
-        posts = (
-            posts.filter(id__gt=position.id).order_by("id")
-            if position.newer
-            else posts.filter(id__lte=position.id).order_by("-id")
-        )
-        return [PostRow(*row) for row in posts.values_list(*PostRow._fields)[:limit]]
+        statement = _PAGE_OF_NEWER if position.newer else _PAGE_OF_OLDER
+        values = {"author": author_id, "id": position.id, "limit": limit}
+        return [PostRow(*row) for row in fetch(statement, values)]
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
         """Insert `posts` in one statement; return the ids that were new (an existing row, or tombstone, stays).

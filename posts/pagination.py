@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from rest_framework.exceptions import ParseError
 from rest_framework.request import Request
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100

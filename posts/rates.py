@@ -85,12 +85,13 @@ def take(user_id: int) -> Standing | None:
     if found is None:
         return None
     try:
-        REDIS.enter()
-        answer = get_redis_connection("default").execute_command(*command(user_id, found))
+        trial = REDIS.enter()
     except ServerAway:
         return None
+    try:
+        answer = get_redis_connection("default").execute_command(*command(user_id, found))
     except RedisError as error:
-        REDIS.failed(error)
+        REDIS.failed(error, trial)
         return None
     REDIS.succeeded()
     return standing(found, answer)

@@ -1,9 +1,9 @@
 """What one can do with posts: each act is one event in Kafka and touches no table."""
 
 from eventbus import producer
-from eventbus.idempotency import Ids
+from eventbus.ids.idempotency import Ids
+from eventbus.ids.snowflake import time_of
 from eventbus.producer import Headers
-from eventbus.snowflake import time_of
 from posts.events import PostCreated, PostDeleted
 
 

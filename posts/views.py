@@ -12,10 +12,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from eventbus import correlation, idempotency
 from eventbus.envelope import format_time
 from eventbus.exceptions import IdempotencyKeyReused
-from eventbus.idempotency import Ids
+from eventbus.ids import idempotency
+from eventbus.ids.idempotency import Ids
+from eventbus.telemetry import correlation
 from posts import pagination, rates, services
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
@@ -65,7 +66,8 @@ class PostView(APIView):
         post = _find(post_id)
         if post.deleted_event_id is not None:
             raise Gone
-        return Response(post_json(PostRow(post.id, post.author_id, post.content, post.created_at)))
+        created_at = format_time(post.created_at)
+        return Response(post_json(PostRow(post.id, post.author_id, post.content, created_at)))
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> HttpResponse:
@@ -100,13 +102,14 @@ def post_json(row: PostRow) -> dict[str, str]:
         "id": str(row.id),
         "author_id": str(row.author_id),
         "content": row.content,
-        "created_at": format_time(row.created_at),
+        "created_at": row.created_at,
     }
 
 
 def accepted_post_json(post: PostCreated) -> dict[str, str]:
     """Return what the answer to a new post says of it."""
-    return post_json(PostRow(post.post_id, post.author_id, post.content, post.created_at))
+    created_at = format_time(post.created_at)
+    return post_json(PostRow(post.post_id, post.author_id, post.content, created_at))
 
 
 def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:

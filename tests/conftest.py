@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from eventbus import clock, node_lease, producer
+from eventbus import producer
+from eventbus.ids import clock, node_lease
 from feeds import cache
 
 

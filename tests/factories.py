@@ -7,7 +7,7 @@ from typing import Any
 import factory
 from django.db import transaction
 
-from eventbus.snowflake import EPOCH_MS, compose, time_of
+from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
 from feeds.events import UserFollowed, UserUnfollowed
 from posts.events import PostCreated, PostDeleted

@@ -16,7 +16,8 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connection
 
-from eventbus import backlog, kafka
+from eventbus import kafka
+from eventbus.watch import backlog
 from feedsite.demo import admin, ports, pulse, sample, text
 from feedsite.demo.children import Children
 from feedsite.demo.client import Client

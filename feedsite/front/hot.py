@@ -20,10 +20,12 @@ from redis import RedisError
 from rest_framework.exceptions import APIException, Throttled
 from rest_framework.views import APIView
 
-from eventbus import correlation, idempotency, producer
+from eventbus import producer
 from eventbus.exceptions import IdsUnavailable, PublishFailed
-from eventbus.health import ALIVE, Health
-from eventbus.snowflake import MAX_ID
+from eventbus.ids import idempotency
+from eventbus.ids.snowflake import MAX_ID
+from eventbus.telemetry import correlation
+from eventbus.watch.health import ALIVE, Health
 from feeds.near_cache import KeptPage, NearCache
 from feeds.views import FeedView, NewPostsView, may_read, new_posts_body, since_of, with_links
 from feedsite.api import error_answer, media_type_of, parse_json

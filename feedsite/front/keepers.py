@@ -9,10 +9,11 @@ from django.conf import settings
 from django.db import Error as DatabaseFailure
 from django.db import connection
 
-from eventbus import kafka, node_lease, producer, topics
+from eventbus import kafka, producer, topics
 from eventbus.breaker import KAFKA, REDIS
-from eventbus.health import OK, Health, Watch
-from eventbus.sql import fetch
+from eventbus.database.sql import fetch
+from eventbus.ids import node_lease
+from eventbus.watch.health import OK, Health, Watch
 from feeds import cache
 from feedsite.postgresql.connection import answer_within
 

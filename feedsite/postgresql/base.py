@@ -31,19 +31,19 @@ class DatabaseWrapper(base.DatabaseWrapper):
             except PoolTimeout as error:
                 raise _with_reason(error, asked_at) from error
         try:
-            POSTGRESQL.enter()
+            trial = POSTGRESQL.enter()
         except ServerAway as error:
             raise OperationalError(str(error)) from error
         try:
             connection = self._take(until)
         except PoolTimeout as error:
-            POSTGRESQL.failed(error)
+            POSTGRESQL.failed(error, trial)
             raise _with_reason(error, asked_at) from error
         except psycopg.OperationalError as error:
-            POSTGRESQL.failed(error)
+            POSTGRESQL.failed(error, trial)
             raise
         except BaseException:
-            POSTGRESQL.gave_up()
+            POSTGRESQL.gave_up(trial)
             raise
         POSTGRESQL.succeeded()
         return connection

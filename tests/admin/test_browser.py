@@ -23,13 +23,13 @@ from django.utils import timezone
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from eventbus import kafka, producer
-from eventbus.consumer import EventConsumer
-from eventbus.dead_letter_writer import DeadLetterWriter
-from eventbus.heartbeat import Heart
-from eventbus.lanes import Lanes
-from eventbus.leaving import Leaving
+from eventbus.consume.consumer import EventConsumer
+from eventbus.consume.lanes import Lanes
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.processing import Processor
+from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
-from eventbus.processing import Processor
+from eventbus.watch.heartbeat import Heart
 from feeds import handlers, views
 from feeds.models import FeedEntry
 from posts.models import Post

@@ -7,7 +7,7 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 from pytest_django import Settings
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from feeds import cache, inspector, views
 from feeds.models import RESTING, Feed, FeedEntry
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of

@@ -13,12 +13,13 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
 
-from eventbus import heartbeat, kafka, producer
-from eventbus.consumer import EventConsumer
-from eventbus.heartbeat import Heart
-from eventbus.leaving import Leaving
+from eventbus import kafka, producer
+from eventbus.consume.consumer import EventConsumer
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.processing import Processor
 from eventbus.models import PipelineMinute, WorkerHeartbeat
-from eventbus.processing import Processor
+from eventbus.watch import heartbeat
+from eventbus.watch.heartbeat import Heart
 from feeds import handlers
 from tests.admin.pages import PIPELINE, context_of, operator, rows_of, text_of
 from tests.eventbus.dead_letter_factories import an_entry

@@ -12,9 +12,10 @@ from django.core.management import call_command
 from django.db import InterfaceError, ProgrammingError, connection
 from pytest_django import Settings
 
-from eventbus import clock, producer
+from eventbus import producer
+from eventbus.ids import clock
+from eventbus.ids.snowflake import compose
 from eventbus.models import ProcessedEvent
-from eventbus.snowflake import compose
 from feedsite.api import exception_handler
 from tests.api.server import ApiClient, Current
 from tests.e2e.real_data import DATA

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 from django.core.management import call_command
 
-from eventbus import envelope, kafka, node_lease, producer
+from eventbus import envelope, kafka, producer
 from eventbus.exceptions import PublishFailed
+from eventbus.ids import node_lease
 from eventbus.models import DeadLetter
 from feeds.partitions import partitions
 from tests.crash import network as networks
@@ -32,7 +33,8 @@ PROCESSES = ("run_", "API")
 DEADLY = [
     point
     for point in POINTS
-    if POINTS[point][0] in ("eventbus.consumer", "eventbus.processing", "feeds.cache")
+    if POINTS[point][0]
+    in ("eventbus.consume.consumer", "eventbus.consume.processing", "feeds.cache")
 ]
 
 

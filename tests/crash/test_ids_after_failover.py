@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from eventbus import node_lease
 from eventbus.exceptions import IdsUnavailable
-from eventbus.node_lease import Keeper
+from eventbus.ids import node_lease
+from eventbus.ids.node_lease import Keeper
 from feedsite.embedded.postgres import POSTGRES, USER
 from tests.crash.outages import postgres
 from tests.e2e.system import wait_until

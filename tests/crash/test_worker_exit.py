@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 
 from eventbus import kafka, producer
-from eventbus.lanes import EVENTS_WORTH_A_LANE
-from eventbus.leaving import EXIT_STUCK
+from eventbus.consume.lanes import EVENTS_WORTH_A_LANE
+from eventbus.consume.leaving import EXIT_STUCK
 from eventbus.models import DeadLetter, ProcessedEvent
 from eventbus.worker import EXIT_FLOOD, EXIT_SECOND_SIGNAL
 from feeds import imports, verification

@@ -7,7 +7,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from eventbus import kafka, producer
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus.events import eventually
 
 TIMEOUT = 20.0  # seconds

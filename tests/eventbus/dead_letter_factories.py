@@ -2,10 +2,11 @@
 
 import itertools
 
-from eventbus import dead_letter_store, envelope, kafka
+from eventbus import envelope, kafka
 from eventbus.dead_letter_headers import Claim
+from eventbus.deadletters import store as dead_letter_store
 from eventbus.models import DeadLetter, DeadLetterFailure
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus.events import TYPE, an_event
 
 _offsets = itertools.count()

@@ -8,9 +8,9 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from eventbus import envelope
-from eventbus.envelope import Event
-from eventbus.snowflake import MAX_SEQUENCE, NODES, compose
-from eventbus.subscription import Record
+from eventbus.event import Event
+from eventbus.ids.snowflake import MAX_SEQUENCE, NODES, compose
+from eventbus.record import Record
 
 TYPE = "note.taken"
 NOON = datetime(2026, 1, 2, 12, 0, 0, 345_000, tzinfo=UTC)

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.db import connection
 
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.models import ProcessedEvent
 

@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from eventbus import kafka, producer
-from eventbus.backlog import Backlog, Standing, total
+from eventbus.watch.backlog import Backlog, Standing, total
 from tests.eventbus import broker
 
 # murmur2 puts these keys into these two partitions.

@@ -43,8 +43,19 @@ def test_a_server_that_fails_now_and_then_is_not_taken_to_be_away() -> None:
 
 def test_one_at_a_time_tries_a_server_that_is_away(opened: Breaker) -> None:
     assert [is_refused(opened) for _ in range(5)] == [False, True, True, True, True]
-    opened.failed("still no answer")
+
+
+def test_the_next_may_try_when_the_trial_has_failed(opened: Breaker) -> None:
+    trial = opened.enter()
+    opened.failed("still no answer", trial)
     assert [is_refused(opened) for _ in range(3)] == [False, True, True]
+
+
+def test_calls_from_before_that_fail_let_nobody_else_try(opened: Breaker) -> None:
+    opened.enter()
+    opened.failed("no answer to a call that began earlier")
+    opened.gave_up()
+    assert is_refused(opened)
 
 
 def test_of_many_threads_at_once_one_tries(opened: Breaker) -> None:
@@ -66,8 +77,7 @@ def test_the_first_answer_lets_everybody_in_again(opened: Breaker) -> None:
 
 
 def test_who_gave_up_leaves_the_try_to_the_next(opened: Breaker) -> None:
-    opened.enter()
-    opened.gave_up()
+    opened.gave_up(opened.enter())
     assert [is_refused(opened) for _ in range(2)] == [False, True]
 
 

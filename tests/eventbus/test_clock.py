@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from django.db import connection
 
-from eventbus import clock, envelope, node_lease
+from eventbus import envelope
 from eventbus.exceptions import IdsUnavailable, InvalidEvent
-from eventbus.snowflake import compose, milliseconds_of
+from eventbus.ids import clock, node_lease
+from eventbus.ids.snowflake import compose, milliseconds_of
 from tests.eventbus.conftest import StartScript, output_of
 from tests.eventbus.events import an_event, eventually
 from tests.eventbus.journal import execute
@@ -26,7 +27,7 @@ time.time = lambda: true_time() + wrong_by
 time.time_ns = lambda: true_time_ns() + wrong_by * 10**9
 import django
 django.setup()
-from eventbus import node_lease
+from eventbus.ids import node_lease
 print(node_lease.next_id())
 """
 
@@ -119,7 +120,7 @@ def test_a_host_whose_clock_is_set_reads_postgresqls_again_before_it_mints(
     first = node_lease.next_id()
     set_host_clock(monkeypatch, by_ms=HOUR_MS)
     with pytest.raises(IdsUnavailable, match="was set, or the host was suspended"):
-        node_lease.next_id_without_waiting()
+        node_lease.two_ids_without_waiting()
     second = mint()
     assert second > first
     assert milliseconds_of(second) - milliseconds_of(first) < HOUR_MS / 2
@@ -129,7 +130,7 @@ def test_nothing_is_minted_by_a_reading_that_is_too_old(monkeypatch: pytest.Monk
     node_lease.next_id()
     monkeypatch.setattr(clock, "DRIFT", 1e9)
     with pytest.raises(IdsUnavailable, match="too long ago"):
-        node_lease.next_id_without_waiting()
+        node_lease.two_ids_without_waiting()
 
 
 def test_nothing_is_minted_by_a_postgresql_that_takes_too_long_to_tell_the_time(

@@ -12,13 +12,15 @@ from confluent_kafka import Consumer, TopicPartition
 from django.db import transaction
 from pytest_django import Settings
 
-from eventbus import consumer, kafka, producer
-from eventbus.consumer import EventConsumer
+from eventbus import kafka, producer
+from eventbus.consume import consumer
+from eventbus.consume.consumer import EventConsumer
+from eventbus.consume.lanes import EVENTS_WORTH_A_LANE, Lanes
+from eventbus.consume.leaving import Leaving
 from eventbus.exceptions import WorkerHangs
-from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes
-from eventbus.leaving import Leaving
 from eventbus.models import ConsumerOffset
-from eventbus.subscription import Record, Turn
+from eventbus.record import Record
+from eventbus.subscription import Turn
 from tests.crash import outages
 from tests.eventbus import broker, raw_headers
 from tests.eventbus.events import counted, eventually

@@ -9,11 +9,12 @@ import pytest
 from django.db import connection, transaction
 from django.utils import timezone
 
-from eventbus import dead_letter_store, dead_letters, payloads
 from eventbus.dead_letter_headers import ENTRY, Claim
+from eventbus.deadletters import dead_letters, payloads
+from eventbus.deadletters import store as dead_letter_store
 from eventbus.exceptions import UndecodableEvent
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
 from tests.eventbus.journal import raises
 from tests.eventbus.turns import FreeTurn

@@ -7,13 +7,16 @@ from uuid import UUID
 import pytest
 from pytest_django import Settings
 
-from eventbus import clock, dead_letter_store, dead_letters, envelope, kafka, payloads
+from eventbus import envelope, kafka
 from eventbus.dead_letter_headers import ENTRY, Claim
-from eventbus.dead_letter_writer import DeadLetterWriter
+from eventbus.deadletters import dead_letters, payloads
+from eventbus.deadletters import store as dead_letter_store
+from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, InvalidEvent, UndecodableEvent
+from eventbus.ids import clock
+from eventbus.ids.snowflake import MAX_ID
 from eventbus.models import DeadLetter
-from eventbus.snowflake import MAX_ID
-from eventbus.subscription import Delivery, Record
+from eventbus.record import Delivery, Record
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventbus import envelope
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent, PoisonEvent, UndecodableEvent
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from tests.eventbus.events import LATEST_ID, NOON, TYPE, an_event
 
 JSON_TEST_SUITE = Path(settings.BASE_DIR).parent / "shared/data/json_test_suite.tar.gz"

@@ -9,10 +9,11 @@ from django.db import connection
 from django.test import Client
 from pytest_django import Settings
 
-from eventbus import clock, envelope, idempotency, producer
+from eventbus import envelope, producer
 from eventbus.exceptions import IdempotencyKeyReused
+from eventbus.ids import clock, idempotency
+from eventbus.ids.snowflake import EPOCH_MS, compose
 from eventbus.models import DeadLetter, IdempotencyKey, ProcessedEvent
-from eventbus.snowflake import EPOCH_MS, compose
 from feedsite.authentication import issue_token
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry

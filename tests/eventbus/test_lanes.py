@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars
 
-from eventbus import lanes
+from eventbus.consume import lanes
+from eventbus.consume.lanes import EVENTS_WORTH_A_LANE, Lanes, split
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.processing import Processor
 from eventbus.exceptions import DeadLetterFlood, WorkerStopping
-from eventbus.lanes import EVENTS_WORTH_A_LANE, Lanes, split
-from eventbus.leaving import Leaving
-from eventbus.processing import Processor
-from eventbus.subscription import Record, Turn
+from eventbus.record import Record
+from eventbus.subscription import Turn
 from tests.eventbus.events import a_record, an_event, eventually
 from tests.eventbus.journal import Journal, execute, processed
 from tests.eventbus.turns import FreeTurn

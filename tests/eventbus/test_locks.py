@@ -8,7 +8,7 @@ import pytest
 from django.db import OperationalError, connection, transaction
 from psycopg.errors import LockNotAvailable
 
-from eventbus import locks
+from eventbus.database import locks
 
 pytestmark = pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 

@@ -9,11 +9,11 @@ import psycopg
 import pytest
 from django.db import connection, transaction
 
-from eventbus import clock, node_lease
 from eventbus.exceptions import IdsUnavailable
+from eventbus.ids import clock, node_lease
+from eventbus.ids.node_lease import Keeper
+from eventbus.ids.snowflake import NODES, Generator, milliseconds_of
 from eventbus.models import SnowflakeNode
-from eventbus.node_lease import Keeper
-from eventbus.snowflake import NODES, Generator, milliseconds_of
 from tests.eventbus.conftest import StartScript, output_of
 from tests.eventbus.events import eventually
 from tests.eventbus.journal import execute
@@ -26,7 +26,7 @@ import multiprocessing, os
 import django
 django.setup()
 from django.db import connection
-from eventbus import node_lease
+from eventbus.ids import node_lease
 
 def mint(_turn):
     return os.getpid(), *(node_lease.next_id() for _ in range(2_000))
@@ -101,7 +101,7 @@ def use_up(keeper: Keeper) -> None:
     range_of(keeper).until_ms = range_of(keeper).last_ms - 1
 
 
-def can_mint(mint: Callable[[], int]) -> bool:
+def can_mint(mint: Callable[[], object]) -> bool:
     try:
         mint()
     except IdsUnavailable:
@@ -254,8 +254,8 @@ def test_a_process_that_starts_without_postgresql_gets_its_lease_when_that_is_ba
     with out_of_reach():
         node_lease.keep()
         assert not can_mint(node_lease.next_id)
-        assert not can_mint(node_lease.next_id_without_waiting)
-    eventually(lambda: can_mint(node_lease.next_id_without_waiting))
+        assert not can_mint(node_lease.two_ids_without_waiting)
+    eventually(lambda: can_mint(node_lease.two_ids_without_waiting))
 
 
 def test_who_does_not_wait_mints_from_the_lease_while_postgresql_hangs() -> None:
@@ -263,13 +263,13 @@ def test_who_does_not_wait_mints_from_the_lease_while_postgresql_hangs() -> None
     with hanging():
         node_lease.keep().renew_soon()
         eventually(lambda: execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
-        assert node_lease.next_id_without_waiting() > first
+        assert node_lease.two_ids_without_waiting()[0] > first
 
 
 def test_nobody_waits_long_for_a_postgresql_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_lease, "WAIT_SECONDS", 0.2)
     with hanging():
-        refused = [can_mint(node_lease.next_id_without_waiting)]
+        refused = [can_mint(node_lease.two_ids_without_waiting)]
         threads = [
             threading.Thread(target=lambda: refused.append(can_mint(node_lease.next_id)))
             for _ in range(8)
@@ -280,7 +280,7 @@ def test_nobody_waits_long_for_a_postgresql_that_hangs(monkeypatch: pytest.Monke
             thread.join(20)
         assert refused == [False] * 9
         assert execute("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)]
-    eventually(lambda: can_mint(node_lease.next_id_without_waiting))
+    eventually(lambda: can_mint(node_lease.two_ids_without_waiting))
 
 
 def test_the_keeper_holds_no_connection_between_its_turns() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from eventbus import offsets
+from eventbus.consume import offsets
+from eventbus.consume.offsets import Kept, Move
 from eventbus.models import ConsumerOffset
-from eventbus.offsets import Kept, Move
 
 pytestmark = pytest.mark.django_db
 

@@ -16,13 +16,15 @@ from django.db import OperationalError, connection, transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eventbus import dead_letters, envelope, locks, retry
+from eventbus import envelope, retry
+from eventbus.consume.processing import Processor
+from eventbus.database import locks
 from eventbus.dead_letter_headers import Claim
-from eventbus.envelope import Event
+from eventbus.deadletters import dead_letters
+from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
-from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Record
+from eventbus.record import Delivery, Record
 from feedsite import environment
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted, eventually
 from tests.eventbus.journal import Journal, execute, processed, raises

@@ -9,7 +9,7 @@ from pytest_django import Settings
 from eventbus import envelope, kafka, producer
 from eventbus.exceptions import InvalidEvent, ProducerQueueFull, PublishTimedOut, RecordTooLarge
 from eventbus.producer import EventProducer
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus import broker
 from tests.eventbus.conftest import StartScript, output_of
 from tests.eventbus.events import TYPE, an_event, counted

@@ -11,9 +11,10 @@ from django.db import connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from eventbus import clock, pruning
+from eventbus import pruning
+from eventbus.ids import clock
+from eventbus.ids.snowflake import compose
 from eventbus.models import DeadLetter, DeadLetterFailure, IdempotencyKey, ProcessedEvent
-from eventbus.snowflake import compose
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.events import TYPE
 

@@ -11,12 +11,13 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from eventbus import kafka, replay
+from eventbus import kafka
+from eventbus.consume.processing import Processor
 from eventbus.dead_letter_headers import Claim
-from eventbus.envelope import Event
+from eventbus.deadletters import replay
+from eventbus.event import Event
 from eventbus.models import OVERDUE_AFTER, DeadLetter, ProcessedEvent
-from eventbus.processing import Processor
-from eventbus.subscription import Record
+from eventbus.record import Record
 from tests.eventbus import broker
 from tests.eventbus.dead_letter_factories import an_entry
 from tests.eventbus.turns import FreeTurn

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eventbus import clock, snowflake
 from eventbus.exceptions import IdsUnavailable
-from eventbus.snowflake import EPOCH_MS, MAX_ID, MAX_SEQUENCE, NODES, Generator
+from eventbus.ids import clock, snowflake
+from eventbus.ids.snowflake import EPOCH_MS, MAX_ID, MAX_SEQUENCE, NODES, Generator
 
 IDS_PER_MS = MAX_SEQUENCE + 1
 LAST_MS = EPOCH_MS + (1 << 41) - 1

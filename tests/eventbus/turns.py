@@ -1,6 +1,6 @@
 """A turn at a batch where nothing stands in the way."""
 
-from eventbus.subscription import Delivery, Record
+from eventbus.record import Delivery, Record
 
 
 class FreeTurn:

@@ -16,8 +16,9 @@ import pytest
 from django.db import OperationalError, connection, transaction
 from pytest_django import Settings
 
-from eventbus import locks, retry
-from eventbus.snowflake import milliseconds_of
+from eventbus import retry
+from eventbus.database import locks
+from eventbus.ids.snowflake import milliseconds_of
 from feeds import cache, housekeeping, partitions, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Horizon, Housekeeping

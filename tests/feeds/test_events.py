@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from eventbus import envelope
 from eventbus.exceptions import InvalidEvent, UnknownEventType
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from feeds import handlers
 from feeds.events import UserFollowed, UserUnfollowed
 from tests.factories import (

@@ -20,8 +20,8 @@ from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
 from eventbus import envelope, producer
-from eventbus.snowflake import time_of
-from eventbus.sql import fetch
+from eventbus.database.sql import fetch
+from eventbus.ids.snowflake import time_of
 from feeds import imports, verification
 from feeds.models import Feed, Follow
 from tests.e2e.system import environment

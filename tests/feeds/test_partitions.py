@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 
 from eventbus import retry
-from eventbus.snowflake import EPOCH_MS, compose, milliseconds_of
+from eventbus.ids.snowflake import EPOCH_MS, compose, milliseconds_of
 from feeds import fanout, partitions, verification
 from feeds.models import Feed, FeedEntry, Horizon
 from feeds.partitions import (

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from eventbus.envelope import Event
+from eventbus.event import Event
 from eventbus.models import ProcessedEvent
 from feeds import fanout, follows
 from feeds.models import Feed, Follow

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from pytest_django import Settings
 
-from eventbus import locks
+from eventbus.database import locks
 from feeds import cache, fanout, handlers, housekeeping, rebuild, verification
 from feeds.models import RESTING, Feed, FeedEntry, Follow
 from feeds.timeline import Reader

@@ -7,7 +7,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 from pytest_django import Settings
 
-from eventbus import locks
+from eventbus.database import locks
 from feeds import housekeeping, verification
 from feeds.housekeeping import USERS_A_STEP, housekeeper
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Housekeeping

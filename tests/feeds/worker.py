@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from eventbus.processing import Processor
-from eventbus.subscription import Delivery, Handlers, Record
+from eventbus.consume.processing import Processor
+from eventbus.record import Delivery, Record
+from eventbus.subscription import Handlers
 from feeds.handlers import FeedHandlers
 from tests.eventbus.events import a_record
 

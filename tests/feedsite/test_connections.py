@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from eventbus import idempotency, kafka, producer
+from eventbus import kafka, producer
+from eventbus.ids import idempotency
 from feedsite import connections
 from feedsite.embedded.processes import free_port
 from feedsite.front.limits import ADMIN, READS, WRITES, thread_counts

@@ -77,12 +77,12 @@ def test_while_postgresql_is_away_one_thread_at_a_time_asks_it() -> None:
     connection.close()
     for _ in range(FAILURES):
         POSTGRESQL.failed("away")
-    POSTGRESQL.enter()  # somebody tries
+    trial = POSTGRESQL.enter()  # somebody tries
     with pytest.raises(OperationalError, match="has not answered"), answer_within(5):
         ask("SELECT 1")
     assert ask("SELECT 1") == 1, "who has no deadline, such as a worker, waits and asks"
     connection.close()
-    POSTGRESQL.gave_up()
+    POSTGRESQL.gave_up(trial)
     with answer_within(5):
         assert ask("SELECT 1") == 1, "the next tries"
     assert not POSTGRESQL.is_open

@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from pytest_django import Settings
 
 from eventbus import kafka
-from eventbus.backlog import Backlog
+from eventbus.watch.backlog import Backlog
 from tests.crash.conftest import fresh_broker
 from tests.e2e.system import System, running, wait_until
 

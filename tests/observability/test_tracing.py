@@ -135,7 +135,7 @@ def test_while_it_is_off_nothing_of_opentelemetry_is_imported() -> None:
     # The Redis client imports what OpenTelemetry has for metrics, where it is installed.
     program = (
         "import sys, feedsite.wsgi, feeds.management.commands.run_fanout; "
-        "print({'opentelemetry.sdk.trace', 'opentelemetry.exporter', 'eventbus.spans'} & sys.modules.keys())"
+        "print({'opentelemetry.sdk.trace', 'opentelemetry.exporter', 'eventbus.telemetry.spans'} & sys.modules.keys())"
     )
     run = subprocess.run(
         [sys.executable, "-c", program],

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventbus import clock, envelope
-from eventbus.envelope import Event
+from eventbus import envelope
+from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
-from eventbus.snowflake import EPOCH_MS, MAX_ID, compose
+from eventbus.ids import clock
+from eventbus.ids.snowflake import EPOCH_MS, MAX_ID, compose
 from posts.events import MAX_CONTENT_CHARS, PostCreated, PostDeleted
 from tests.eventbus.events import LATEST_ID
 from tests.factories import PostCreatedFactory, PostDeletedFactory

@@ -15,9 +15,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
-from eventbus import envelope, id_ranges, kafka, node_lease, producer
+from eventbus import envelope, kafka, producer
+from eventbus.ids import id_ranges, node_lease
+from eventbus.ids.snowflake import milliseconds_of
 from eventbus.models import SnowflakeNode
-from eventbus.snowflake import milliseconds_of
 from posts.events import PostCreated
 from tests.e2e.system import environment
 from tests.eventbus import broker

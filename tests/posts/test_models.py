@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from eventbus.envelope import format_time
 from posts.events import PostCreated
 from posts.models import Fanout, Post
 from posts.pagination import START, Position
@@ -123,4 +124,4 @@ def test_a_page_is_one_query_and_shows_the_whole_row(
     newest = posts[-1]
     with django_assert_num_queries(1):
         row = Post.objects.page_of(1, START, 1)[0]
-    assert row == (newest.post_id, 1, newest.content, newest.created_at)
+    assert row == (newest.post_id, 1, newest.content, format_time(newest.created_at))

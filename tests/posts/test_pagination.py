@@ -10,7 +10,7 @@ from rest_framework.exceptions import ParseError
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from eventbus.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID
 from posts.pagination import START, Page, Position, limit_of, link, paginate, position_of
 
 NO_CHANGE: Callable[[], None] = lambda: None  # noqa: E731

@@ -7,8 +7,10 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count, Q
 from tqdm import tqdm
 
-from eventbus import arguments, node_lease, payloads, producer, replay
+from eventbus import arguments, producer
+from eventbus.deadletters import payloads, replay
 from eventbus.exceptions import PublishFailed
+from eventbus.ids import node_lease
 from eventbus.models import DeadLetter, DeadLetterQuerySet
 from eventbus.terminal import count_of, visible
 

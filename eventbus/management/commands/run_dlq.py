@@ -5,7 +5,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import arguments, pool, worker
+from eventbus import arguments, worker
+from eventbus.database import pool
 
 
 class Command(BaseCommand):

@@ -8,10 +8,10 @@ from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
 from eventbus import arguments, envelope
-from eventbus.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
 from eventbus.exceptions import InvalidEvent
 from eventbus.terminal import count_of
 from feeds import cache, imports
+from posts.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
 
 
 class Command(BaseCommand):

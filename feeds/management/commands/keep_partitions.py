@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
-from eventbus.snowflake import time_of
+from eventbus.ids.snowflake import time_of
 from feeds.partitions import keep_up, layout
 
 

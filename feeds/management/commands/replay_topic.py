@@ -8,8 +8,10 @@ from confluent_kafka import KafkaException
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import clock, retry, topic_replay
+from eventbus import retry
+from eventbus.consume import topic_replay
 from eventbus.exceptions import DeadLetterFlood
+from eventbus.ids import clock
 from feeds import handlers, partitions
 
 

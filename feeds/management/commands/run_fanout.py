@@ -7,7 +7,9 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.db import connection
 
-from eventbus import arguments, clock, pool, retry, worker
+from eventbus import arguments, retry, worker
+from eventbus.database import pool
+from eventbus.ids import clock
 from feeds import handlers, housekeeping, partitions
 
 

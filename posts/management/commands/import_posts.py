@@ -9,8 +9,13 @@ from typing import Any, TextIO
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import id_ranges, node_lease, producer
-from eventbus.csvfiles import (
+from eventbus import producer
+from eventbus.exceptions import EventBusError
+from eventbus.ids import id_ranges, node_lease
+from eventbus.ids.id_ranges import IdRange
+from eventbus.terminal import count_of
+from posts import imports
+from posts.csvfiles import (
     UNUSABLE,
     BadLines,
     Skipped,
@@ -18,10 +23,6 @@ from eventbus.csvfiles import (
     bad_lines_to,
     open_csv_twice,
 )
-from eventbus.exceptions import EventBusError
-from eventbus.id_ranges import IdRange
-from eventbus.terminal import count_of
-from posts import imports
 from posts.imports import Checked, Draft, Publication
 
 AGAIN = "Run the command again: what has arrived is not made twice."

@@ -17,12 +17,16 @@ from uuid import uuid4
 import structlog
 from django.db import transaction
 
-from eventbus import correlation, dead_letters, envelope, locks, metrics, retry
-from eventbus.envelope import Event
+from eventbus import envelope, metrics, retry
+from eventbus.consume.slowest import Slowest
+from eventbus.database import locks
+from eventbus.deadletters import dead_letters
+from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
-from eventbus.slowest import Slowest
-from eventbus.subscription import Delivery, Facts, Handlers, Record, Turn
+from eventbus.record import Delivery, Record
+from eventbus.subscription import Facts, Handlers, Turn
+from eventbus.telemetry import correlation
 
 Chain = deque[Delivery]  # events of one key, in order
 

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 
 from django.db import connection
 
+from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
-from eventbus.sql import fetch
 
 # The most that a reading may be wrong by. Two changes that are further apart get ids in their order, on any hosts.
 MAX_DOUBT_MS = 500

@@ -15,9 +15,10 @@ from queue import SimpleQueue
 
 from django.db import connection
 
+from eventbus.consume.leaving import Leaving
 from eventbus.exceptions import WorkerStopping
-from eventbus.leaving import Leaving
-from eventbus.subscription import Burial, Delivery, Membership, Record, Work
+from eventbus.record import Delivery, Record
+from eventbus.subscription import Burial, Membership, Work
 
 # A smaller batch is one transaction faster than it is two.
 EVENTS_WORTH_A_LANE = 25

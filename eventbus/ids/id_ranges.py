@@ -4,11 +4,11 @@ from typing import NamedTuple, Self
 
 from django.db import transaction
 
-from eventbus import clock, node_lease
 from eventbus.exceptions import IdsUnavailable
-from eventbus.idempotency import Ids
+from eventbus.ids import clock, node_lease
+from eventbus.ids.idempotency import Ids
+from eventbus.ids.snowflake import MAX_SEQUENCE, NODE_BITS, SEQUENCE_BITS, compose
 from eventbus.models import IdempotencyKey, SnowflakeNode
-from eventbus.snowflake import MAX_SEQUENCE, NODE_BITS, SEQUENCE_BITS, compose
 
 IDS_A_MS = MAX_SEQUENCE + 1
 NOBODY = 0  # the user under whom imports keep their keys: ids of users start at 1
@@ -41,7 +41,7 @@ class Reserved(NamedTuple):
 
 
 def reserve(name: str, writes: int) -> Reserved:
-    """Return the ids kept under `name`, as `eventbus.idempotency` keeps those of one request, and as long.
+    """Return the ids kept under `name`, as `eventbus.ids.idempotency` keeps those of one request, and as long.
 
     Raises `IdsUnavailable`.
     """
@@ -70,7 +70,7 @@ def _lease(count: int) -> int:
         )
         if node is None:
             raise IdsUnavailable
-        # A range of a node always starts after its last one (eventbus.node_lease), so this one is ours for good.
+        # A range of a node always starts after its last one (eventbus.ids.node_lease), so this one is ours for good.
         node.owner, node.leased_until_ms = None, now + count // IDS_A_MS
         node.save()
         return compose(now, node.node_id, 0)

@@ -11,7 +11,7 @@ import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from eventbus import dead_letter_headers
-from eventbus.subscription import Delivery, Headers, Record
+from eventbus.record import Delivery, Headers, Record
 
 REQUEST_ID = "request_id"
 TRACEPARENT = "traceparent"

@@ -8,8 +8,8 @@ request died. PostgreSQL rather than Redis: a Redis that loses a second of write
 import hashlib
 from typing import NamedTuple
 
-from eventbus import node_lease
 from eventbus.exceptions import IdempotencyKeyReused
+from eventbus.ids import node_lease
 from eventbus.models import IdempotencyKey
 
 
@@ -28,8 +28,8 @@ def fresh() -> Ids:
 
 def fresh_without_waiting() -> Ids:
     """Do as `fresh`, or raise `IdsUnavailable` where that would mean to ask PostgreSQL."""
-    object_id = node_lease.next_id_without_waiting()
-    return Ids(node_lease.next_id_without_waiting(), object_id)
+    object_id, event_id = node_lease.two_ids_without_waiting()
+    return Ids(event_id, object_id)
 
 
 def reserve(user_id: int, key: str, request: str) -> Ids:

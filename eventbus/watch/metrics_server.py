@@ -9,7 +9,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from eventbus.arguments import MetricsAddress
-from eventbus.health import Health
+from eventbus.watch.health import Health
 
 Pages = Mapping[str, Callable[[], Health]]
 

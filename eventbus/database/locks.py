@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from django.db import connection
 
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
 
 # PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this number.
 BULK_LOAD = 1

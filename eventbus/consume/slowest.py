@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from eventbus.subscription import Delivery
+from eventbus.record import Delivery
 
 MINUTES = 60
 SHOWN = 10

@@ -15,11 +15,12 @@ from confluent_kafka import (
 )
 
 from eventbus import kafka
-from eventbus.dead_letter_writer import DeadLetterWriter
-from eventbus.lanes import Lanes
-from eventbus.leaving import Leaving
-from eventbus.processing import Processor
-from eventbus.subscription import Record, Subscription
+from eventbus.consume.lanes import Lanes
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.processing import Processor
+from eventbus.deadletters.writer import DeadLetterWriter
+from eventbus.record import Record
+from eventbus.subscription import Subscription
 
 POLL_SECONDS = 1.0
 

@@ -14,9 +14,9 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from eventbus import kafka
-from eventbus.correlation import TRACEPARENT, TRACESTATE
-from eventbus.envelope import Event
-from eventbus.subscription import Headers, Record
+from eventbus.event import Event
+from eventbus.record import Headers, Record
+from eventbus.telemetry.correlation import TRACEPARENT, TRACESTATE
 
 EXPORTERS = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
 

@@ -1,7 +1,8 @@
 """Where a member of a group goes on in each partition: found at its assignment, moved with each batch, watched.
 
-PostgreSQL's offset and Kafka's are compared by `eventbus.offsets`' rule. A topic that was made anew under the same
-name, and records that Kafka deleted before they were processed, are noticed here too, and told.
+PostgreSQL's offset and Kafka's are compared by the rule in `eventbus.consume.offsets`. A topic that was
+made anew under the same name, and records that Kafka deleted before they were processed, are noticed here
+too, and told.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,8 +11,9 @@ import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from eventbus import kafka, metrics, offsets
-from eventbus.offsets import Kept, Move
+from eventbus import kafka, metrics
+from eventbus.consume import offsets
+from eventbus.consume.offsets import Kept, Move
 
 TIMEOUT = 5.0  # seconds
 

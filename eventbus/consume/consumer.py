@@ -2,7 +2,7 @@
 
 Offsets are committed explicitly and only after the effects are committed in PostgreSQL: first there, then in Kafka.
 That order alone loses nothing; `processed_events` makes the redelivery it allows harmless. Where to start is for
-`eventbus.positions` to find.
+`eventbus.consume.positions` to find.
 """
 
 import itertools
@@ -16,12 +16,13 @@ from django import db
 from django.conf import settings
 from django.db import close_old_connections, connection
 
-from eventbus import correlation, kafka, metrics, retry, tracing
+from eventbus import kafka, metrics, retry
+from eventbus.consume.lanes import Batch, Lanes
+from eventbus.consume.leaving import Leaving
+from eventbus.consume.positions import Positions
 from eventbus.exceptions import WorkerHangs, WorkerStopping
-from eventbus.lanes import Batch, Lanes
-from eventbus.leaving import Leaving
-from eventbus.positions import Positions
-from eventbus.subscription import Record
+from eventbus.record import Record
+from eventbus.telemetry import correlation, tracing
 
 POLL_SECONDS = 1.0
 # Before there is anything to poll for, so that `_settle` soon hears of the first partitions.

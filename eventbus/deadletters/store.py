@@ -12,10 +12,12 @@ from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from eventbus import correlation, retry
+from eventbus import retry
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
-from eventbus.subscription import Record, Turn
+from eventbus.record import Record
+from eventbus.subscription import Turn
+from eventbus.telemetry import correlation
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
 MAX_GROUP_MESSAGE_CHARS = 300

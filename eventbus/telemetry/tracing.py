@@ -1,6 +1,6 @@
 """OpenTelemetry, off unless `OTEL_TRACES_EXPORTER` says otherwise: then nothing of it is imported or paid for.
 
-`eventbus.spans` makes the spans. A request's trace context goes through Kafka either way, see `correlation`.
+`eventbus.telemetry.spans` makes the spans. A request's trace context goes through Kafka either way, see `correlation`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from eventbus.envelope import Event
-from eventbus.subscription import Headers, Record
+from eventbus.event import Event
+from eventbus.record import Headers, Record
 
-_spans: Any = None  # eventbus.spans, once started
+_spans: Any = None  # eventbus.telemetry.spans, once started
 
 
 def start(service: str) -> None:
@@ -26,7 +26,7 @@ def start(service: str) -> None:
     if settings.OTEL_TRACES_EXPORTER == "none":
         return
     try:
-        spans = import_module("eventbus.spans")
+        spans = import_module("eventbus.telemetry.spans")
     except ModuleNotFoundError as error:
         raise ImproperlyConfigured(
             f"OTEL_TRACES_EXPORTER is set, but {error.name} is not installed: pip install '.[tracing]', or unset it."

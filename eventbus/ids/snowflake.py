@@ -1,7 +1,7 @@
 """64-bit, time-ordered, unique ids: 41 bits of milliseconds since 2024, 10 of node, 12 of sequence.
 
 The layout is Twitter's snowflake. A generator may only mint ids of a node and a time range that it has leased
-(`eventbus.node_lease`), so uniqueness rests on the leases never overlapping and not on any clock.
+(`eventbus.ids.node_lease`), so uniqueness rests on the leases never overlapping and not on any clock.
 """
 
 import threading
@@ -56,16 +56,24 @@ class Generator:
         Raises `IdsUnavailable` when the leased time range is used up, or the clock does not know the time.
         """
         with self._lock:
+            return self._next(self._clock())
+
+    def next_two(self) -> tuple[int, int]:
+        """Return two ids, the lower one first, as `next_id` does one."""
+        with self._lock:
             now = self._clock()
-            if now > self.last_ms:
-                ms, sequence = now, 0
-            elif self._sequence < MAX_SEQUENCE:
-                ms, sequence = self.last_ms, self._sequence + 1
-            else:
-                ms, sequence = self.last_ms + 1, 0
-            if ms > self.until_ms:
-                raise IdsUnavailable("The lease by which this process mints ids has run out.")
-            self.last_ms, self._sequence = ms, sequence
+            return self._next(now), self._next(now)
+
+    def _next(self, now: int) -> int:
+        if now > self.last_ms:
+            ms, sequence = now, 0
+        elif self._sequence < MAX_SEQUENCE:
+            ms, sequence = self.last_ms, self._sequence + 1
+        else:
+            ms, sequence = self.last_ms + 1, 0
+        if ms > self.until_ms:
+            raise IdsUnavailable("The lease by which this process mints ids has run out.")
+        self.last_ms, self._sequence = ms, sequence
         return compose(ms, self.node_id, sequence)
 
     def end(self) -> int:

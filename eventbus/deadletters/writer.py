@@ -6,9 +6,11 @@ from collections import deque
 import structlog
 from django.conf import settings
 
-from eventbus import dead_letter_store, dead_letters, metrics, producer, retry
+from eventbus import metrics, producer, retry
+from eventbus.deadletters import dead_letters
+from eventbus.deadletters import store as dead_letter_store
 from eventbus.exceptions import DeadLetterFlood, RecordTooLarge
-from eventbus.subscription import Delivery, Record
+from eventbus.record import Delivery, Record
 
 log = structlog.get_logger(__name__)
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-from eventbus import clock, envelope
+from eventbus import envelope
 from eventbus.exceptions import PoisonEvent
+from eventbus.ids import clock
+from eventbus.ids.snowflake import milliseconds_of
 from eventbus.models import DeadLetter, ProcessedEvent
-from eventbus.snowflake import milliseconds_of
 
 # Of this host, before it has read PostgreSQL's clock.
 CLOCK_SKEW_MS = 60_000

@@ -8,10 +8,11 @@ replay an entry stays, so that another failure, or success, finds that entry.
 import traceback
 from collections.abc import Iterable
 
-from eventbus import clock, kafka
+from eventbus import kafka
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
+from eventbus.ids import clock
 from eventbus.models import DeadLetter
-from eventbus.subscription import Delivery, Headers, Record
+from eventbus.record import Delivery, Headers, Record
 
 MAX_STACK_TRACE_CHARS = 8_000
 MAX_MESSAGE_CHARS = 1_000

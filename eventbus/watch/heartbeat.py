@@ -13,11 +13,11 @@ from uuid import UUID, uuid4
 
 from django.db.models.functions import Now
 
-from eventbus import clock
 from eventbus.background import Repeating
-from eventbus.consumer import EventConsumer
+from eventbus.consume.consumer import EventConsumer
+from eventbus.consume.slowest import Slowest
+from eventbus.ids import clock
 from eventbus.models import PipelineMinute, WorkerHeartbeat
-from eventbus.slowest import Slowest
 
 BEAT_SECONDS = 3.0
 PRUNE_EVERY_BEATS = 20

@@ -9,8 +9,8 @@ from typing import Any
 from django.db.models import ExpressionWrapper, F, fields
 from django.db.models.functions import Now
 
+from eventbus.database.sql import fetch
 from eventbus.models import DeadLetter, DeadLetterGroup, WorkerHeartbeat
-from eventbus.sql import fetch
 
 MINUTES = 60
 LATE_SECONDS = 15.0  # five beats

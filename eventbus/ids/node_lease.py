@@ -19,11 +19,11 @@ import structlog
 from django import db
 from django.db import close_old_connections, connection, transaction
 
-from eventbus import clock
+from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
+from eventbus.ids import clock
+from eventbus.ids.snowflake import NODES, Generator
 from eventbus.models import SnowflakeNode
-from eventbus.snowflake import NODES, Generator
-from eventbus.sql import fetch
 
 # A range reaches ten times as far ahead as its lease has lasted. So a process that crashes again and again blocks its
 # node for seconds, and one that has served for a minute can do without PostgreSQL for at least seven.
@@ -77,16 +77,29 @@ class Keeper:
 
     def mint(self) -> int:
         """Return a new id, without waiting. Raises `IdsUnavailable`, and has the keeper see to it."""
-        generator = self.generator
         try:
-            if generator is None:
-                raise IdsUnavailable("This process has no lease to mint ids by yet.")
-            return generator.next_id()
+            return self._leased().next_id()
         except IdsUnavailable as error:
-            self.renew_soon()
-            if self._failure:
-                raise IdsUnavailable(self._failure) from error
+            self._see_to(error)
             raise
+
+    def mint_two(self) -> tuple[int, int]:
+        """Return two new ids, the lower one first, as `mint` does one."""
+        try:
+            return self._leased().next_two()
+        except IdsUnavailable as error:
+            self._see_to(error)
+            raise
+
+    def _leased(self) -> Generator:
+        if self.generator is None:
+            raise IdsUnavailable("This process has no lease to mint ids by yet.")
+        return self.generator
+
+    def _see_to(self, error: IdsUnavailable) -> None:
+        self.renew_soon()
+        if self._failure:
+            raise IdsUnavailable(self._failure) from error
 
     def next_id(self) -> int:
         """Return a new id; wait up to `WAIT_SECONDS` for a lease if there is none. Raises `IdsUnavailable`."""
@@ -274,12 +287,13 @@ def next_id() -> int:
     return keep().next_id()
 
 
-def next_id_without_waiting() -> int:
-    """Return a new snowflake id from the lease that this process holds: no I/O, and no lock that is held during any.
+def two_ids_without_waiting() -> tuple[int, int]:
+    """Return two new ids, the lower one first, from the lease that this process holds.
 
-    Raises `IdsUnavailable` when there is no lease, or it has run out; the keeper then sees to it.
+    No I/O, and no lock that is held during any. Raises `IdsUnavailable` when there is no lease, or it has run out; the
+    keeper then sees to it.
     """
-    return keep().mint()
+    return keep().mint_two()
 
 
 def release() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from django.db import connection
 
-from eventbus.sql import bigints, fetch
+from eventbus.database.sql import bigints, fetch
 
 # When the server that answers was started, and which of its databases this is: a standby that took over, a server
 # that recovered and a database that was restored beside the old one each give another answer.

@@ -10,11 +10,12 @@ import structlog
 from confluent_kafka import KafkaException
 from django.conf import settings
 
-from eventbus import health, kafka, metrics
+from eventbus import kafka, metrics
 from eventbus.background import Repeating
-from eventbus.backlog import Backlog, Standing
-from eventbus.consumer import EventConsumer
-from eventbus.health import Health, Watch
+from eventbus.consume.consumer import EventConsumer
+from eventbus.watch import health
+from eventbus.watch.backlog import Backlog, Standing
+from eventbus.watch.health import Health, Watch
 
 INTERVAL_SECONDS = 2.0
 JOIN_SECONDS = 2.0

@@ -1,0 +1,1 @@
+"""PostgreSQL as everybody here asks it: SQL, locks, and how many connections a process may need."""

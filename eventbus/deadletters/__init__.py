@@ -1,0 +1,1 @@
+"""Events that cannot be processed: written, stored, counted, shown and replayed."""

@@ -1,0 +1,1 @@
+"""What an id is, whose time it tells, and who may mint it."""

@@ -1,0 +1,1 @@
+"""What ties together the log lines and the spans of one event."""

@@ -1,0 +1,1 @@
+"""What is seen of the pipeline: heartbeats, lag, health, and what the pages show of them."""
