@@ -43,13 +43,16 @@ serve: install ## the API alone, on PORT (8000)
 	@$(MANAGE) create_topics
 	@PATH="$$PWD/$(VENV)/bin:$$PATH" PORT="$(PORT)" exec bin/serve
 
-# Three processes with servers of their own each, for most tests wait most of the time.
+# Three processes with servers of their own each, for most tests wait most of the time; `tests/conftest.py` has the
+# order of the files.
+IN_PARALLEL = --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
+
 test: install ## the whole suite, on real servers of its own
-	@$(RUN) -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile $(ARGS)
+	@$(RUN) -m pytest $(IN_PARALLEL) $(ARGS)
 
 # Where threads meet, locks and garbage matter, which differ between the versions of Python.
 ON_EACH_PYTHON := tests/api tests/feeds/test_cache.py tests/feedsite/test_connections.py \
-	tests/crash/test_isolation.py tests/crash/test_killed_workers.py
+	tests/crash/test_isolation.py tests/crash/test_killed_workers.py tests/crash/test_killed_stores.py
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 
 test-pythons: install ## the API, cache and crash tests on the oldest and the newest Python here, but for that of `test`
@@ -69,10 +72,10 @@ test-matrix: ## the API, cache and crash tests on every Python here with Django 
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
-	tests/crash/test_broker.py tests/crash/test_three_brokers.py tests/crash/test_killed_workers.py tests/e2e/test_real_graph.py
+	$(patsubst %,tests/crash/test_%.py,broker three_brokers killed_workers killed_stores) tests/e2e/test_real_graph.py
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
-	@$(RUN) -m tests.kafka $(or $(ARGS),$(TOUCHING_KAFKA))
+	@KAFKA=apache $(RUN) -m pytest $(IN_PARALLEL) $(or $(ARGS),$(TOUCHING_KAFKA))
 
 test-containers: install ## the compose file, started, used, killed and restarted (needs a Docker Engine with Compose v2)
 	@$(RUN) -m pytest $(or $(ARGS),tests/containers)

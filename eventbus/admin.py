@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString
 from eventbus.deadletters import payloads
 from eventbus.deadletters import replay as replays
 from eventbus.deadletters.replay import Replayed
-from eventbus.ids.snowflake import MAX_ID
+from eventbus.ids.snowflake import number_in
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.watch import charts
 
@@ -109,8 +109,7 @@ class LargeTableAdmin(ReadOnlyAdmin):
 
 def id_of(text: str) -> int | None:
     """Return the id that `text` is, or None."""
-    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= 19 else 0
-    return number if 1 <= number <= MAX_ID else None
+    return number_in(text) or None
 
 
 class DeadLetterActions(ReadOnlyAdmin):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from eventbus.ids.snowflake import MAX_ID
+from eventbus.ids.snowflake import MAX_ID, number_in
 from eventbus.record import Headers, Record
 
 PREFIX = "dlq."
@@ -143,10 +143,8 @@ def _texts(record: Record) -> dict[str, str]:
 
 
 def _number(texts: Mapping[str, str], name: str, default: int, *, maximum: int = MAX_ID) -> int:
-    text = texts.get(name, "")
-    if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= maximum:
-        return int(text)
-    return default
+    number = number_in(texts.get(name, ""))
+    return default if number is None or number > maximum else number
 
 
 def _moment(ms: int) -> datetime:

@@ -14,7 +14,7 @@ import orjson
 from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent, UndecodableEvent
 from eventbus.ids import clock
-from eventbus.ids.snowflake import MAX_ID, milliseconds_of
+from eventbus.ids.snowflake import is_id, milliseconds_of, number_in
 
 MAX_TYPE_CHARS = 64
 
@@ -44,7 +44,8 @@ def encode(event: Event) -> bytes:
         ("actor_id", event.actor_id),
         ("key", event.key),
     ):
-        _require_id(name, number)
+        if not is_id(number):
+            raise _no_id(name)
     read_text(fields, "type", max_length=MAX_TYPE_CHARS)
     _read_version(fields)
     _read_payload(fields)
@@ -97,16 +98,14 @@ def read_minted_id(fields: Fields, name: str) -> int:
 
 def parse_id(text: object, name: str) -> int:
     """Return the id written as a decimal string. Raises `InvalidEvent` naming the field."""
-    if isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 19:
-        number = int(text)
-        if 1 <= number <= MAX_ID and str(number) == text:
-            return number
-    raise InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
+    number = number_in(text) if isinstance(text, str) else None
+    if number and str(number) == text:
+        return number
+    raise _no_id(name)
 
 
-def _require_id(name: str, number: object) -> None:
-    if type(number) is not int or not 1 <= number <= MAX_ID:
-        raise InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
+def _no_id(name: str) -> InvalidEvent:
+    return InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
 
 
 def read_text(fields: Fields, name: str, *, max_length: int) -> str:

@@ -87,7 +87,7 @@ class WorkerStopping(EventBusError):
 
 
 class DeadLetterFlood(EventBusError):
-    """Too many events in a row went to the dead letters; the worker stops before it drains the topic."""
+    """Too many events became dead letters within a short time; the worker stops before it drains the topic."""
 
 
 class WorkerHangs(EventBusError):

@@ -6,10 +6,10 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.postgres.functions import RandomUUID
-from django.db import connection, models
+from django.db import models
 from django.db.models.functions import Now
 
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from eventbus.event import Event
 
 OVERDUE_AFTER = timedelta(minutes=10)
@@ -49,8 +49,7 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
             [event.type for event in events],
             list(seconds),
         ]
-        with connection.cursor() as cursor:
-            cursor.execute(_RECORD, [*columns, worker_id])
+        execute(_RECORD, [*columns, worker_id])
 
 
 class ProcessedEvent(models.Model):

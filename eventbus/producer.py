@@ -32,9 +32,9 @@ from eventbus.exceptions import (
     RecordTooLarge,
     ServerAway,
 )
+from eventbus.record import Headers
 from eventbus.telemetry import correlation, tracing
 
-Headers = Sequence[tuple[str, bytes | None]]
 OnDelivery = Callable[[KafkaError | None], None]
 
 QUEUE_FULL_PAUSE = 0.01  # seconds
@@ -218,19 +218,19 @@ def _sentence(error: KafkaError) -> str:
     return f"{error.str().rstrip('.')}."
 
 
-class _Delivery:
-    """The delivery report of one record, awaited by the thread that published it."""
+class _Report:
+    """What Kafka reports of one record, awaited by the thread that published it."""
 
     def __init__(self) -> None:
-        self._reported = threading.Event()
+        self._arrived = threading.Event()
         self.error: KafkaError | None = None
 
-    def report(self, error: KafkaError | None) -> None:
+    def arrive(self, error: KafkaError | None) -> None:
         self.error = error
-        self._reported.set()
+        self._arrived.set()
 
     def wait(self, timeout: float) -> None:
-        if not self._reported.wait(timeout):
+        if not self._arrived.wait(timeout):
             raise PublishTimedOut
         if self.error is not None:
             raise refusal(self.error)
@@ -367,9 +367,9 @@ def publish_record(
     topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
 ) -> None:
     """Publish raw bytes and return once they are durable. Raises `PublishFailed`; of these `RecordTooLarge`."""
-    delivery = _Delivery()
-    get().send(topic, key, value, headers, delivery.report)
-    delivery.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)
+    report = _Report()
+    get().send(topic, key, value, headers, report.arrive)
+    report.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)
 
 
 _forbidden = ""

@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
+from eventbus.database.sql import execute, fetch
 from eventbus.ids import clock
 from eventbus.ids.snowflake import compose
 from eventbus.models import DeadLetter, IdempotencyKey
@@ -66,11 +67,9 @@ def _prune_keys(before: datetime, dry_run: bool) -> int:
     if dry_run:
         return IdempotencyKey.objects.filter(created_at__lt=before).count()
     total, deleted = 0, CHUNK
-    with connection.cursor() as cursor:
-        while deleted == CHUNK:
-            cursor.execute(_DELETE_KEYS, [before, CHUNK])
-            deleted = cursor.rowcount
-            total += deleted
+    while deleted == CHUNK:
+        deleted = execute(_DELETE_KEYS, [before, CHUNK])
+        total += deleted
     return total
 
 
@@ -84,11 +83,9 @@ def _prune_events(before: datetime, dry_run: bool) -> int:
         "unresolved": list(DeadLetter.UNRESOLVED),
     }
     total = 0
-    with connection.cursor() as cursor:
-        while values["after"] is not None:
-            cursor.execute(_PRUNE_EVENTS, values)
-            values["after"], deleted = cursor.fetchone()
-            total += deleted
+    while values["after"] is not None:
+        [(values["after"], deleted)] = fetch(_PRUNE_EVENTS, values)
+        total += deleted
     return total
 
 

@@ -95,6 +95,8 @@ def look_up(user_id: int) -> Lookup:
         except RedisError as error:
             _trusted.distrust(error)
             return BYPASS
+        # A new connection may be to a Redis that has restarted, with pages from before its last
+        # invalidations: what it said counts only if it is still that of the era.
         if connections == _connections_made or _trusted.still(era):
             return lookup
     return BYPASS
@@ -211,9 +213,11 @@ def _look_up(user_id: int, era: str) -> Lookup:
     if value is None:
         return Lookup("miss", key=key, era=era, replaces=lease)
     if not value.startswith(PAGE):
+        # Somebody else's lease, or a page of another release: to be read from PostgreSQL, not stored.
         return Lookup("miss")
     seal, page = read_page(value)
     if not _is_whole(seal, era):
+        # Only if it is still the page we saw: a lease or a newer page there is somebody else's.
         taken = _replace(key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"")
     return Lookup("hit", page=page, key=key, era=era, replaces=value, seal=seal)
@@ -276,6 +280,7 @@ def _tokens(authors: Sequence[int], era: str) -> list[bytes | None]:
     for key in missing:
         pipeline.set(key, uuid.uuid4().bytes, nx=True, ex=_token_ttl())
     pipeline.execute()
+    # Read again: of two readers who found none one has set it, and both must seal with that.
     return cast(list[bytes | None], _redis().mget(keys))
 
 
@@ -390,6 +395,7 @@ class _Trusted:
             log.warning("cache_unreachable", error=str(error))
 
     def _refresh(self) -> None:
+        # From before the question: the answer may be as old as that.
         until = time.monotonic() + TRUST_SECONDS
         try:
             state = _read_state()

@@ -16,16 +16,16 @@ Raw SQL because the rows of a whole batch must be written by one statement, sort
 from collections.abc import Iterable, Sequence
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
 from eventbus import metrics
 from eventbus.database import locks
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import HORIZON, Withdrawal
+from feeds.models import HORIZON, TO_DELIVER, Withdrawal
 from posts.events import PostCreated, PostDeleted
-from posts.models import Fanout, Post
+from posts.models import PUSHED, Fanout, Post
 
 NEVER = MAX_ID  # more followers than there can be
 
@@ -36,7 +36,7 @@ _DELIVER = f"""
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower_id, post_id, author_id
 FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS new (post_id, author_id)
-JOIN follows ON followee_id = author_id AND active AND NOT idle
+JOIN follows ON followee_id = author_id AND {TO_DELIVER}
 WHERE post_id > {HORIZON}
 UNION ALL
 SELECT author_id, post_id, author_id
@@ -51,13 +51,13 @@ _DELIVER_CAREFULLY = _DELIVER + "ON CONFLICT DO NOTHING"
 _DELIVER_PART = f"""
 WITH part AS (
     SELECT follower_id FROM follows
-    WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
+    WHERE followee_id = %(author)s AND {TO_DELIVER} AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), delivered AS (
     INSERT INTO feed_entries (user_id, post_id, author_id)
     SELECT follower_id, %(post)s, %(author)s FROM part
     WHERE %(post)s > {HORIZON}
-      AND EXISTS (SELECT FROM posts WHERE id = %(post)s AND deleted_event_id IS NULL AND fanout = 0)
+      AND EXISTS (SELECT FROM posts WHERE id = %(post)s AND {PUSHED})
     ON CONFLICT DO NOTHING
     RETURNING 1
 )
@@ -73,11 +73,11 @@ ON CONFLICT DO NOTHING
 # partitions it need not plan for; and the pairs come out of an array that it cannot look into and takes to be short,
 # so that it looks each of them up whatever statistics say, and never reads a partition to find a few thousand rows.
 # They come in the order of partitions: nobody else deletes rows of these authors, so no order is needed for the locks.
-_WITHDRAW = """
+_WITHDRAW = f"""
 WITH pairs AS MATERIALIZED (
     SELECT follower_id AS reader, id AS post
     FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS gone (id, author)
-    JOIN follows ON followee_id = author AND active AND NOT idle
+    JOIN follows ON followee_id = author AND {TO_DELIVER}
     UNION ALL
     SELECT author, id FROM unnest(%(posts)s::bigint[], %(authors)s::bigint[]) AS gone (id, author)
     ORDER BY 2, 1
@@ -87,18 +87,18 @@ USING (
     SELECT unnest(ARRAY(SELECT reader FROM pairs)) AS reader, unnest(ARRAY(SELECT post FROM pairs)) AS post
 ) AS pair
 WHERE user_id = reader AND post_id = post AND post_id = ANY(%(posts)s::bigint[])
-"""
-_WITHDRAW_PART = """
+"""  # noqa: S608 - composed of constants
+_WITHDRAW_PART = f"""
 WITH part AS MATERIALIZED (
     SELECT follower_id FROM follows
-    WHERE followee_id = %(author)s AND active AND NOT idle AND follower_id > %(after)s
+    WHERE followee_id = %(author)s AND {TO_DELIVER} AND follower_id > %(after)s
     ORDER BY follower_id LIMIT %(limit)s
 ), withdrawn AS (
     DELETE FROM feed_entries USING (SELECT unnest(ARRAY(SELECT follower_id FROM part)) AS reader) AS readers
     WHERE user_id = reader AND post_id = %(post)s
 )
 SELECT max(follower_id), count(*) FROM part
-"""
+"""  # noqa: S608 - composed of constants
 _REMOVE = """
 DELETE FROM feed_entries
 USING (
@@ -123,21 +123,17 @@ def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
     if careful or len(new) < len(posts):
         targets, statement = _stored_to_push(posts), _DELIVER_CAREFULLY
     if targets:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                statement, {"posts": bigints(targets), "authors": bigints(targets.values())}
-            )
-            metrics.fanout_rows_total.inc(cursor.rowcount)
+        written = execute(
+            statement, {"posts": bigints(targets), "authors": bigints(targets.values())}
+        )
+        metrics.fanout_rows_total.inc(written)
 
 
 def withdraw(deletions: Sequence[PostDeleted]) -> None:
     """Leave tombstones of the posts, and take those that were pushed out of every feed."""
     Post.objects.bury(deletions)
     if pushed := _pushed(deletions):
-        with connection.cursor() as cursor:
-            cursor.execute(
-                _WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())}
-            )
+        execute(_WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())})
 
 
 def withdraw_later(deletion: PostDeleted) -> None:
@@ -185,8 +181,7 @@ def remove(entries: Sequence[tuple[int, int]]) -> None:
         "posts": bigints(posts),
         "among": bigints(set(posts)),
     }
-    with connection.cursor() as cursor:
-        cursor.execute(_REMOVE, values)
+    execute(_REMOVE, values)
 
 
 def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
@@ -213,8 +208,7 @@ def _deliver_to_author(post: PostCreated) -> bool:
     _store([post])
     if not _stored_to_push([post]):
         return False
-    with connection.cursor() as cursor:
-        cursor.execute(_DELIVER_TO_AUTHOR, {"post": post.post_id, "author": post.author_id})
+    execute(_DELIVER_TO_AUTHOR, {"post": post.post_id, "author": post.author_id})
     return True
 
 
@@ -239,8 +233,7 @@ def _store(posts: Sequence[PostCreated]) -> tuple[set[int], set[int]]:
     pulled = _pulled_authors({post.author_id for post in posts})
     new = Post.objects.store(posts, pulled)
     if pulled:
-        with connection.cursor() as cursor:
-            cursor.execute(_WATCH, [sorted(pulled)])
+        execute(_WATCH, [sorted(pulled)])
     return pulled, new
 
 

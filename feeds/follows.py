@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from django.conf import settings
-from django.db import connection
 
 from eventbus import metrics
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
-from feeds.models import HORIZON
+from feeds.models import FLOOR, TO_DELIVER
+from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
 Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
@@ -44,7 +44,7 @@ WITH found AS (
     JOIN feeds ON feeds.user_id = follower
     CROSS JOIN LATERAL (
         SELECT id FROM posts
-        WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > greatest(floor, {HORIZON})
+        WHERE author_id = followee AND {PUSHED} AND id > {FLOOR}
         ORDER BY id DESC LIMIT %(cap)s + 1
     ) AS post
 ), raised AS (
@@ -64,7 +64,7 @@ SELECT follower, post.id FROM {_PAIRS} AS pair (follower, followee)
 JOIN feeds ON feeds.user_id = follower
 CROSS JOIN LATERAL (
     SELECT id FROM posts
-    WHERE author_id = followee AND deleted_event_id IS NULL AND fanout = 0 AND id > greatest(floor, {HORIZON})
+    WHERE author_id = followee AND {PUSHED} AND id > {FLOOR}
     UNION ALL
     SELECT post_id FROM withdrawals WHERE author_id = followee
 ) AS post
@@ -92,22 +92,20 @@ def lock_feeds(facts: Iterable[FollowFact]) -> None:
     cannot deadlock.
     """
     users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
-    with connection.cursor() as cursor:
-        cursor.execute(_LOCK_FEEDS, [list(users)])
+    execute(_LOCK_FEEDS, [list(users)])
 
 
-def follow(facts: Sequence[UserFollowed]) -> None:
+def apply_follows(facts: Sequence[UserFollowed]) -> None:
     """Make the pairs active and put the followees' posts into the followers' feeds."""
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
     written = _write(facts, active=True)
     _count([pair for pair in written if pair not in active_before], step=1)
-    with connection.cursor() as cursor:
-        cursor.execute(_BACKFILL, {**_columns(written), "cap": settings.FEED_MAX_ENTRIES})
-        metrics.fanout_rows_total.inc(cursor.rowcount)
+    rows = execute(_BACKFILL, {**_columns(written), "cap": settings.FEED_MAX_ENTRIES})
+    metrics.fanout_rows_total.inc(rows)
 
 
-def unfollow(facts: Sequence[UserUnfollowed]) -> None:
+def apply_unfollows(facts: Sequence[UserUnfollowed]) -> None:
     """Make the pairs inactive and take the followees' posts out of the followers' feeds."""
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
@@ -126,27 +124,19 @@ def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
 
 
 def _active(facts: Iterable[FollowFact]) -> set[Pair]:
-    with connection.cursor() as cursor:
-        cursor.execute(_ACTIVE, _columns([(fact.follower_id, fact.followee_id) for fact in facts]))
-        return set(cursor.fetchall())
+    pairs = [(fact.follower_id, fact.followee_id) for fact in facts]
+    return {(follower, followee) for follower, followee in fetch(_ACTIVE, _columns(pairs))}
 
 
 def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Pair]:
     """Write the pairs that no later event has changed; return them."""
     columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _WRITE, {**columns, "events": [fact.event_id for fact in facts], "active": active}
-        )
-        pairs: list[Pair] = cursor.fetchall()
-    return pairs
+    values = {**columns, "events": [fact.event_id for fact in facts], "active": active}
+    return [(follower, followee) for follower, followee in fetch(_WRITE, values)]
 
 
 def _count(pairs: Sequence[Pair], *, step: int) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()}
-        )
+    execute(_COUNT, {**_columns(pairs), "step": step, "pulled_from": fanout.pulled_from()})
 
 
 def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
@@ -156,11 +146,11 @@ def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     }
 
 
-_AUDIENCE = """
+_AUDIENCE = f"""
 SELECT DISTINCT follower_id FROM follows
-WHERE followee_id = ANY(%(authors)s::bigint[]) AND active AND NOT idle AND follower_id > %(after)s
+WHERE followee_id = ANY(%(authors)s::bigint[]) AND {TO_DELIVER} AND follower_id > %(after)s
 ORDER BY follower_id LIMIT %(limit)s
-"""
+"""  # noqa: S608 - composed of constants
 
 
 def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:

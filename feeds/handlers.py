@@ -12,9 +12,8 @@ from eventbus.subscription import Handlers, Subscription
 from feeds import cache, fanout, follows
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
-from posts.events import PostCreated, PostDeleted
+from posts.events import PostCreated, PostDeleted, PostFact
 
-PostFact = PostCreated | PostDeleted
 FeedFact = PostFact | FollowFact
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
@@ -97,17 +96,19 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
         case PostDeleted():
             fanout.withdraw(facts)
         case UserFollowed():
-            follows.follow(facts)
+            follows.apply_follows(facts)
         case UserUnfollowed():
-            follows.unfollow(facts)
+            follows.apply_unfollows(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
     if resume_after is None:
         _ensure_feeds([fact])
-    if isinstance(fact, PostCreated):
-        return fanout.deliver_part(fact, resume_after)
-    fanout.withdraw_later(fact)
+    match fact:
+        case PostCreated():
+            return fanout.deliver_part(fact, resume_after)
+        case PostDeleted():
+            fanout.withdraw_later(fact)
     return None
 
 

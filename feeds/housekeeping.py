@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus.background import Repeating
 from eventbus.database import locks
-from eventbus.database.sql import fetch
+from eventbus.database.sql import execute, fetch
 from feeds import cache, fanout
 from feeds.models import RESTING, Housekeeping
 from feeds.rebuild import rebuild
@@ -51,6 +51,8 @@ RETURNING user_id
 """
 
 _UNWATCHED = "SELECT user_id FROM feeds WHERE follower_count >= %(from)s AND pulled_since IS NULL"
+# No page is older than that: the cache is closed with this.
+_WATCH = f"UPDATE feeds SET pulled_since = 'epoch' WHERE user_id IN ({_UNWATCHED})"  # noqa: S608 - composed of constants
 
 log = structlog.get_logger(__name__)
 
@@ -77,18 +79,12 @@ def watch_pulled_authors() -> int:
     their followers' pages be voided one by one. Workers wait meanwhile. Raises `DatabaseError`.
     """
     values = {"from": fanout.pulled_from()}
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(f"SELECT EXISTS ({_UNWATCHED})", values)
-        if not cursor.fetchone()[0]:
-            return 0
-    with transaction.atomic(), connection.cursor() as cursor:
+    [(is_any_unwatched,)] = fetch(f"SELECT EXISTS ({_UNWATCHED})", values)
+    if not is_any_unwatched:
+        return 0
+    with transaction.atomic():
         locks.acquire_bulk_load()
-        # No page is older than that: the cache is closed with this.
-        cursor.execute(
-            f"UPDATE feeds SET pulled_since = 'epoch' WHERE user_id IN ({_UNWATCHED})",  # noqa: S608
-            values,
-        )
-        marked: int = cursor.rowcount
+        marked = execute(_WATCH, values)
         cache.mark_closed()
     cache.wait_until_noticed()
     log.info("authors_watched", count=marked)
@@ -140,8 +136,7 @@ def put_to_rest(user_ids: Sequence[int]) -> None:
         "resting": RESTING,
         "read_before": timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS),
     }
-    with connection.cursor() as cursor:
-        cursor.execute(_REST, values)
+    execute(_REST, values)
 
 
 def _lock_next(after: int) -> list[int]:

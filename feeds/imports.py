@@ -7,11 +7,13 @@ from typing import NamedTuple, TextIO
 from django.db import connection, transaction
 
 from eventbus.database import locks
+from eventbus.database.sql import execute
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import compose
 from feeds import cache, fanout
 from posts.csvfiles import BadLine, BadLines, read_table
+from posts.models import ALIVE
 
 
 class Imported(NamedTuple):
@@ -67,18 +69,18 @@ WHERE user_id = followee_id AND follower_count <> counted.n
 
 # Instead of back-filling what may be millions of rows: above the newest post of those newly followed nothing is
 # missing, and below it reads take the join. The rows at or below the floor are then garbage.
-_RAISE_FLOORS = """
+_RAISE_FLOORS = f"""
 UPDATE feeds SET floor = newest.id
 FROM (
     SELECT follower_id, max(latest.id) AS id
     FROM new_follows
     CROSS JOIN LATERAL (
-        SELECT id FROM posts WHERE author_id = followee_id AND deleted_event_id IS NULL ORDER BY id DESC LIMIT 1
+        SELECT id FROM posts WHERE author_id = followee_id AND {ALIVE} ORDER BY id DESC LIMIT 1
     ) AS latest
     GROUP BY 1
 ) AS newest
 WHERE user_id = newest.follower_id AND floor < newest.id
-"""
+"""  # noqa: S608 - composed of constants
 
 
 @transaction.atomic
@@ -88,26 +90,30 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
     commit; call `cache.wait_until_noticed` afterwards.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_STAGE)
-        lines = 0
-        with cursor.copy(_COPY) as copy:
-            for pair in pairs:
-                copy.write_row(pair)
-                lines += 1
-        # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes it to have.
-        cursor.execute("ANALYZE staged_follows")
-        locks.acquire_bulk_load()
-        cursor.execute(_FIND_NEW, [event_id])
-        new = cursor.rowcount
-        cursor.execute(_MERGE, [event_id])
-        if new:
-            cursor.execute("ANALYZE new_follows")
-            cursor.execute(_FEEDS)
-            cursor.execute(_COUNTS, [fanout.pulled_from()])
-            cursor.execute(_RAISE_FLOORS)
-            cache.mark_closed()
+    execute(_STAGE)
+    lines = _copy(pairs)
+    # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes it to have.
+    execute("ANALYZE staged_follows")
+    locks.acquire_bulk_load()
+    new = execute(_FIND_NEW, [event_id])
+    execute(_MERGE, [event_id])
+    if new:
+        execute("ANALYZE new_follows")
+        execute(_FEEDS)
+        execute(_COUNTS, [fanout.pulled_from()])
+        execute(_RAISE_FLOORS)
+        cache.mark_closed()
     return Imported(lines, new)
+
+
+def _copy(pairs: Iterable[tuple[int, int]]) -> int:
+    """Put `pairs` into the staging table; return how many there were."""
+    lines = 0
+    with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        for pair in pairs:
+            copy.write_row(pair)
+            lines += 1
+    return lines
 
 
 def event_id_of(moment: datetime) -> int:
@@ -128,15 +134,15 @@ def read_pairs(
     Raises `BadLine`, unless `bad_lines` takes them.
     """
     bad_lines = bad_lines or BadLines()
-    header, records = read_table(file, bad_lines)
+    header, rows = read_table(file, bad_lines)
     if len(header) != 2 or (not mutual and header != ["follower", "followee"]):
         wanted = "two columns" if mutual else "follower,followee"
         raise BadLine(f"line 1: the header must be {wanted}, not {','.join(header)!r}")
-    for record in records:
+    for row in rows:
         try:
-            pair = _pair(record.fields, id_offset)
+            pair = _pair(row.fields, id_offset)
         except ValueError as error:
-            bad_lines.add(record, str(error))
+            bad_lines.add(row, str(error))
             continue
         yield pair
         if mutual:

@@ -30,7 +30,7 @@ ORDER BY 1 DESC
 """
 
 
-class Row(NamedTuple):
+class Compared(NamedTuple):
     post_id: int
     defined: bool
     stored: bool
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 class Entry:
     """A post that is in the feed, or has a row in it, or both."""
 
-    row: Row
+    row: Compared
 
     @property
     def above_floor(self) -> bool:
@@ -129,7 +129,7 @@ def inspect(user_id: int) -> Inspection:
 def _compare(user_id: int) -> tuple[list[Entry], bool]:
     values = {"user": user_id, "limit": SHOWN, **EVERYTHING}
     rows = [
-        Row(*row)
+        Compared(*row)
         for row in fetch(_COMPARE.format(definition=NEWEST_BY_DEFINITION, horizon=HORIZON), values)
     ]
     # Below the end of either list it is not known whether the other goes on.
@@ -137,6 +137,6 @@ def _compare(user_id: int) -> tuple[list[Entry], bool]:
     return [Entry(row) for row in rows if row.post_id >= max(ends)], max(ends) == 0
 
 
-def _end(rows: Sequence[Row]) -> int:
+def _end(rows: Sequence[Compared]) -> int:
     """Return the lowest post id of a list that was cut, 0 of one that is whole."""
     return rows[-1].post_id if len(rows) == SHOWN else 0

@@ -12,11 +12,11 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
-from django.db import connection, models
+from django.db import models
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from posts.pagination import Position
 
@@ -61,6 +61,10 @@ def _users_beyond(statement: str, user_id: int, position: Position, limit: int) 
     values = {"user": user_id, "id": position.id, "limit": limit}
     rows = fetch(statement.format(compare=compare, direction=direction), values)
     return [user for (user,) in rows]
+
+
+# The condition on `follows` in SQL for those whom the fan-out writes for, as the index has it.
+TO_DELIVER = "active AND NOT idle"
 
 
 class Follow(models.Model):
@@ -118,18 +122,15 @@ RETURNING floor
 class FeedQuerySet(models.QuerySet["Feed"]):
     def ensure(self, user_ids: Collection[int]) -> None:
         """Give each user a row; in id order, so that workers cannot deadlock."""
-        with connection.cursor() as cursor:
-            cursor.execute(_ENSURE, [bigints(user_ids)])
+        execute(_ENSURE, [bigints(user_ids)])
 
     def note_read(self, user_id: int) -> int | None:
         """Remember that the feed is read, and that it is to be materialised if it rests; return its floor.
 
         None: there is no such feed, or someone holds its row.
         """
-        with connection.cursor() as cursor:
-            cursor.execute(_NOTE_READ, [RESTING, user_id])
-            row: tuple[int] | None = cursor.fetchone()
-        return row[0] if row else None
+        rows = fetch(_NOTE_READ, [RESTING, user_id])
+        return rows[0][0] if rows else None
 
     def watched_among(self, author_ids: Collection[int]) -> tuple[set[int], set[int]]:
         """Return which of the authors cached pages watch: those of some readers, and those of all their readers.
@@ -204,6 +205,8 @@ class FeedEntry(models.Model):
 
 # The horizon within a statement, and so of the same snapshot as the floor and the rows it is compared with.
 HORIZON = "(SELECT coalesce(max(post_id), 0) FROM feed_horizon)"
+# The floor of a row of `feeds`, or the horizon: what is materialised is above it.
+FLOOR = f"greatest(floor, {HORIZON})"
 
 
 class Horizon(models.Model):

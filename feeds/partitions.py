@@ -19,11 +19,11 @@ from typing import NamedTuple
 import structlog
 from django import db
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 
 from eventbus import metrics
 from eventbus.background import Repeating
-from eventbus.database.sql import fetch
+from eventbus.database.sql import execute, fetch
 from eventbus.ids import snowflake
 from feeds.models import Horizon
 
@@ -213,12 +213,12 @@ def keep_up(now_ms: int | None = None) -> None:
         drop(found.dropping)
     for partition in layout(now_ms).unread:
         drop(partition.name)
-    _execute(_END_TURN)
+    execute(_END_TURN)
 
 
 def layout(now_ms: int | None = None) -> Layout:
     """Return the partitions, oldest first, and what is known of them."""
-    [(now, horizon, starts, dropping)] = fetch(_STATE, [])
+    [(now, horizon, starts, dropping)] = fetch(_STATE)
     found = [
         Partition(name, start, end, rows, leaving)
         for name, (start, end), rows, leaving in fetch(_ALL, [ROWS_A_PAGE])
@@ -237,19 +237,19 @@ def make_ahead(now_ms: int | None = None) -> None:
 
     Raises `DatabaseError`, also if somebody else does it at the same time.
     """
-    _execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'")
+    execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'")
     found = layout(now_ms)
     while found.missing:
         found = found._replace(partitions=[*found.partitions, _make_next(found)])
     if found.wanted_horizon > found.horizon:
         log.info("horizon_raised", post_id=found.wanted_horizon)
-    _execute(_RAISE, [found.wanted_horizon, found.wanted_starts])
+    execute(_RAISE, [found.wanted_horizon, found.wanted_starts])
 
 
 def make(name: str, start: int, end: int) -> Partition:
     """Make an empty partition. Raises `DatabaseError`."""
-    [(owner,)] = fetch(_OWNER, [])
-    _execute(_MAKE.format(name=name, owner=owner, start=start, end=end))
+    [(owner,)] = fetch(_OWNER)
+    execute(_MAKE.format(name=name, owner=owner, start=start, end=end))
     log.info("partition_made", name=name, start=start, end=end)
     return Partition(name, start, end, rows=0)
 
@@ -261,13 +261,13 @@ def drop(name: str) -> None:
     dies, it stays detached by half, which nobody notices. Not within a transaction. Raises `DatabaseError`.
     """
     # First, for once it is detached nothing else tells that it is ours to drop.
-    _execute(_DROPPING, [name, DROP_SECONDS])
+    execute(_DROPPING, [name, DROP_SECONDS])
     attached = [partition for partition in partitions() if partition.name == name]
     if attached:
         how = "FINALIZE" if attached[0].leaving else "CONCURRENTLY"
-        _execute(f"ALTER TABLE feed_entries DETACH PARTITION {name} {how}")
-    _execute(f"DROP TABLE IF EXISTS {name}")
-    _execute(_DROPPING, ["", DROP_SECONDS])
+        execute(f"ALTER TABLE feed_entries DETACH PARTITION {name} {how}")
+    execute(f"DROP TABLE IF EXISTS {name}")
+    execute(_DROPPING, ["", DROP_SECONDS])
     log.info("partition_dropped", name=name)
 
 
@@ -294,7 +294,7 @@ def _make_next(found: Layout) -> Partition:
 
 def _take_turn() -> bool:
     Horizon.objects.get_or_create(id=1)
-    return _execute(_TAKE_TURN, [TURN_SECONDS]) == 1
+    return execute(_TAKE_TURN, [TURN_SECONDS]) == 1
 
 
 def _tell(found: Layout) -> None:
@@ -312,9 +312,3 @@ def _keep_up() -> None:
         keep_up()
     except db.Error as error:
         log.warning("partitions_not_kept", error=str(error).strip())
-
-
-def _execute(statements: str, values: Sequence[int | str | list[int]] = ()) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(statements, values or None)
-        return int(cursor.rowcount)

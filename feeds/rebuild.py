@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils import timezone
 
 from eventbus.database import locks
+from eventbus.database.sql import execute
 from feeds import cache
 from feeds.models import HORIZON, Feed
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
+from posts.models import ALIVE
 
 # Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
 # it anew, and this one would fill it without having waited for those who saw it at rest.
@@ -35,7 +37,7 @@ _FILL = f"""
     SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), {HORIZON}) AS id
 ), wanted AS (
     SELECT id, author_id FROM posts
-    WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND deleted_event_id IS NULL
+    WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND {ALIVE}
     ORDER BY id FOR SHARE
 ), gone AS (
     DELETE FROM feed_entries
@@ -64,12 +66,9 @@ def rebuild(user_ids: Sequence[int]) -> None:
 @transaction.atomic
 def _include(user_id: int) -> None:
     _lock(user_id)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _INCLUDE_FEED,
-            [user_id, timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST],
-        )
-        cursor.execute(_INCLUDE_FOLLOWS, [user_id])
+    no_rest_before = timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST
+    execute(_INCLUDE_FEED, [user_id, no_rest_before])
+    execute(_INCLUDE_FOLLOWS, [user_id])
 
 
 @transaction.atomic
@@ -79,10 +78,9 @@ def _fill(user_id: int) -> None:
     if feed is not None and not feed.idle:
         # One more than fits tells where the floor must be.
         values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING}
-        with connection.cursor() as cursor:
-            # A user's rows are in an index, also where statistics of a young partition know only a few users.
-            cursor.execute("SET LOCAL enable_seqscan = off")
-            cursor.execute(_FILL, values)
+        # A user's rows are in an index, also where statistics of a young partition know only a few users.
+        execute("SET LOCAL enable_seqscan = off")
+        execute(_FILL, values)
 
 
 def _lock(user_id: int) -> Feed | None:

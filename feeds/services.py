@@ -2,7 +2,7 @@
 
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
-from eventbus.producer import Headers
+from eventbus.record import Headers
 from feeds.events import UserFollowed, UserUnfollowed
 
 

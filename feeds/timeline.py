@@ -171,6 +171,7 @@ class Reader:
             # Such as a standby that only reads: the page is right all the same.
             log.warning("read_not_noted", error=str(error))
             floor = None
+        # Not noted: the walk may put the feed to rest any moment, and then nothing voids its pages.
         self._may_rest |= rests or floor in (None, RESTING)
 
     def _read_older(self, wanted: Range, limit: int) -> list[PostRow]:
@@ -183,6 +184,7 @@ class Reader:
     def _read_newer(self, wanted: Range, limit: int) -> list[PostRow]:
         floor, posts = self._above_floor(_NEWER, wanted, limit)
         if wanted.low < floor:
+            # Those below the floor are the nearer ones.
             posts = self._nearest(_NEWER, _FOLLOWED, _ANY, Range(wanted.low, floor), limit) + posts
         return posts[:limit]
 
@@ -194,6 +196,7 @@ class Reader:
             if towards is _OLDER
             else self._pushed_newer(wanted, limit)
         )
+        # Only above the floor: below it the join finds pulled posts with all others.
         above = Range(max(wanted.low, floor), wanted.high)
         if above.low < above.high and self.pulled_authors():
             posts += self._nearest(towards, _GIVEN, _PULLED_ONES, above, limit)

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from eventbus.database import locks
+from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from feeds import cache
-from feeds.models import HORIZON, RESTING, Feed
+from feeds.models import FLOOR, RESTING, Feed
 from feeds.partitions import partitions
+from posts.models import ALIVE, PULLED, PUSHED
 
 # What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
 ROWS_A_RANGE = 1_000_000
@@ -48,15 +50,15 @@ FROM (
     SELECT user_id, user_id FROM feeds
 ) AS reads
 LEFT JOIN feeds ON feeds.user_id = reader AND {of_user}
-JOIN posts ON posts.author_id = reads.author AND deleted_event_id IS NULL AND fanout = 0
-    AND id > greatest(floor, {horizon})
+JOIN posts ON posts.author_id = reads.author AND {pushed}
+    AND id > {floor}
 WHERE coalesce(floor, 0) < {resting} AND {scope}
 """
 
 _STORED = """
 SELECT entry.user_id, entry.post_id, entry.author_id
 FROM feed_entries AS entry LEFT JOIN feeds ON feeds.user_id = entry.user_id AND {of_user}
-WHERE entry.post_id > greatest(floor, {horizon}) AND {scope}
+WHERE entry.post_id > {floor} AND {scope}
 """
 
 _PAIRS = """
@@ -100,14 +102,14 @@ SELECT user_id FROM (
             OR (pulled_since IS NULL AND pulled.author_id IS NOT NULL) OR differing.follower_id IS NOT NULL AS wrong
     FROM (SELECT * FROM feeds WHERE {of_user}) AS feeds
     FULL JOIN (
-        SELECT author_id FROM posts WHERE deleted_event_id IS NULL AND {of_author}
+        SELECT author_id FROM posts WHERE {alive} AND {of_author}
         UNION SELECT follower_id FROM follows WHERE {of_follower}
         UNION SELECT followee_id FROM follows WHERE active AND {of_followee}
     ) AS one (id) ON one.id = feeds.user_id
     LEFT JOIN (SELECT followee_id, count(*) AS n FROM follows WHERE active AND {of_followee} GROUP BY 1) AS followers
         ON followee_id = feeds.user_id
     LEFT JOIN (
-        SELECT DISTINCT author_id FROM posts WHERE deleted_event_id IS NULL AND fanout = 1 AND {of_author}
+        SELECT DISTINCT author_id FROM posts WHERE {pulled} AND {of_author}
     ) AS pulled ON pulled.author_id = feeds.user_id
     LEFT JOIN (
         SELECT DISTINCT follower_id FROM follows JOIN feeds ON user_id = follower_id
@@ -120,7 +122,7 @@ _MEND_STATES = """
 INSERT INTO feeds (user_id, follower_count, pulled_since)
 SELECT
     wrong.id, (SELECT count(*) FROM follows WHERE followee_id = wrong.id AND active),
-    (SELECT now() FROM posts WHERE author_id = wrong.id AND deleted_event_id IS NULL AND fanout = 1 LIMIT 1)
+    (SELECT now() FROM posts WHERE author_id = wrong.id AND {pulled} LIMIT 1)
 FROM unnest(%(wrong)s::bigint[]) AS wrong (id) ORDER BY 1
 ON CONFLICT (user_id) DO UPDATE SET
     follower_count = EXCLUDED.follower_count,
@@ -131,6 +133,17 @@ _MEND_FOLLOWS = """
 UPDATE follows SET idle = feeds.idle FROM feeds
 WHERE user_id = follower_id AND user_id = ANY(%(wrong)s) AND follows.idle <> feeds.idle
 """
+
+_CONSTANTS = {
+    "alive": ALIVE,
+    "pushed": PUSHED,
+    "pulled": PULLED,
+    "floor": FLOOR,
+    "resting": RESTING,
+    "shown": SHOWN,
+}
+# For hash joins of a whole range; to be set in each transaction.
+_MORE_MEMORY = f"SET LOCAL work_mem = '{WORK_MEM}'"
 
 
 class Difference(NamedTuple):
@@ -198,24 +211,26 @@ def _users_a_range() -> int:
 
 @transaction.atomic
 def _verify(scope: Scope, report: Report) -> None:
-    counts = dict(_run(_PAIRS + _COUNT, scope))
+    execute(_MORE_MEMORY)
+    counts = dict(_fetch(_PAIRS + _COUNT, scope))
     report.entries += counts.get("equal", 0) + counts.get("extra", 0)
     report.leaving += counts.get("leaving", 0)
     report.missing += counts.get("missing", 0)
     report.extra += counts.get("extra", 0)
-    duplicates = _run(_DUPLICATES, scope)
+    duplicates = _fetch(_DUPLICATES, scope)
     report.duplicate += len(duplicates)
     if room := SHOWN - len(report.first):
         report.first += [Difference("duplicate", user, post, 0) for user, post in duplicates][:room]
         if counts.keys() & {"missing", "extra"}:
-            report.first += [Difference(*row) for row in _run(_PAIRS + _FIRST, scope)][:room]
+            report.first += [Difference(*row) for row in _fetch(_PAIRS + _FIRST, scope)][:room]
 
 
 @transaction.atomic
 def _repair(scope: Scope) -> None:
     locks.acquire_bulk_load()
-    _run(_PAIRS + _REMOVE_EXTRA, scope)
-    _run(_PAIRS + _ADD_MISSING, scope)
+    execute(_MORE_MEMORY)
+    execute(_filled(_PAIRS + _REMOVE_EXTRA, scope), scope._asdict())
+    execute(_filled(_PAIRS + _ADD_MISSING, scope), scope._asdict())
     cache.mark_closed()
 
 
@@ -223,38 +238,36 @@ def _repair(scope: Scope) -> None:
 def _repair_states(users: Sequence[int] | None) -> None:
     locks.acquire_bulk_load()
     wrong = _wrong_states(users)
-    with connection.cursor() as cursor:
-        cursor.execute(_MEND_STATES.format(resting=RESTING), {"wrong": wrong})
-        cursor.execute(_MEND_FOLLOWS, {"wrong": wrong})
+    execute(_MEND_STATES.format(**_CONSTANTS), {"wrong": wrong})
+    execute(_MEND_FOLLOWS, {"wrong": wrong})
     cache.mark_closed()
 
 
 @transaction.atomic
 def _wrong_states(users: Sequence[int] | None) -> list[int]:
-    return [
-        user_id
-        for (user_id,) in _run(_WRONG_STATES, Scope(users=None if users is None else list(users)))
-    ]
+    execute(_MORE_MEMORY)
+    scope = Scope(users=None if users is None else list(users))
+    return [user_id for (user_id,) in _fetch(_WRONG_STATES, scope)]
 
 
-def _run(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
-    of_user = scope.sql("feeds.user_id")
-    expected = _EXPECTED.format(
-        resting=RESTING, horizon=HORIZON, scope=scope.sql("reader"), of_user=of_user
-    )
-    stored = _STORED.format(horizon=HORIZON, scope=scope.sql("entry.user_id"), of_user=of_user)
-    filled = statement.format(
+def _fetch(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
+    return fetch(_filled(statement, scope), scope._asdict())
+
+
+def _filled(statement: str, scope: Scope) -> str:
+    """Return the statement for the users of `scope`."""
+    scopes = {
+        "of_user": scope.sql("feeds.user_id"),
+        "of_author": scope.sql("author_id"),
+        "of_follower": scope.sql("follower_id"),
+        "of_followee": scope.sql("followee_id"),
+    }
+    expected = _EXPECTED.format(**_CONSTANTS, **scopes, scope=scope.sql("reader"))
+    stored = _STORED.format(**_CONSTANTS, **scopes, scope=scope.sql("entry.user_id"))
+    return statement.format(
+        **_CONSTANTS,
+        **scopes,
+        scope=scope.sql("user_id"),
         expected=expected,
         stored=stored,
-        resting=RESTING,
-        scope=scope.sql("user_id"),
-        shown=SHOWN,
-        of_user=of_user,
-        of_author=scope.sql("author_id"),
-        of_follower=scope.sql("follower_id"),
-        of_followee=scope.sql("followee_id"),
     )
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET LOCAL work_mem = '{WORK_MEM}'")
-        cursor.execute(filled, scope._asdict())
-        return cursor.fetchall() if cursor.description else []

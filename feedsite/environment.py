@@ -1,6 +1,7 @@
-"""Every environment variable the system reads, with its type, default and unit.
+"""The settings that the environment gives, with type, default and unit.
 
-`docs/settings.md` is the same table for people. A wrong value raises `ImproperlyConfigured` with one sentence.
+`docs/settings.md` is the same table for people, and has the few variables that others read: `bin/serve`, the embedded
+servers, OpenTelemetry. A wrong value raises `ImproperlyConfigured` with one sentence.
 """
 
 import math

@@ -2,8 +2,8 @@ from django.contrib import admin
 from django.urls import include, path, register_converter
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from feedsite import health, pipeline
-from feedsite.events import EventView
+from feedsite import pipeline_page, probes
+from feedsite.outcome_view import EventView
 from posts.converters import IdConverter
 
 register_converter(IdConverter, "id")
@@ -15,12 +15,12 @@ urlpatterns = [
     path("", include("feeds.urls")),
     path("", include("posts.urls")),
     path("events/<id:event_id>", EventView.as_view(), name="event"),
-    path("healthz", health.healthz, name="healthz"),
-    path("readyz", health.readyz, name="readyz"),
-    path("metrics", health.metrics, name="metrics"),
+    path("healthz", probes.healthz, name="healthz"),
+    path("readyz", probes.readyz, name="readyz"),
+    path("metrics", probes.metrics, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     path("docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
-    path("admin/pipeline/", admin.site.admin_view(pipeline.page), name="pipeline"),
+    path("admin/pipeline/", admin.site.admin_view(pipeline_page.page), name="pipeline"),
     path("admin/", admin.site.urls),
 ]
 

@@ -1,6 +1,6 @@
 """The path converter for ids: 1 … 2^63-1 in decimal; anything else is a 404."""
 
-from eventbus.ids.snowflake import MAX_ID
+from eventbus.ids.snowflake import is_id
 
 
 class IdConverter:
@@ -8,7 +8,7 @@ class IdConverter:
 
     def to_python(self, value: str) -> int:
         number = int(value)
-        if number > MAX_ID:
+        if not is_id(number):
             raise ValueError
         return number
 

@@ -32,8 +32,8 @@ class BadLine(ValueError):
 UNUSABLE = (BadLine, EOFError, zlib.error)
 
 
-class Record(NamedTuple):
-    """A record: the number of the line it begins in, its fields, and the text it was read from."""
+class CsvRow(NamedTuple):
+    """A row: the number of the line it begins in, its fields, and the text it was read from."""
 
     line: int
     fields: Sequence[str]
@@ -45,9 +45,9 @@ class BadLines:
 
     count = 0
 
-    def add(self, record: Record, reason: str) -> None:
+    def add(self, row: CsvRow, reason: str) -> None:
         """Deal with one. Raises `BadLine`."""
-        raise BadLine(f"line {record.line}: {reason}")
+        raise BadLine(f"line {row.line}: {reason}")
 
     def summary(self) -> str:
         """Return the sentence about those that were dealt with."""
@@ -64,9 +64,9 @@ class SetAside(BadLines):
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow(["line", "reason", "content"])
 
-    def add(self, record: Record, reason: str) -> None:
+    def add(self, row: CsvRow, reason: str) -> None:
         self.count += 1
-        self._writer.writerow([record.line, reason, record.text.rstrip("\r\n")])
+        self._writer.writerow([row.line, reason, row.text.rstrip("\r\n")])
 
     def summary(self) -> str:
         if self.count == 1:
@@ -88,7 +88,7 @@ class SetAside(BadLines):
 class Skipped(BadLines):
     """Lines that cannot be used were dealt with when the file was read before."""
 
-    def add(self, record: Record, reason: str) -> None:
+    def add(self, row: CsvRow, reason: str) -> None:
         pass
 
 
@@ -144,21 +144,21 @@ def _as_text(file: IO[bytes]) -> TextIO:
     return io.TextIOWrapper(plain, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def read_table(file: TextIO, bad_lines: BadLines) -> tuple[list[str], Iterator[Record]]:
-    """Return the names in the header, and the records under it but for empty lines.
+def read_table(file: TextIO, bad_lines: BadLines) -> tuple[list[str], Iterator[CsvRow]]:
+    """Return the names in the header, and the rows under it but for empty lines.
 
-    A record that is no CSV goes to `bad_lines`. Raises `BadLine` for such a header.
+    A row that is no CSV goes to `bad_lines`. Raises `BadLine` for such a header.
     """
     lines = _Lines(file)
-    header = next(_records(lines, BadLines()), None)
+    header = next(_rows(lines, BadLines()), None)
     names = [name.strip() for name in header.fields] if header else []
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise BadLine(f"line 1: the header has {twice!r} twice")
-    return names, _records(lines, bad_lines)
+    return names, _rows(lines, bad_lines)
 
 
-def _records(lines: "_Lines", bad_lines: BadLines) -> Iterator[Record]:
+def _rows(lines: "_Lines", bad_lines: BadLines) -> Iterator[CsvRow]:
     parser = csv.reader(lines, strict=True)
     while True:
         lines.taken = []
@@ -169,11 +169,11 @@ def _records(lines: "_Lines", bad_lines: BadLines) -> Iterator[Record]:
             return
         except csv.Error as error:
             bad_lines.add(
-                Record(first, (), "".join(lines.taken)), MEANINGS.get(str(error), str(error))
+                CsvRow(first, (), "".join(lines.taken)), MEANINGS.get(str(error), str(error))
             )
             continue
         if fields:
-            yield Record(first, fields, "".join(lines.taken))
+            yield CsvRow(first, fields, "".join(lines.taken))
 
 
 class _Lines:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 
 from eventbus.envelope import read_minted_id, read_text
-from eventbus.event import Event
+from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import time_of
 
@@ -12,22 +13,15 @@ MAX_CONTENT_CHARS = 5_000
 VERSION = 1
 
 
-def _require_author_key(event: Event) -> None:
-    if event.key != event.actor_id:
-        raise InvalidEvent("The key must be the author.")
-
-
 @dataclass(frozen=True, slots=True)
-class PostCreated:
-    """`post.created`: the actor wrote a post."""
+class PostFact:
+    """What all facts about a post have."""
 
-    TYPE = "post.created"
+    TYPE: ClassVar[str]
 
     event_id: int
     post_id: int
     author_id: int
-    content: str
-    created_at: datetime
 
     @property
     def key(self) -> int:
@@ -37,6 +31,27 @@ class PostCreated:
     def users(self) -> set[int]:
         """Everybody whom the fact names."""
         return {self.author_id}
+
+    def _to_event(self, occurred_at: datetime, payload: Fields) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.author_id,
+            occurred_at=occurred_at,
+            key=self.author_id,
+            payload=payload,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PostCreated(PostFact):
+    """`post.created`: the actor wrote a post."""
+
+    TYPE = "post.created"
+
+    content: str
+    created_at: datetime
 
     @classmethod
     def from_event(cls, event: Event) -> "PostCreated":
@@ -51,35 +66,15 @@ class PostCreated:
         )
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.author_id,
-            occurred_at=self.created_at,
-            key=self.author_id,
-            payload={"post_id": str(self.post_id), "content": self.content},
-        )
+        payload = {"post_id": str(self.post_id), "content": self.content}
+        return self._to_event(self.created_at, payload)
 
 
 @dataclass(frozen=True, slots=True)
-class PostDeleted:
+class PostDeleted(PostFact):
     """`post.deleted`: the author took the post back."""
 
     TYPE = "post.deleted"
-
-    event_id: int
-    post_id: int
-    author_id: int
-
-    @property
-    def key(self) -> int:
-        return self.author_id
-
-    @property
-    def users(self) -> set[int]:
-        """Everybody whom the fact names."""
-        return {self.author_id}
 
     @property
     def post_created_at(self) -> datetime:
@@ -96,12 +91,9 @@ class PostDeleted:
         )
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.author_id,
-            occurred_at=time_of(self.event_id),
-            key=self.author_id,
-            payload={"post_id": str(self.post_id)},
-        )
+        return self._to_event(time_of(self.event_id), {"post_id": str(self.post_id)})
+
+
+def _require_author_key(event: Event) -> None:
+    if event.key != event.actor_id:
+        raise InvalidEvent("The key must be the author.")

@@ -17,7 +17,7 @@ from eventbus.exceptions import InvalidEvent, PublishTimedOut
 from eventbus.ids.id_ranges import IdRange
 from eventbus.ids.idempotency import Ids
 from posts import services
-from posts.csvfiles import BadLine, BadLines, Record, read_table
+from posts.csvfiles import BadLine, BadLines, CsvRow, read_table
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 
 DELIVERY_SECONDS = 60.0
@@ -106,34 +106,36 @@ def read_drafts(file: TextIO, bad_lines: BadLines | None = None) -> Iterator[Dra
     Raises `BadLine`, unless `bad_lines` takes them.
     """
     bad_lines = bad_lines or BadLines()
-    header, records = read_table(file, bad_lines)
+    header, rows = read_table(file, bad_lines)
     missing = {"author", "text"} - set(header)
     if missing:
         raise BadLine(f"line 1: the header lacks {' and '.join(sorted(missing))}")
-    for record in records:
+    for row in rows:
         try:
-            draft = _draft(record, header)
+            draft = _draft(row, header)
         except ValueError as error:
-            bad_lines.add(record, str(error))
+            bad_lines.add(row, str(error))
         else:
             yield draft
 
 
-def _draft(record: Record, header: list[str]) -> Draft:
-    """Return the draft in `record`. Raises `ValueError` with the reason why there is none."""
-    if len(record.fields) > len(header):
+def _draft(row: CsvRow, header: list[str]) -> Draft:
+    """Return the draft in `row`. Raises `ValueError` with the reason why there is none."""
+    if len(row.fields) > len(header):
         raise ValueError(
-            f"expected {len(header)} columns, found {len(record.fields)}: a text with commas must be in quotes"
+            f"expected {len(header)} columns, found {len(row.fields)}: a text with commas must be in quotes"
         )
-    row = dict(zip(header, record.fields, strict=False))
+    named = dict(zip(header, row.fields, strict=False))
     try:
-        author_id = parse_id(row.get("author", ""), "author")
+        author_id = parse_id(named.get("author", ""), "author")
     except InvalidEvent as error:
-        raise ValueError(f"{str(error).rstrip('.')}, not {row.get('author', '')[:40]!r}") from error
-    content = row.get("text", "").strip()
+        raise ValueError(
+            f"{str(error).rstrip('.')}, not {named.get('author', '')[:40]!r}"
+        ) from error
+    content = named.get("text", "").strip()
     if not 1 <= len(content) <= MAX_CONTENT_CHARS or "\0" in content:
         raise ValueError(f"text must have 1 to {MAX_CONTENT_CHARS} characters and no NUL")
-    return Draft(author_id, content, _time(row.get("t_unix", "")))
+    return Draft(author_id, content, _time(named.get("t_unix", "")))
 
 
 def _time(text: str) -> datetime | None:

@@ -3,9 +3,9 @@
 from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
-from django.db import connection, models
+from django.db import models
 
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -15,6 +15,12 @@ class Fanout(models.IntegerChoices):
 
     PUSH = 0, "push"
     PULL = 1, "pull"
+
+
+# Conditions on `posts` in SQL, as its indexes have them.
+ALIVE = "deleted_event_id IS NULL"
+PUSHED = f"{ALIVE} AND fanout = {Fanout.PUSH}"
+PULLED = f"{ALIVE} AND fanout = {Fanout.PULL}"
 
 
 class PostRow(NamedTuple):
@@ -32,7 +38,7 @@ CREATED_AT = """to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.
 # Not by the ORM, which takes longer to compose this than PostgreSQL and the network take to answer it.
 _PAGE_OF = f"""
 SELECT id, author_id, content, {CREATED_AT} FROM posts
-WHERE author_id = %(author)s AND deleted_event_id IS NULL AND {{beyond}} LIMIT %(limit)s
+WHERE author_id = %(author)s AND {ALIVE} AND {{beyond}} LIMIT %(limit)s
 """  # noqa: S608 - composed of constants
 _PAGE_OF_OLDER = _PAGE_OF.format(beyond="id <= %(id)s ORDER BY id DESC")
 _PAGE_OF_NEWER = _PAGE_OF.format(beyond="id > %(id)s ORDER BY id")
@@ -91,8 +97,7 @@ class PostQuerySet(models.QuerySet["Post"]):
             [deletion.post_created_at for deletion in unique],
             [deletion.event_id for deletion in unique],
         ]
-        with connection.cursor() as cursor:
-            cursor.execute(_TOMBSTONE, columns)
+        execute(_TOMBSTONE, columns)
 
 
 class Post(models.Model):

@@ -3,7 +3,7 @@
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.ids.snowflake import time_of
-from eventbus.producer import Headers
+from eventbus.record import Headers
 from posts.events import PostCreated, PostDeleted
 
 

@@ -1,5 +1,6 @@
 """What every test can rely on."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,12 @@ import pytest
 from eventbus import producer
 from eventbus.ids import clock, node_lease
 from feeds import cache
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have several processes begin with the tests that take longest: else one of them ends long after the others."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -118,6 +118,7 @@ class EventConsumer:
         return self._still_held(record.topic_partition)
 
     def _still_held(self, place: Place) -> bool:
+        # By number: a partition that left and came back was somebody else's in between.
         return place in self._in_hand and self._in_hand[place] == self._assignments.get(place)
 
     def _process(self, records: list[Record], lanes: Lanes) -> None:
@@ -127,6 +128,7 @@ class EventConsumer:
             while not batch.done(LOOK_SECONDS):
                 self._keep_place(batch)
         correlation.forget()
+        # Only now: a crash before it has the batch come again, which changes nothing.
         self._commit(records)
         self._resume()
         self.records_done += len(records)
@@ -135,6 +137,7 @@ class EventConsumer:
     def _keep_place(self, batch: Batch) -> None:
         """Show Kafka that we live, as long as each lane of `batch` does."""
         self._tell_leaving()
+        # No poll for a lane that hangs: it would keep us a member, and its partitions ours, for ever.
         if not batch.all_asked_since(self.polled_at):
             self._bear_silence()
             return

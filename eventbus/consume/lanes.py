@@ -155,6 +155,7 @@ class _Lane:
         try:
             self._try(turn)
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for the outcome
+            # The other lanes stop at their next question, and no offset of this batch is committed.
             self._leaving.begin(type(error).__name__)
             turn.outcome.set_exception(error)
         else:
@@ -164,6 +165,7 @@ class _Lane:
         try:
             self._work.process(turn.records, turn)
         finally:
+            # Back to the pool, which checks it before its next use: an idle lane holds none.
             connection.close()
 
 
@@ -174,6 +176,7 @@ def split(records: Iterable[Record], count: int) -> list[list[Record]]:
     for record in records:
         share = share_of.get(record.key)
         if share is None:
+            # The shortest so far, not one by hash: that may put the few busy keys into the same lane.
             share = share_of[record.key] = min(shares, key=len)
         share.append(record)
     return [share for share in shares if share]

@@ -9,9 +9,7 @@ they are elsewhere, or the server is another one, effects may be gone, and the w
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from django.db import connection
-
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 
 # When the server that answers was started, and which of its databases this is: a standby that took over, a server
 # that recovered and a database that was restored beside the old one each give another answer.
@@ -65,8 +63,7 @@ def kept(group: str, topic: str, partitions: Iterable[int]) -> dict[int, Kept]:
 
 def put(group: str, topic: str, topic_id: str, offsets: Mapping[int, int]) -> None:
     """Keep these offsets, by partition, whatever was kept. Raises `DatabaseError`."""
-    with connection.cursor() as cursor:
-        cursor.execute(_PUT, [group, topic, topic_id, bigints(offsets), bigints(offsets.values())])
+    execute(_PUT, [group, topic, topic_id, bigints(offsets), bigints(offsets.values())])
 
 
 def advance(

@@ -20,7 +20,7 @@ from django.db import transaction
 from eventbus import envelope, metrics, retry
 from eventbus.consume.slowest import Slowest
 from eventbus.database import locks
-from eventbus.deadletters import dead_letters
+from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
@@ -49,6 +49,7 @@ class Processor:
         deliveries = self._decode(turn, records)
         correlation.bind_deliveries(deliveries)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
+        # By key, through all parts of the plan: a later event of the key may be in a later part.
         culprits: dict[int, Chain] = {}
         for facts in self._plan(turn, [delivery.fact for delivery in deliveries]):
             self._commit_neighbours(turn, [by_id[fact.event_id] for fact in facts], culprits)
@@ -83,7 +84,7 @@ class Processor:
                 self._bury(turn, record, error, delivery)
             else:
                 first = deliveries.setdefault(delivery.event.event_id, delivery)
-                if first is not delivery and dead_letters.entry_of(record) is not None:
+                if first is not delivery and letters.entry_of(record) is not None:
                     first.replays.append(record)
         return list(deliveries.values())
 
@@ -105,6 +106,7 @@ class Processor:
         middle = len(chains) // 2
         culprits: list[Chain] = []
         for half in (chains[:middle], chains[middle:]):
+            # Of whole chains, so that no event passes an earlier one of its key in the other half.
             together = [delivery for chain in half for delivery in chain]
             if self._commit(turn, together, careful=True) is not None:
                 culprits += self._isolate(turn, half)
@@ -121,6 +123,7 @@ class Processor:
             error = self._commit(turn, [chain[0]], careful=True)
             if error is not None and not self._give_up(turn, chain[0], error):
                 return False
+            # Applied or buried: either way the next event of the key may go.
             chain.popleft()
         return True
 
@@ -146,6 +149,8 @@ class Processor:
         self, turn: Turn, deliveries: list[Delivery], *, careful: bool = False
     ) -> Exception | None:
         """Apply `deliveries` in one go; return the error if the fault lies in one of them."""
+        # What has left us is another worker's by now. This only spares the work: that both apply it
+        # is prevented by the key's lock and `processed_events`.
         ours = [delivery for delivery in deliveries if turn.still_ours(delivery.record)]
         correlation.bind_deliveries(ours)
         try:
@@ -189,19 +194,19 @@ class Processor:
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
         events = [delivery.event for delivery in deliveries]
         locks.acquire_keys(event.key for event in events)
+        # Under the locks: whoever else had these events in hand has committed, or rolled back.
         processed = ProcessedEvent.objects.ids_among(events)
         fresh = [delivery for delivery in deliveries if delivery.event.event_id not in processed]
         more = None
         if fresh:
             facts = [delivery.fact for delivery in fresh]
             more = self._handlers.apply(facts, careful=careful, resume_after=resume_after)
+        # A large post counts as processed with its last part: after a crash all parts come again.
         if more is None:
             ProcessedEvent.objects.record(
                 [delivery.event for delivery in fresh], _seconds(fresh), self.worker_id
             )
-            dead_letters.close_replayed(
-                record for delivery in deliveries for record in delivery.records
-            )
+            letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
 

@@ -7,9 +7,7 @@ or a frozen worker that wakes up breaks that order; the lock, held to the end of
 import time
 from collections.abc import Iterable
 
-from django.db import connection
-
-from eventbus.database.sql import bigints, fetch
+from eventbus.database.sql import bigints, execute, fetch
 
 # PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this number.
 BULK_LOAD = 1
@@ -29,15 +27,13 @@ WAIT_STEP_SECONDS = 0.005
 
 def acquire_keys(keys: Iterable[int]) -> None:
     """Hold the lock of each key until the transaction ends; in ascending order, so workers cannot deadlock."""
-    with connection.cursor() as cursor:
-        cursor.execute(_BULK_SHARED, [BULK_LOAD])
-        cursor.execute(_KEYS, [bigints(keys)])
+    join_workers()
+    execute(_KEYS, [bigints(keys)])
 
 
 def join_workers() -> None:
     """Keep imports and repairs out until the transaction ends, as `acquire_keys` does too."""
-    with connection.cursor() as cursor:
-        cursor.execute(_BULK_SHARED, [BULK_LOAD])
+    execute(_BULK_SHARED, [BULK_LOAD])
 
 
 def wait_for_workers() -> None:
@@ -54,5 +50,4 @@ def _open_transactions() -> set[str]:
 
 def acquire_bulk_load() -> None:
     """Keep every worker out until the transaction ends: for imports and repairs that change many keys at once."""
-    with connection.cursor() as cursor:
-        cursor.execute(_BULK_EXCLUSIVE, [BULK_LOAD])
+    execute(_BULK_EXCLUSIVE, [BULK_LOAD])

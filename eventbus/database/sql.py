@@ -6,8 +6,18 @@ from typing import Any
 from django.db import connection
 
 
-def fetch(statement: str, values: Any) -> list[tuple[Any, ...]]:
-    """Return all rows of `statement`. Raises `DatabaseError`."""
+def execute(statement: str, values: Any = None) -> int:
+    """Run `statement`; return how many rows it has changed or found. Raises `DatabaseError`.
+
+    Without `values` there are no placeholders: a `%` in it stands for itself, and there may be several statements.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return int(cursor.rowcount)
+
+
+def fetch(statement: str, values: Any = None) -> list[tuple[Any, ...]]:
+    """Return all rows of `statement`; without `values` as `execute` does. Raises `DatabaseError`."""
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
         rows: list[tuple[Any, ...]] = cursor.fetchall()

@@ -7,7 +7,7 @@ import structlog
 from django.conf import settings
 
 from eventbus import metrics, producer, retry
-from eventbus.deadletters import dead_letters
+from eventbus.deadletters import letters
 from eventbus.deadletters import store as dead_letter_store
 from eventbus.exceptions import DeadLetterFlood, RecordTooLarge
 from eventbus.record import Delivery, Record
@@ -32,10 +32,10 @@ class DeadLetterWriter:
         Raises `PublishFailed` or `DatabaseError` (try again; the source offset must not be committed) and
         `DeadLetterFlood`.
         """
-        is_replay = bool(dead_letters.proven_entries([record]))
+        is_replay = bool(letters.proven_entries([record]))
         if not is_replay:
             self._refuse_flood(error)
-        dead_letter = dead_letters.dead_letter(record, error, delivery, self._group)
+        dead_letter = letters.make(record, error, delivery, self._group)
         try:
             producer.publish_record(
                 dead_letter.topic, dead_letter.key, dead_letter.value, dead_letter.headers

@@ -19,7 +19,7 @@ import structlog
 from django import db
 from django.db import close_old_connections, connection, transaction
 
-from eventbus.database.sql import fetch
+from eventbus.database.sql import execute, fetch
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock
 from eventbus.ids.snowflake import NODES, Generator
@@ -206,8 +206,7 @@ class Keeper:
             return
         last_ms = self.generator.end()
         try:
-            with connection.cursor() as cursor:
-                cursor.execute(_RELEASE, [last_ms, self.generator.node_id, self.owner])
+            execute(_RELEASE, [last_ms, self.generator.node_id, self.owner])
         except db.Error as error:
             log.warning("snowflake_lease_not_released", error=_first_line(error))
         finally:
@@ -217,8 +216,8 @@ class Keeper:
 @contextmanager
 def _durably() -> Iterator[None]:
     """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the server is set."""
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("SET LOCAL synchronous_commit = on")
+    with transaction.atomic():
+        execute("SET LOCAL synchronous_commit = on")
         yield
 
 
@@ -249,12 +248,12 @@ def _order() -> int:
     A standby that takes over may not know the latest leases, whose holders mint on. Those were the nodes at one end of
     this order, so on the next timeline PostgreSQL gives away those at the other end.
     """
-    [(timeline,)] = fetch(_TIMELINE, [])
+    [(timeline,)] = fetch(_TIMELINE)
     return 1 if timeline % 2 else -1
 
 
 def _all_leased(now_ms: int) -> str:
-    [(free_at_ms,)] = fetch(_FREE_AT, [])
+    [(free_at_ms,)] = fetch(_FREE_AT)
     seconds = (free_at_ms - now_ms) // 1_000 + 1
     return f"All {NODES} snowflake nodes are leased; the next one is free in {seconds} s."
 

@@ -16,6 +16,20 @@ SEQUENCE_BITS = 12
 NODES = 1 << NODE_BITS
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 MAX_ID = (1 << 63) - 1
+MAX_DIGITS = len(str(MAX_ID))
+
+
+def is_id(number: object) -> bool:
+    """Tell whether `number` may be an id, of a user or minted: a whole number of 1 to `MAX_ID`."""
+    return type(number) is int and 1 <= number <= MAX_ID
+
+
+def number_in(text: str) -> int | None:
+    """Return the number of 0 to `MAX_ID` that `text` has in the digits 0 to 9; None for anything else."""
+    if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS:
+        number = int(text)
+        return number if number <= MAX_ID else None
+    return None
 
 
 def compose(ms: int, node_id: int, sequence: int) -> int:

@@ -25,7 +25,7 @@ _TRACEPARENT = re.compile(
 _TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 _REQUEST_ID = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
-Ids = dict[str, str]
+LogFields = dict[str, str]
 
 log = structlog.get_logger(__name__)
 
@@ -53,9 +53,9 @@ def kafka_headers(request_id: str, traceparent: str, tracestate: str) -> list[tu
     return headers
 
 
-def ids_of(headers: Headers) -> Ids:
+def ids_of(headers: Headers) -> LogFields:
     """Return what a record's headers tell: request, trace and, of a dead letter, event; anyone may have written it."""
-    ids: Ids = {}
+    ids: LogFields = {}
     for name, value in headers:
         text = (value or b"")[:100].decode("ascii", "replace")
         if name == REQUEST_ID and is_request_id(text):
@@ -112,11 +112,11 @@ def note_processed(deliveries: Sequence[Delivery]) -> None:
             log.debug("event_processed", type=delivery.event.type, **_ids(delivery))
 
 
-def _ids(delivery: Delivery) -> Ids:
+def _ids(delivery: Delivery) -> LogFields:
     return {**ids_of(delivery.record.headers), "event_id": str(delivery.event.event_id)}
 
 
-def _bind(found: Iterable[Ids]) -> None:
+def _bind(found: Iterable[LogFields]) -> None:
     clear_contextvars()
     events = list(found)
     if len(events) == 1:

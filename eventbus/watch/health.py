@@ -9,11 +9,12 @@ import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError
 from django_redis import get_redis_connection
 from redis import RedisError
 
 from eventbus import kafka
+from eventbus.database.sql import execute
 
 KAFKA_SECONDS = 2.0
 # An answer older than this says nothing about now.
@@ -105,8 +106,7 @@ def _state(ask: Callable[[], object]) -> str:
 
 
 def _ask_postgresql() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
+    execute("SELECT 1")
 
 
 def _ask_kafka() -> None:

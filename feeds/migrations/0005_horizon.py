@@ -2,19 +2,7 @@ import django.contrib.postgres.fields
 import django.db.models.functions.datetime
 from django.db import migrations, models
 
-# `feed_entries_1` began with the first id and the newest partition had no end. From now on every partition has both,
-# see `feeds.partitions`: the newest ends an hour from now, and three empty ones follow. Only the two partitions whose
-# bounds change are looked through, nothing is copied, and everybody waits meanwhile: 0.1 s for each million rows of those two.
-#
-# A post with an id beyond that can only come from a clock that is hours ahead. It would keep its partition from ever
-# ending, so it is left to be pulled by readers.
-FINITE = """
-DO $$
-DECLARE
-    hour CONSTANT bigint := 3600000::bigint << 22;
-    ending bigint := (((extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1704067200000) << 22) + hour;
-    options CONSTANT text := 'autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05, '
-        'autovacuum_analyze_scale_factor = 0.05';
+PARTS = """
     parts CONSTANT regclass[] := ARRAY(
         SELECT inhrelid::regclass FROM pg_inherits JOIN pg_class ON oid = inhrelid
         WHERE inhparent = 'feed_entries'::regclass ORDER BY substring(relname FROM '\\d+$')::int
@@ -23,6 +11,22 @@ DECLARE
     newest CONSTANT regclass := parts[cardinality(parts)];
     oldest_end text := (SELECT substring(pg_get_expr(relpartbound, oid) FROM 'TO \\(''?([^'')]+)') FROM pg_class WHERE oid = oldest);
     newest_start text := (SELECT substring(pg_get_expr(relpartbound, oid) FROM 'FROM \\(''?([^'')]+)') FROM pg_class WHERE oid = newest);
+"""
+
+# `feed_entries_1` began with the first id and the newest partition had no end. From now on every partition has both,
+# see `feeds.partitions`: the newest ends an hour from now, and three empty ones follow. Only the two partitions whose
+# bounds change are looked through, nothing is copied, and everybody waits meanwhile: 0.1 s for each million rows of those two.
+#
+# A post with an id beyond that can only come from a clock that is hours ahead. It would keep its partition from ever
+# ending, so it is left to be pulled by readers.
+FINITE = f"""
+DO $$
+DECLARE
+    hour CONSTANT bigint := 3600000::bigint << 22;
+    ending bigint := (((extract(epoch FROM clock_timestamp()) * 1000)::bigint - 1704067200000) << 22) + hour;
+    options CONSTANT text := 'autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.05, '
+        'autovacuum_analyze_scale_factor = 0.05';
+    {PARTS}
     next_number int := substring(newest::text FROM '\\d+$')::int + 1;
     owner CONSTANT name := (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'feed_entries'::regclass);
 BEGIN
@@ -54,20 +58,12 @@ BEGIN
         );
     END LOOP;
 END $$
-"""
+"""  # noqa: S608 - composed of constants
 
 # What was dropped at the horizon is not materialised, so no floor may be lower.
-ENDLESS = """
+ENDLESS = f"""
 DO $$
-DECLARE
-    parts CONSTANT regclass[] := ARRAY(
-        SELECT inhrelid::regclass FROM pg_inherits JOIN pg_class ON oid = inhrelid
-        WHERE inhparent = 'feed_entries'::regclass ORDER BY substring(relname FROM '\\d+$')::int
-    );
-    oldest CONSTANT regclass := parts[1];
-    newest CONSTANT regclass := parts[cardinality(parts)];
-    oldest_end text := (SELECT substring(pg_get_expr(relpartbound, oid) FROM 'TO \\(''?([^'')]+)') FROM pg_class WHERE oid = oldest);
-    newest_start text := (SELECT substring(pg_get_expr(relpartbound, oid) FROM 'FROM \\(''?([^'')]+)') FROM pg_class WHERE oid = newest);
+DECLARE {PARTS}
 BEGIN
     LOCK TABLE feed_entries IN ACCESS EXCLUSIVE MODE;
     UPDATE feeds SET floor = post_id FROM feed_horizon WHERE floor < post_id;
@@ -80,7 +76,7 @@ BEGIN
     EXECUTE format('ALTER TABLE feed_entries DETACH PARTITION %s', newest);
     EXECUTE format('ALTER TABLE feed_entries ATTACH PARTITION %s FOR VALUES FROM (%s) TO (MAXVALUE)', newest, newest_start);
 END $$
-"""
+"""  # noqa: S608 - composed of constants
 
 
 class Migration(migrations.Migration):

@@ -35,9 +35,19 @@ def durable_commits(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
         connection.close()
 
 
+@pytest.fixture(scope="module")
+def api_processes() -> int:
+    """How many processes the API has; a file for which one is enough says so, for each takes seconds to start."""
+    return 2
+
+
 @pytest.fixture
 def system(
-    transactional_db: None, durable_commits: None, tmp_path: Path, settings: Settings
+    transactional_db: None,
+    durable_commits: None,
+    api_processes: int,
+    tmp_path: Path,
+    settings: Settings,
 ) -> Iterator[System]:
     if (
         settings.KAFKA_SESSION_TIMEOUT_MS < 6_000
@@ -45,7 +55,7 @@ def system(
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
     kafka.create_topics()
     with running(tmp_path) as started:
-        started.api()
+        started.api(WORKERS=str(api_processes))
         yield started
         if apache_kafka.apache_kafka is None:
             # The embedded broker assigns nothing any more to a group whose members left one right after another.

@@ -1,23 +1,28 @@
 """Servers that go away and come back."""
 
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import pytest
 from django.db import connection, connections
 
 from eventbus import producer
 from feedsite.embedded import stack, state
 from feedsite.embedded.kafka import KAFKA
-from feedsite.embedded.postgres import POSTGRES
+from feedsite.embedded.postgres import POSTGRES, USER
 from feedsite.embedded.processes import Server, end
 from feedsite.embedded.valkey import VALKEY
 
 Act = Callable[[], None]
+
+READ_ONLY = "default_transaction_read_only = on\n"
 
 needs_embedded_postgres = pytest.mark.skipif(
     bool(os.environ.get(POSTGRES.variable)),
@@ -65,6 +70,69 @@ class EmbeddedServer:
 
 def data_dir() -> Path:
     return Path(os.environ["FEED_DATA_DIR"])
+
+
+@contextmanager
+def frozen(server: Server) -> Iterator[None]:
+    """Have the server, with all its processes, stand still: connections stay, and nothing answers."""
+    leader = psutil.Process(state.read(data_dir())[server.variable].pid)
+    leader.send_signal(signal.SIGSTOP)  # first, so that it has no child that is not found
+    family = [leader, *leader.children(recursive=True)]
+    for process in family[1:]:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in family:
+            process.send_signal(signal.SIGCONT)
+
+
+def copy_of_postgres() -> Path:
+    """Return a copy of PostgreSQL's data of this moment: what a standby has that hears nothing from now on."""
+    cluster = _cluster()
+    copy = cluster.with_suffix(".copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    with frozen(POSTGRES):
+        shutil.copytree(cluster, copy, symlinks=True)
+    for path in (copy, *copy.rglob("*")):
+        if USER:
+            shutil.chown(path, USER)
+    # Else the copy would take the server that it was made of for one of its own that has crashed.
+    (copy / "postmaster.pid").unlink(missing_ok=True)
+    return copy
+
+
+def fail_over_to(copy: Path) -> None:
+    """Have PostgreSQL go on from `copy`, at the same address, by a recovery that begins a new timeline."""
+    postgres.kill()
+    cluster = _cluster()
+    shutil.rmtree(cluster)
+    copy.rename(cluster)
+    with (cluster / "postgresql.auto.conf").open("a") as settings:
+        settings.write("restore_command = 'false'\n")
+    (cluster / "recovery.signal").touch()
+    postgres.start()
+
+
+def make_read_only() -> None:
+    """Have all sessions of PostgreSQL only read, also those that exist, as when it is made a standby."""
+    with (_cluster() / "postgresql.auto.conf").open("a") as settings:
+        settings.write(READ_ONLY)
+    _reload_postgres()
+
+
+def make_writable() -> None:
+    settings = _cluster() / "postgresql.auto.conf"
+    settings.write_text(settings.read_text().replace(READ_ONLY, ""))
+    _reload_postgres()
+
+
+def _reload_postgres() -> None:
+    os.kill(state.read(data_dir())[POSTGRES.variable].pid, signal.SIGHUP)
+
+
+def _cluster() -> Path:
+    return (data_dir() / "postgres").resolve() / "data"
 
 
 def renew_embedded_broker() -> None:

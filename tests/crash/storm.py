@@ -29,6 +29,8 @@ WORKERS = 3
 FIRST_USER = 1_000
 SETTLE_SECONDS = 120.0
 PROCESSES = ("run_", "API")
+# Leases for ids that PostgreSQL forgets twice within ten minutes may be given away twice (ADR 25).
+BETWEEN_FAILOVERS_SECONDS = 600.0
 # Those of a worker's points that any batch passes.
 DEADLY = [
     point
@@ -69,6 +71,7 @@ class Storm:
         self._poison: list[bytes] = []
         self._recoveries: defaultdict[str, list[float]] = defaultdict(list)
         self._load = Load(network, seed)
+        self._next_failover = 0.0  # monotonic seconds
         self._faults: dict[str, Callable[[], None]] = {
             "run_fanout killed": self._kill_worker,
             "run_fanout killed at a named point": self._kill_worker_at_a_point,
@@ -81,6 +84,10 @@ class Storm:
             "PostgreSQL killed": lambda: self._restart(
                 outages.postgres.kill, outages.postgres.start
             ),
+            "PostgreSQL read-only for a while": lambda: self._restart(
+                outages.make_read_only, outages.make_writable
+            ),
+            "PostgreSQL failed over to an older copy": self._fail_over,
             "Valkey killed": lambda: self._restart(outages.valkey.kill, outages.valkey.start),
         }
         if broker:
@@ -96,6 +103,8 @@ class Storm:
                         self._strike(name)
 
     def _strike(self, name: str) -> None:
+        if self._faults[name] == self._fail_over and time.monotonic() < self._next_failover:
+            return
         self._inject_poison()
         started = time.monotonic()
         self._faults[name]()
@@ -159,6 +168,18 @@ class Storm:
         self._api.kill()
         self._api = self._system.api()
 
+    def _fail_over(self) -> None:
+        """Make the primary a standby, and one the primary that lacks what was written in the last seconds.
+
+        Every 202 counts, for Kafka has it: also those of which the new primary has never heard.
+        """
+        self._next_failover = time.monotonic() + BETWEEN_FAILOVERS_SECONDS
+        copy = outages.copy_of_postgres()
+        time.sleep(self._chance.uniform(1, 4))
+        outages.make_read_only()
+        time.sleep(self._chance.uniform(0, 2))
+        outages.fail_over_to(copy)
+
     def _restart(self, end: Callable[[], None], start: Callable[[], None]) -> None:
         end()
         time.sleep(self._chance.uniform(0, 4))
@@ -187,10 +208,10 @@ class Storm:
         ]
 
     def tell(self, lost: int, doubled: int) -> None:
-        print(f"\n{'fault':<36}{'times':>6}{'median s':>10}{'max s':>8}   to recover")
+        print(f"\n{'fault':<40}{'times':>6}{'median s':>10}{'max s':>8}   to recover")
         for name, seconds in sorted(self._recoveries.items()):
             print(
-                f"{name:<36}{len(seconds):>6}{statistics.median(seconds):>10.1f}{max(seconds):>8.1f}"
+                f"{name:<40}{len(seconds):>6}{statistics.median(seconds):>10.1f}{max(seconds):>8.1f}"
             )
         every = [seconds for times in self._recoveries.values() for seconds in times]
         crashes = sum(
@@ -209,8 +230,8 @@ class Storm:
         }
         print()
         for name, figure in figures.items():
-            print(f"{name:<36}{figure:>6}")
+            print(f"{name:<40}{figure:>6}")
         if every:
             print(
-                f"{'time to recover':<36}{statistics.median(every):>6.1f} s in the median, {max(every):.1f} s at most"
+                f"{'time to recover':<40}{statistics.median(every):>6.1f} s in the median, {max(every):.1f} s at most"
             )

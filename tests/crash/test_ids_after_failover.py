@@ -1,9 +1,7 @@
 """PostgreSQL goes back to before some leases, as a standby that takes over may: nobody else gets their nodes."""
 
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import pytest
 from django.db import connection
@@ -11,18 +9,14 @@ from django.db import connection
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import node_lease
 from eventbus.ids.node_lease import Keeper
-from feedsite.embedded.postgres import POSTGRES, USER
-from tests.crash.outages import postgres
+from tests.crash import outages
 from tests.e2e.system import wait_until
 from tests.eventbus.journal import execute
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(
-        bool(os.environ.get(POSTGRES.variable)),
-        reason="replaces the embedded PostgreSQL's data, and an external one is in use",
-    ),
+    outages.needs_embedded_postgres,
 ]
 
 LEASES = 20
@@ -33,29 +27,8 @@ def go_back(transactional_db: None) -> Callable[[], None]:
     """Return what puts PostgreSQL back to the time of this fixture, by a recovery that begins a new timeline."""
     node_lease.next_id()
     node_lease.release()
-    cluster = (Path(os.environ["FEED_DATA_DIR"]) / "postgres").resolve() / "data"
-    copy = cluster.with_suffix(".copy")
-    postgres.stop()
-    copy_as_it_is(cluster, copy)
-    postgres.start()
-
-    def recover() -> None:
-        postgres.stop()
-        shutil.rmtree(cluster)
-        copy_as_it_is(copy, cluster)
-        with (cluster / "postgresql.auto.conf").open("a") as settings:
-            settings.write("restore_command = 'false'\n")
-        (cluster / "recovery.signal").touch()
-        postgres.start()
-
-    return recover
-
-
-def copy_as_it_is(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, symlinks=True)
-    for path in (target, *target.rglob("*")):
-        if USER:
-            shutil.chown(path, USER)
+    copy = outages.copy_of_postgres()
+    return partial(outages.fail_over_to, copy)
 
 
 def timeline() -> str:

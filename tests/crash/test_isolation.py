@@ -1,29 +1,23 @@
 """One server stands still, as long as it likes: what does not need it goes on, what does is refused, and all heals."""
 
 import os
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
-import psutil
 import pytest
 
 from eventbus import kafka
 from feeds.cache import TRUST_SECONDS
 from feeds.models import CacheState
-from feedsite.embedded import state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
-from feedsite.embedded.processes import Server
 from feedsite.embedded.valkey import VALKEY
 from tests.crash import outages
 from tests.crash.network import Network
-from tests.crash.outages import data_dir
+from tests.crash.outages import frozen
 from tests.e2e.system import wait_until
 
 pytestmark = [
@@ -39,21 +33,6 @@ AWAY = 9.0  # seconds; more than any time-out of a request
 # A request that had to wait for a frozen server would take several seconds.
 AT_ONCE = 4.0
 ASKERS = 12
-
-
-@contextmanager
-def frozen(server: Server) -> Iterator[None]:
-    """Have the server, with all its processes, stand still: connections stay, and nothing answers."""
-    leader = psutil.Process(state.read(data_dir())[server.variable].pid)
-    leader.send_signal(signal.SIGSTOP)  # first, so that it has no child that is not found
-    family = [leader, *leader.children(recursive=True)]
-    for process in family[1:]:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in family:
-            process.send_signal(signal.SIGCONT)
 
 
 @dataclass

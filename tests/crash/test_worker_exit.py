@@ -18,6 +18,11 @@ from tests.factories import PostCreatedFactory
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
 
+@pytest.fixture(scope="module")
+def api_processes() -> int:
+    return 1
+
+
 def started(process: Process) -> Process:
     """Return the process once it can be stopped: before that a signal ends it as any Python."""
     wait_until(lambda: "partitions_assigned" in process.log.read_text())

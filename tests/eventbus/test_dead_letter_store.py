@@ -10,7 +10,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from eventbus.dead_letter_headers import ENTRY, Claim
-from eventbus.deadletters import dead_letters, payloads
+from eventbus.deadletters import letters, payloads
 from eventbus.deadletters import store as dead_letter_store
 from eventbus.exceptions import UndecodableEvent
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
@@ -171,7 +171,7 @@ def test_a_record_without_any_context_is_stored_all_the_same() -> None:
 @pytest.mark.parametrize("timestamp_ms", [-(2**63), -1, 0, 253_402_300_800_000, 2**63 - 1])
 def test_no_timestamp_of_a_record_stops_its_dead_letter(timestamp_ms: int) -> None:
     original = Record("notes", 0, 9, b"1", b"?", [], timestamp_ms)
-    dead_letter = dead_letters.dead_letter(original, UndecodableEvent(), None, "note-takers")
+    dead_letter = letters.make(original, UndecodableEvent(), None, "note-takers")
     dead_letter_store.store([replace(dead_letter, timestamp_ms=timestamp_ms)])
     dead_letter_store.store([dead_letter])
     assert DeadLetterFailure.objects.get().timestamp_ms == max(0, timestamp_ms)

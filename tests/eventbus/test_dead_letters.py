@@ -9,7 +9,7 @@ from pytest_django import Settings
 
 from eventbus import envelope, kafka
 from eventbus.dead_letter_headers import ENTRY, Claim
-from eventbus.deadletters import dead_letters, payloads
+from eventbus.deadletters import letters, payloads
 from eventbus.deadletters import store as dead_letter_store
 from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.exceptions import DeadLetterFlood, InvalidEvent, UndecodableEvent
@@ -139,7 +139,7 @@ def test_a_replay_keeps_its_claim(dead_letter_events: str) -> None:
     "claim", [None, b"", b"12", b"-1:", b"12:short", b"one:" + b"0" * 64, b"9" * 5_000]
 )
 def test_a_header_that_is_no_claim_names_no_entry(claim: bytes | None) -> None:
-    assert dead_letters.entry_of(Record("notes", 0, 0, b"1", b"?", [(ENTRY, claim)], 0)) is None
+    assert letters.entry_of(Record("notes", 0, 0, b"1", b"?", [(ENTRY, claim)], 0)) is None
 
 
 def test_long_messages_and_stack_traces_are_cut(dead_letter_events: str) -> None:
@@ -147,8 +147,8 @@ def test_long_messages_and_stack_traces_are_cut(dead_letter_events: str) -> None
     error.__cause__ = a_failure(depth=500)
     DeadLetterWriter("note-takers").write(a_record(an_event()), error, None)
     context = context_of(broker.read_all(dead_letter_events)[0])
-    assert len(context["message"]) == dead_letters.MAX_MESSAGE_CHARS
-    assert len(context["stack_trace"]) == dead_letters.MAX_STACK_TRACE_CHARS
+    assert len(context["message"]) == letters.MAX_MESSAGE_CHARS
+    assert len(context["stack_trace"]) == letters.MAX_STACK_TRACE_CHARS
 
 
 def test_a_message_that_is_no_text_is_written_all_the_same(dead_letter_events: str) -> None:
@@ -167,7 +167,7 @@ def test_a_record_up_to_and_past_the_limit_of_its_topic_fits_with_its_headers(
     monkeypatch.setattr(kafka, "TOPICS", (topic,))
     kafka.create_topics()
     value = os.urandom(size)
-    error = InvalidEvent("👍" * dead_letters.MAX_STACK_TRACE_CHARS)
+    error = InvalidEvent("👍" * letters.MAX_STACK_TRACE_CHARS)
     DeadLetterWriter("note-takers").write(
         Record("notes", 0, 0, b"1", value, OWN_HEADERS, 0), error, None
     )

@@ -47,7 +47,8 @@ def test_topics_grow_to_the_partitions_wanted_and_never_shrink(
         if error.args[0].code() != KafkaError._UNSUPPORTED_FEATURE:
             raise
         pytest.skip("The embedded broker cannot add partitions.")
-    assert [broker.partitions_of(topic) for topic in topics] == [5, 5]
+    # A broker on a busy machine may hear of them only after their creation was confirmed.
+    eventually(lambda: [broker.partitions_of(topic) for topic in topics] == [5, 5])
 
 
 def test_the_command_says_what_it_did(topics: tuple[str, str]) -> None:

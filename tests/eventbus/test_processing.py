@@ -20,7 +20,7 @@ from eventbus import envelope, retry
 from eventbus.consume.processing import Processor
 from eventbus.database import locks
 from eventbus.dead_letter_headers import Claim
-from eventbus.deadletters import dead_letters
+from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
@@ -275,7 +275,7 @@ def test_a_replay_beside_another_record_of_its_event_is_resolved_with_it(
 def test_a_replay_beside_another_record_of_its_event_fails_with_it(worker: Worker) -> None:
     first, replay, copy = an_event(1, fails="bug"), a_replayed_entry(), an_event(1, fails="bug")
     worker.process(first, copy, a_replay_of(replay, copy))
-    assert [dead_letters.entry_of(record) for record, _, _ in worker.buried] == [None, replay.id]
+    assert [letters.entry_of(record) for record, _, _ in worker.buried] == [None, replay.id]
 
 
 # One bad event -----------------------------------------------------------------------------------------------

@@ -86,3 +86,23 @@ def test_threads_never_get_the_same_id() -> None:
     with ThreadPoolExecutor(8) as threads:
         minted = list(threads.map(lambda _: [ids.next_id() for _ in range(2_000)], range(8)))
     assert len(set(chain(*minted))) == 16_000
+
+
+@given(st.integers(0, MAX_ID))
+@example(0)
+@example(MAX_ID)
+def test_a_text_of_digits_holds_its_number(number: int) -> None:
+    assert snowflake.number_in(str(number)) == number
+    assert snowflake.is_id(number) == (number > 0)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "+1", " 1", "1_0", "1.0", "٣", "x", str(MAX_ID + 1), "0" * 20]
+)
+def test_anything_else_holds_none(text: str) -> None:
+    assert snowflake.number_in(text) is None
+
+
+@pytest.mark.parametrize("number", [0, -1, MAX_ID + 1, 1.0, True, "1", None])
+def test_what_is_no_id(number: object) -> None:
+    assert not snowflake.is_id(number)

@@ -94,10 +94,10 @@ HOT: dict[str, Callable[[], object]] = {
     "deletion": lambda: fanout.withdraw(deletions(1)),
     "deletions": lambda: fanout.withdraw(deletions(20)),
     "deletion in parts": withdrawal,
-    "follow": lambda: follows.follow(
+    "follow": lambda: follows.apply_follows(
         [UserFollowedFactory(follower_id=READER, followee_id=AUTHOR + 2)]
     ),
-    "unfollow": lambda: follows.unfollow(
+    "unfollow": lambda: follows.apply_unfollows(
         [UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR + 1)]
     ),
     "rebuild": lambda: rebuild._fill(READER),

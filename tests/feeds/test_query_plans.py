@@ -80,4 +80,4 @@ def test_a_follow_costs_the_same_queries_for_any_number_of_pairs(
         for followee in range(1001, 1051)
     ]
     with django_assert_num_queries(4):  # active before, write, count, back-fill
-        follows.follow(facts)
+        follows.apply_follows(facts)

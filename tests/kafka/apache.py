@@ -62,8 +62,7 @@ class ApacheKafka:
         cluster_id: str = "",
         directory: Path | None = None,
     ) -> None:
-        check()
-        _download()
+        prepare()
         port = free_port()
         ports = controller_ports or (free_port(),)
         self.node = node
@@ -86,9 +85,10 @@ class ApacheKafka:
         )
         cluster_id = cluster_id or str(uuid.uuid4())
         # Data that are there keep the id they have.
-        self._java(
+        # Waited for at the first start, so that the nodes of a cluster do it side by side.
+        self._formatting = self._java(
             "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._properties
-        ).wait()
+        )
 
     def start(self) -> None:
         """Start the broker and return once it answers."""
@@ -97,6 +97,7 @@ class ApacheKafka:
 
     def launch(self) -> None:
         """Start the broker, and do not wait for it."""
+        self._formatting.wait()
         self._process = self._java("kafka.Kafka", self._properties)
 
     def wait(self) -> None:
@@ -117,6 +118,7 @@ class ApacheKafka:
         self._end(signal.SIGTERM)
 
     def remove(self) -> None:
+        self._formatting.wait()
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -151,8 +153,13 @@ def start_all(brokers: Iterable[ApacheKafka]) -> None:
         broker.wait()
 
 
-def check() -> None:
-    """Raise `CannotRun` where Java or Maven is missing."""
+def prepare() -> None:
+    """Have all that a broker needs. Raises `CannotRun` where Java or Maven is missing, or Maven fails."""
+    _check()
+    _download()
+
+
+def _check() -> None:
     if shutil.which("mvn") is None:
         raise CannotRun(
             "Maven is missing: install it to run the tests on Apache Kafka (Debian: apt install maven)."

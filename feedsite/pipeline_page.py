@@ -17,7 +17,7 @@ import structlog
 from confluent_kafka import KafkaException
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, transaction
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.utils import timezone
@@ -26,6 +26,7 @@ from django_redis import get_redis_connection
 from redis import RedisError
 
 from eventbus import kafka
+from eventbus.database.sql import execute, fetch
 from eventbus.watch import backlog, charts, pipeline
 from eventbus.watch.pipeline import Rate, Worker
 from feeds.models import CacheState
@@ -60,7 +61,7 @@ class Answer(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
+class PartitionLag:
     number: int
     lag: int | None
     owner: Worker | None
@@ -72,7 +73,7 @@ class Lag:
 
     topic: str
     group: str
-    partitions: list[Partition]
+    partitions: list[PartitionLag]
     problem: str
     owners_known: bool
 
@@ -163,8 +164,7 @@ def _query(read: Callable[[], T]) -> Answer[T]:
     started = time.monotonic()
     try:
         with transaction.atomic():
-            with connection.cursor() as cursor:
-                cursor.execute(f"SET LOCAL statement_timeout = {QUERY_MS}")
+            execute(f"SET LOCAL statement_timeout = {QUERY_MS}")
             value = read()
     except DatabaseError as error:
         log.warning("pipeline_page_without_answer", error=str(error))
@@ -173,9 +173,7 @@ def _query(read: Callable[[], T]) -> Answer[T]:
 
 
 def _ask_postgres() -> str:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT current_setting('server_version'), pg_is_in_recovery()")
-        version, standby = cursor.fetchone()
+    [(version, standby)] = fetch("SELECT current_setting('server_version'), pg_is_in_recovery()")
     return f"version {version}{', a standby that only reads' if standby else ''}"
 
 
@@ -216,7 +214,8 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
     owners = pipeline.owners(workers.value or [], group)
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [
-        Partition(number, (lags.value or {}).get(number), owners.get(number)) for number in numbers
+        PartitionLag(number, (lags.value or {}).get(number), owners.get(number))
+        for number in numbers
     ]
     problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
     return Lag(kafka.groups()[group], group, partitions, problem, owners_known=workers.ok)

@@ -18,9 +18,7 @@ MAX_STACK_TRACE_CHARS = 8_000
 MAX_MESSAGE_CHARS = 1_000
 
 
-def dead_letter(
-    record: Record, error: BaseException, delivery: Delivery | None, group: str
-) -> Record:
+def make(record: Record, error: BaseException, delivery: Delivery | None, group: str) -> Record:
     """Return `record` as a dead letter of `group`, not yet written anywhere."""
     return Record(
         topic=kafka.DEAD_LETTER_EVENTS,
