@@ -15,13 +15,13 @@ MANAGE := $(RUN) manage.py
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo load install serve test test-pythons test-kafka test-containers chaos lint docs bench env format lock clean
+.PHONY: help demo load install serve test test-pythons test-matrix test-kafka test-containers chaos lint docs bench env format lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
 
-demo: install ## everything at once, with sample data, until Ctrl-C
-	@exec $(MANAGE) demo $(ARGS)
+demo: install ## everything at once, with sample data, until Ctrl-C (KAFKA=apache: on Apache Kafka, needs Java 17 and Maven)
+	@exec $(if $(filter apache,$(KAFKA)),$(RUN) -m tests.kafka.demo,$(MANAGE) demo) $(ARGS)
 
 load: install ## put a visible load on a running demo: PORT, RATE (posts/s), SECONDS
 	@$(MANAGE) load --port "$(PORT)" --rate "$(or $(RATE),200)" --seconds "$(or $(SECONDS),30)"
@@ -65,6 +65,10 @@ test-pythons: install ## the API, cache and crash tests on the oldest and the ne
 	    echo "On Python $$version:"; \
 	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-$$version" ARGS="$(ON_EACH_PYTHON)" || exit 1; \
 	done
+
+# Each cell in a virtual environment of its own, .venv-<python>-<django>, which stays for the next time.
+test-matrix: ## the API, cache and crash tests on every Python here with Django 5.2 and the newest 6 (DJANGOS="5.2 6.0")
+	@.ci/matrix $(ON_EACH_PYTHON) tests/admin/test_login.py tests/feedsite/test_command_line.py
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \

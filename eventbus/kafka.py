@@ -27,7 +27,8 @@ DEAD_LETTER_EXTRA_HOURS = 12
 METADATA_TIMEOUT = 10.0  # seconds
 TOPIC_ID_TIMEOUT = 5.0
 
-log = logging.getLogger(__name__)
+# Kafka's own client; the log knows it by this name (feedsite/outage_lines.py).
+log = logging.getLogger("librdkafka")
 
 Config = dict[str, Any]
 

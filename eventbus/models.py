@@ -21,9 +21,11 @@ _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%
 # The statement that makes an event processed counts it for the pipeline page too: never one without the other.
 _RECORD = """
 WITH new AS (
-    SELECT * FROM unnest(%s::bigint[], %s::text[], %s::double precision[]) AS new (event_id, type, seconds)
+    SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::double precision[])
+        AS new (event_id, actor_id, type, seconds)
 ), recorded AS (
-    INSERT INTO processed_events (event_id, type) SELECT event_id, type FROM new ORDER BY 1
+    INSERT INTO processed_events (event_id, actor_id, type)
+    SELECT event_id, actor_id, type FROM new ORDER BY 1
 )
 INSERT INTO pipeline_minutes (minute, worker_id, type, events, seconds)
 SELECT date_trunc('minute', now()), %s, type, count(*), sum(seconds) FROM new GROUP BY type ORDER BY type
@@ -45,6 +47,7 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
         """
         columns: list[Any] = [
             bigints(event.event_id for event in events),
+            bigints(event.actor_id for event in events),
             [event.type for event in events],
             list(seconds),
         ]
@@ -55,6 +58,9 @@ class ProcessedEvent(models.Model):
     """An event whose effect is committed; written in the very transaction of that effect."""
 
     event_id = models.BigIntegerField(primary_key=True)
+    actor_id = models.BigIntegerField(
+        null=True, help_text="whose event it was; null for those of before this was kept"
+    )
     type = models.CharField(max_length=64)
     processed_at = models.DateTimeField(db_default=Now())
 

@@ -10,6 +10,7 @@ from types import FrameType
 import structlog
 
 from eventbus import kafka, metrics, producer
+from eventbus.arguments import MetricsAddress
 from eventbus.consume.consumer import EventConsumer
 from eventbus.consume.lanes import Lanes
 from eventbus.consume.leaving import EXIT_STUCK, Leaving
@@ -32,7 +33,7 @@ LEAVE_SECONDS = 30.0
 log = structlog.get_logger(__name__)
 
 
-def run_subscription(subscription: Subscription, metrics_port: int | None) -> None:
+def run_subscription(subscription: Subscription, metrics_at: MetricsAddress | None) -> None:
     """Consume `subscription` until SIGTERM or SIGINT, then leave cleanly. Exits with 3 on a flood of dead letters."""
     leaving = Leaving()
     consumer = EventConsumer(
@@ -45,10 +46,10 @@ def run_subscription(subscription: Subscription, metrics_port: int | None) -> No
     processor = Processor(subscription.handlers)
     lanes = Lanes(subscription.lanes, processor, DeadLetterWriter(subscription.group), leaving)
     with Heart(consumer, processor.worker_id, processor.slowest).beating():
-        _run(consumer, lanes, leaving, metrics_port)
+        _run(consumer, lanes, leaving, metrics_at)
 
 
-def run_dead_letter_store(metrics_port: int | None) -> None:
+def run_dead_letter_store(metrics_at: MetricsAddress | None) -> None:
     """Store dead letters in PostgreSQL until SIGTERM or SIGINT, then leave cleanly."""
     unresolved = DeadLetterCount()
     metrics.export_dlq_size(unresolved.latest)
@@ -63,13 +64,15 @@ def run_dead_letter_store(metrics_port: int | None) -> None:
     # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is never asked for.
     lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(kafka.DLQ_GROUP), leaving)
     with Heart(consumer).beating(), unresolved.counting():
-        _run(consumer, lanes, leaving, metrics_port)
+        _run(consumer, lanes, leaving, metrics_at)
 
 
-def _run(consumer: EventConsumer, lanes: Lanes, leaving: Leaving, metrics_port: int | None) -> None:
+def _run(
+    consumer: EventConsumer, lanes: Lanes, leaving: Leaving, metrics_at: MetricsAddress | None
+) -> None:
     monitor = Monitor(consumer)
-    if metrics_port is not None:
-        _serve(metrics_port, monitor)
+    if metrics_at is not None:
+        _serve(metrics_at, monitor)
     tracing.start(f"feed-{consumer.group}")
     leaving.watch(LEAVE_SECONDS)
     with monitor.watching(), _leave_on_signals(leaving):
@@ -86,12 +89,13 @@ def _run(consumer: EventConsumer, lanes: Lanes, leaving: Leaving, metrics_port: 
             node_lease.release()
 
 
-def _serve(port: int, monitor: Monitor) -> None:
+def _serve(address: MetricsAddress, monitor: Monitor) -> None:
     try:
-        metrics_server.serve(port, {"/healthz": monitor.healthz, "/readyz": monitor.readyz})
+        metrics_server.serve(address, {"/healthz": monitor.healthz, "/readyz": monitor.readyz})
     except OSError as error:
         sys.exit(
-            f"error: the metrics port {port} cannot be had: {error}. Choose another with --metrics-port."
+            f"error: the metrics port {address.port} cannot be had: {error}. "
+            "Choose another with --metrics-port."
         )
 
 

@@ -18,7 +18,7 @@ from feeds.models import Follow
 from feeds.read import first_page
 from feeds.read.page import body_of, with_links
 from feeds.timeline import Reader
-from posts import pagination
+from posts import pagination, visibility
 from posts.errors import Unprocessable
 from posts.pagination import Position
 from posts.principal import Principal, principal
@@ -102,14 +102,16 @@ class FollowView(APIView):
 class FollowersView(APIView):
     @extend_schema(parameters=PAGING, responses={200: UserList})
     def get(self, request: Request, user_id: int) -> Response:
-        """List who follows a user, by id from the highest."""
+        """List who follows a user, by id from the highest; one's own list, or with `feeds:read` anyone's."""
+        _require_knower(request, user_id)
         return _users(request, partial(Follow.objects.followers_page, user_id))
 
 
 class FollowingView(APIView):
     @extend_schema(parameters=PAGING, responses={200: UserList})
     def get(self, request: Request, user_id: int) -> Response:
-        """List whom a user follows, by id from the highest."""
+        """List whom a user follows, by id from the highest; one's own list, or with `feeds:read` anyone's."""
+        _require_knower(request, user_id)
         return _users(request, partial(Follow.objects.following_page, user_id))
 
 
@@ -123,6 +125,15 @@ def _require_reader(request: Request, user_id: int) -> None:
         raise PermissionDenied(
             f"Reading someone else's feed needs the scope {READ_ANY_FEED}.", code="not_your_feed"
         )
+
+
+def _require_knower(request: Request, user_id: int) -> None:
+    """Let pass who may know whom the user follows and who follows them: with posts, that is the feed."""
+    if visibility.is_public() or may_read(principal(request), user_id):
+        return
+    raise PermissionDenied(
+        f"Reading someone else's follows needs the scope {READ_ANY_FEED}.", code="not_your_follows"
+    )
 
 
 def since_of(text: str) -> int:

@@ -1,6 +1,7 @@
 """What all API views share: JSON in, JSON out, and errors as `{"code": …, "detail": …}`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from typing import IO, Any
 
 import orjson
@@ -8,6 +9,7 @@ import structlog
 from django.conf import settings
 from django.db import Error as DatabaseFailure
 from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
@@ -22,6 +24,7 @@ from posts import rates
 from posts.errors import PayloadTooLarge, UnsupportedEncoding
 
 RETRY_AFTER_SECONDS = "1"
+READING = ("GET", "HEAD")
 
 log = structlog.get_logger(__name__)
 
@@ -125,18 +128,27 @@ def _response_to(error: Exception) -> Response | None:
     return None
 
 
-def method_not_allowed(method: str, *allowed: str) -> HttpResponse:
-    """Answer a method that a path has not."""
-    return HttpResponse(
-        orjson.dumps(error_body("method_not_allowed", f'Method "{method}" not allowed.')),
-        content_type="application/json",
-        status=405,
-        headers={"Allow": ", ".join(allowed)},
-    )
-
-
 def error_body(code: str, detail: str) -> dict[str, str]:
     return {"code": code, "detail": detail}
+
+
+def only_reading(
+    view: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Have a view that is none of REST framework's answer GET and HEAD alone, and others as those do."""
+
+    # Nothing that could be forged is done, and else a POST would be refused for its missing token of a form.
+    @csrf_exempt
+    @wraps(view)
+    def answer(request: HttpRequest) -> HttpResponse:
+        if request.method in READING:
+            return view(request)
+        refused = error_answer(exceptions.MethodNotAllowed(str(request.method)))
+        refused["Allow"] = ", ".join(READING)
+        refused["Content-Type"] = JSONRenderer.media_type
+        return refused
+
+    return answer
 
 
 def not_found(_request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -43,14 +43,28 @@ def tokens_are_for_this_site(**_kwargs: Any) -> list[CheckMessage]:
     return messages
 
 
+@register(Tags.security, deploy=True)
+def hosts_are_named(**_kwargs: Any) -> list[CheckMessage]:
+    """Links in lists have the host that the request names, so it must be one of ours."""
+    everywhere = [host for host in settings.ALLOWED_HOSTS if host in ("*", ".")]
+    if not everywhere:
+        return []
+    hint = "Name the hosts, as in DJANGO_ALLOWED_HOSTS=feeds.example."
+    return [CheckWarning("DJANGO_ALLOWED_HOSTS lets any Host pass.", hint=hint, id="feedsite.W003")]
+
+
 def tokens_have_an_audience() -> bool:
     """Return whether tokens of other keys than our own must name this site."""
     return bool(settings.JWT_AUDIENCE) or not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY)
 
 
 def require_keys() -> None:
-    """Raise `ImproperlyConfigured` when no token could be verified: what serves the API must not start."""
+    """Raise `ImproperlyConfigured` when no token or session could be verified: then the API must not start."""
     if not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY or settings.JWT_SIGNING_KEY):
         raise ImproperlyConfigured(
             "Set JWT_SIGNING_KEY, JWT_PUBLIC_KEY or JWT_JWKS_URL: with servers of your own no default secret is used."
+        )
+    if not settings.ENV["DJANGO_SECRET_KEY"]:
+        raise ImproperlyConfigured(
+            "Set DJANGO_SECRET_KEY: with servers of your own no default secret is used."
         )

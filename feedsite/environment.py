@@ -6,6 +6,7 @@ servers, OpenTelemetry. A wrong value raises `ImproperlyConfigured` with one sen
 
 import math
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,9 @@ from environs import Env, EnvError, validate
 from psycopg import conninfo
 
 from feedsite import connections, keys
-from feedsite.embedded import addresses
+from feedsite.embedded import addresses, tansu
+
+BRACKETS = re.compile(r"""\[(['"])(.*)\1\]""")
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 POSITIVE = validate.Range(min=1)
@@ -52,12 +55,17 @@ def read() -> dict[str, Any]:
     try:
         values = _read(Env())
     except EnvError as error:
-        raise ImproperlyConfigured(f"Wrong configuration: {error}") from error
+        raise ImproperlyConfigured(f"Wrong configuration: {_sentence(error)}") from error
     _check_timeouts(values)
     _check_kafka_security(values)
     _check_pruning(values)
     _check_lanes(values)
     return values
+
+
+def _sentence(error: EnvError) -> str:
+    """Return what is wrong without the brackets that a list of sentences has in Python."""
+    return BRACKETS.sub(r"\2", str(error))
 
 
 def database(url: str) -> dict[str, Any]:
@@ -96,13 +104,16 @@ def _read(env: Env) -> dict[str, Any]:
         "KAFKA_BOOTSTRAP_SERVERS": env.str("KAFKA_BOOTSTRAP_SERVERS", "")
         or embedded.get("KAFKA_BOOTSTRAP_SERVERS", ""),
         # Web
-        "DJANGO_SECRET_KEY": _secret(env, "DJANGO_SECRET_KEY", data_dir, required=all_external),
+        "DJANGO_SECRET_KEY": _secret_of_the_api(env, "DJANGO_SECRET_KEY", data_dir, all_external),
         "DJANGO_DEBUG": env.bool("DJANGO_DEBUG", False),
         "DJANGO_ALLOWED_HOSTS": env.list(
             "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]
         ),
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
+        "DJANGO_HSTS": env.str(
+            "DJANGO_HSTS", "host", validate=validate.OneOf(["host", "subdomains", "preload"])
+        ),
         "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         **threads,
         "DATABASE_POOL_MAX": env.int(
@@ -140,6 +151,9 @@ def _read(env: Env) -> dict[str, Any]:
         # Pruning
         **_pruning_settings(env, kafka["KAFKA_RETENTION_HOURS"]),
         "API_FRONT": env.bool("API_FRONT", True),
+        "API_VISIBILITY": env.str(
+            "API_VISIBILITY", "private", validate=validate.OneOf(["private", "public"])
+        ),
         "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str(
@@ -161,17 +175,19 @@ def _token_settings(env: Env, data_dir: Path, all_external: bool) -> dict[str, A
     return {
         "JWT_PUBLIC_KEY": _public_key(public_key.replace("\\n", "\n")),
         "JWT_JWKS_URL": jwks_url,
-        "JWT_SIGNING_KEY": "" if asymmetric else _signing_key(env, data_dir, all_external),
+        "JWT_SIGNING_KEY": (
+            "" if asymmetric else _secret_of_the_api(env, "JWT_SIGNING_KEY", data_dir, all_external)
+        ),
         "JWT_AUDIENCE": env.str("JWT_AUDIENCE", ""),
         "JWT_ISSUER": env.str("JWT_ISSUER", ""),
     }
 
 
-def _signing_key(env: Env, data_dir: Path, all_external: bool) -> str:
-    """Return the key, or none: workers have no use for it. The API does not start without (feedsite/checks.py)."""
-    if all_external and not env.str("JWT_SIGNING_KEY", ""):
+def _secret_of_the_api(env: Env, variable: str, data_dir: Path, all_external: bool) -> str:
+    """Return the secret, or none: workers have no use for it. The API does not start without (feedsite/checks.py)."""
+    if all_external and not env.str(variable, ""):
         return ""
-    return _secret(env, "JWT_SIGNING_KEY", data_dir, required=False)
+    return _secret(env, variable, data_dir)
 
 
 def _public_key(pem: str) -> str:
@@ -184,8 +200,6 @@ def _public_key(pem: str) -> str:
 
 
 def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
-    # The embedded broker answers a group join after half a session time-out and sleeps a fetch out to its
-    # full wait, so the defaults that suit Apache Kafka would cost it 23 s a start and 250 ms a post.
     return {
         "KAFKA_SECURITY_PROTOCOL": env.str(
             "KAFKA_SECURITY_PROTOCOL",
@@ -205,14 +219,16 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
         ),
         "KAFKA_SESSION_TIMEOUT_MS": env.int(
             "KAFKA_SESSION_TIMEOUT_MS",
-            4_000 if embedded else 15_000,
+            tansu.SESSION_TIMEOUT_MS if embedded else 15_000,
             validate=validate.Range(1_000, 3_600_000),
         ),
         "KAFKA_MAX_POLL_INTERVAL_MS": env.int(
             "KAFKA_MAX_POLL_INTERVAL_MS", 300_000, validate=validate.Range(1, 86_400_000)
         ),
         "KAFKA_FETCH_WAIT_MS": env.int(
-            "KAFKA_FETCH_WAIT_MS", 10 if embedded else 500, validate=validate.Range(1, 30_000)
+            "KAFKA_FETCH_WAIT_MS",
+            tansu.FETCH_WAIT_MS if embedded else 500,
+            validate=validate.Range(1, 30_000),
         ),
         "KAFKA_PUBLISH_TIMEOUT_MS": env.int(
             "KAFKA_PUBLISH_TIMEOUT_MS", 5_000, validate=validate.Range(1, 600_000)
@@ -288,17 +304,13 @@ def _is_embedded(variable: str, embedded: dict[str, str]) -> bool:
     return os.environ.get(variable, "") in ("", embedded.get(variable))
 
 
-def _secret(env: Env, variable: str, data_dir: Path, *, required: bool) -> str:
+def _secret(env: Env, variable: str, data_dir: Path) -> str:
     """Return the secret given, or on the embedded stack one generated once and kept under `data_dir`."""
     given = env.str(variable, "")
     if given:
         if len(given.encode()) < 32:
             raise ImproperlyConfigured(f"{variable} must be at least 32 bytes long.")
         return given
-    if required:
-        raise ImproperlyConfigured(
-            f"Set {variable}: with servers of your own no default secret is used."
-        )
     return _kept_secret(data_dir / variable.lower())
 
 

@@ -1,9 +1,14 @@
 """Logging for every process: structlog over the standard library, one line an event, JSON or console."""
 
 import logging
+import os
+import sys
 from typing import Any
 
 import structlog
+
+from eventbus.terminal import visible
+from feedsite.outage_lines import OutageLines
 
 SHARED: list[structlog.types.Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -23,11 +28,6 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
         cache_logger_on_first_use=True,
     )
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer()
-        if log_format == "json"
-        else structlog.dev.ConsoleRenderer()
-    )
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -36,19 +36,50 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
                 "()": structlog.stdlib.ProcessorFormatter,
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    renderer,
+                    *_renderers(log_format),
                 ],
                 "foreign_pre_chain": SHARED,
             }
         },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "filters": {"outages": {"()": OutageLines}},
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "line",
+                "filters": ["outages"],
+            }
+        },
         "root": {"handlers": ["stderr"], "level": level},
         # A 4xx is the client's business and already counted; Django's own access lines would drown the log.
         # SQL with its parameters, at DEBUG, would put what people wrote into the log.
         # What django-axes says, feedsite.login says in one line.
+        # A foreign Host is the client's business too, and no reason for a traceback.
+        # Why the pool has no connection is said by whoever waits for one (feedsite.postgresql).
         "loggers": {
             "django.request": {"level": "ERROR"},
             "django.db.backends": {"level": "INFO"},
+            "django.security.DisallowedHost": {"level": "CRITICAL"},
             "axes": {"level": "ERROR"},
+            "psycopg.pool": {"level": "ERROR"},
         },
     }
+
+
+def _renderers(log_format: str) -> list[structlog.types.Processor]:
+    if log_format == "json":
+        return [structlog.processors.JSONRenderer()]
+    return [_make_visible, structlog.dev.ConsoleRenderer(colors=_shows_colours())]
+
+
+def _shows_colours() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _make_visible(
+    _logger: Any, _name: str, fields: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Escape control characters: some lines name what Kafka or a client has sent."""
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = visible(value, keep="\n\t" if name == "exception" else "")
+    return fields

@@ -2,12 +2,16 @@
 
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
-from rest_framework.exceptions import NotFound
+from rest_framework.exceptions import NotFound, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from eventbus.watch.outcomes import outcome_of
+from eventbus.watch.outcomes import Outcome, outcome_of
+from posts import visibility
+from posts.principal import principal
+
+READ_ANY_EVENT = "events:read"
 
 
 class EventSchema(serializers.Serializer[object]):
@@ -18,9 +22,20 @@ class EventSchema(serializers.Serializer[object]):
 
 class EventView(APIView):
     @extend_schema(responses={200: EventSchema})
-    def get(self, _request: Request, event_id: int) -> Response:
-        """Tell whether an accepted write is pending, processed or a dead letter."""
+    def get(self, request: Request, event_id: int) -> Response:
+        """Tell whether an accepted write of one's own is pending, processed or a dead letter."""
         outcome = outcome_of(event_id)
         if outcome is None:
             raise NotFound("No event of this id is on record.", code="event_not_found")
+        if not self._may_know(request, outcome):
+            raise PermissionDenied(
+                f"Asking for someone else's event needs the scope {READ_ANY_EVENT}.",
+                code="not_your_event",
+            )
         return Response({"event_id": str(event_id), "type": outcome.type, "state": outcome.state})
+
+    def _may_know(self, request: Request, outcome: Outcome) -> bool:
+        asking = principal(request)
+        if visibility.is_public() or READ_ANY_EVENT in asking.scopes:
+            return True
+        return outcome.is_business_of(asking.user_id)

@@ -1,29 +1,30 @@
 """Liveness and readiness of the API."""
 
 from django.http import HttpRequest, HttpResponse
-from django.views.decorators.csrf import csrf_exempt
+from django_prometheus.exports import ExportToDjangoView
 
 from eventbus.watch import health
 from eventbus.watch.health import Health
-from feedsite.api import method_not_allowed
-
-PROBING = ("GET", "HEAD")
+from feedsite.api import only_reading
 
 
-@csrf_exempt
-def healthz(request: HttpRequest) -> HttpResponse:
+@only_reading
+def healthz(_request: HttpRequest) -> HttpResponse:
     """Answer that the process lives; asks nobody else."""
-    if request.method not in PROBING:
-        return method_not_allowed(str(request.method), *PROBING)
     return _answer(health.ALIVE)
 
 
-@csrf_exempt
-def readyz(request: HttpRequest) -> HttpResponse:
+@only_reading
+def readyz(_request: HttpRequest) -> HttpResponse:
     """Answer 200 when PostgreSQL and Kafka can be used, else 503, with a line a dependency."""
-    if request.method not in PROBING:
-        return method_not_allowed(str(request.method), *PROBING)
     return _answer(health.dependencies())
+
+
+@only_reading
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Answer with what Prometheus scrapes."""
+    answer: HttpResponse = ExportToDjangoView(request)
+    return answer
 
 
 def _answer(found: Health) -> HttpResponse:

@@ -28,7 +28,9 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 128 * 1024
 
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = ENV["DJANGO_HTTPS"]
 SECURE_HSTS_SECONDS = 31_536_000 if ENV["DJANGO_HTTPS"] else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = ENV["DJANGO_HTTPS"]
+# For a whole domain, and for years: whoever has it decides.
+SECURE_HSTS_INCLUDE_SUBDOMAINS = ENV["DJANGO_HSTS"] in ("subdomains", "preload")
+SECURE_HSTS_PRELOAD = ENV["DJANGO_HSTS"] == "preload"
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 # Probes and scrapes come from inside, without TLS.
 SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^readyz$", r"^metrics$"]
@@ -112,8 +114,16 @@ AXES_RESET_ON_SUCCESS = True
 AXES_DISABLE_ACCESS_LOG = True
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
-# Its middleware is there, under the name that skips the API.
-SILENCED_SYSTEM_CHECKS = ["axes.W002"]
+SILENCED_SYSTEM_CHECKS = [
+    # Its middleware is there, under the name that skips the API.
+    "axes.W002",
+    # Subdomains and the browsers' own list are a choice, see DJANGO_HSTS.
+    "security.W005",
+    "security.W021",
+    # Django 6 asks for its app for PostgreSQL where there is an array. That would look for types that nobody uses here
+    # at the first connection of each process.
+    "postgres.E005",
+]
 
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
@@ -140,6 +150,7 @@ REST_FRAMEWORK: dict[str, Any] = {
 }
 API_POST_RATE = ENV["API_POST_RATE"]
 API_FRONT = ENV["API_FRONT"]
+API_VISIBILITY = ENV["API_VISIBILITY"]
 BLOCKING_THREADS = ENV["BLOCKING_THREADS"]
 HTTP_BODY_SECONDS = ENV["HTTP_BODY_SECONDS"]
 SPECTACULAR_SETTINGS: dict[str, Any] = {

@@ -3,7 +3,6 @@ from typing import Any
 from django.contrib import admin
 from django.urls import include, path, register_converter
 from django.views.generic import RedirectView
-from django_prometheus.exports import ExportToDjangoView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from feedsite import pipeline_page, probes
@@ -28,7 +27,7 @@ urlpatterns = [
     path("events/<id:event_id>", EventView.as_view(), name="event"),
     path("healthz", probes.healthz, name="healthz"),
     path("readyz", probes.readyz, name="readyz"),
-    path("metrics", ExportToDjangoView, name="metrics"),
+    path("metrics", probes.metrics, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     # Its script is a file of its own, as the content security policy wants it.
     path("docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),

@@ -49,12 +49,17 @@ class BadLines:
         """Deal with one. Raises `BadLine`."""
         raise BadLine(f"line {row.line}: {reason}")
 
+    def summary(self) -> str:
+        """Return the sentence about those that were dealt with."""
+        return ""
+
 
 class SetAside(BadLines):
     """Lines that cannot be used are written to a CSV file of their own, with the reason. A context manager."""
 
     def __init__(self, path: Path) -> None:
         """Make the file, or empty it. Raises `OSError`."""
+        self._path = path
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow(["line", "reason", "content"])
@@ -62,6 +67,11 @@ class SetAside(BadLines):
     def add(self, row: CsvRow, reason: str) -> None:
         self.count += 1
         self._writer.writerow([row.line, reason, row.text.rstrip("\r\n")])
+
+    def summary(self) -> str:
+        if self.count == 1:
+            return f"1 bad line is in {self._path}"
+        return f"{self.count} bad lines are in {self._path}"
 
     def __enter__(self) -> Self:
         return self

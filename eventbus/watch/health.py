@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from django.conf import settings
@@ -19,6 +20,8 @@ KAFKA_SECONDS = 2.0
 # An answer older than this says nothing about now.
 FRESH_SECONDS = 8.0
 OK = "ok"
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,23 @@ ALIVE = Health(True, "ok\n")
 class Watch:
     """What one server last said when it was asked whether this process can use it."""
 
-    def __init__(self, ask: Callable[[], str]) -> None:
+    def __init__(self, server: str, ask: Callable[[], str]) -> None:
+        self._server = server
         self._ask = ask
         self._state = "not asked yet"
         self._told_at = time.monotonic()
+        self._is_away = False
 
     def look(self) -> None:
-        """Ask, for as long as that takes."""
+        """Ask, for as long as that takes. The log says when the server goes and when it is back."""
         self._state = self._ask()
         self._told_at = time.monotonic()
+        is_away = self._state != OK
+        if is_away and not self._is_away:
+            log.error("server_is_away", server=self._server, state=self._state)
+        elif self._is_away and not is_away:
+            log.info("server_is_back", server=self._server)
+        self._is_away = is_away
 
     def state(self) -> str:
         """Return at once `OK`, or what is wrong."""

@@ -8,6 +8,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
+from eventbus.arguments import MetricsAddress
 from eventbus.watch.health import Health
 
 Pages = Mapping[str, Callable[[], Health]]
@@ -24,8 +25,8 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-def serve(port: int, pages: Pages) -> None:
-    """Answer on all interfaces from now on, in the background. Raises `OSError` when the port cannot be had."""
+def serve(address: MetricsAddress, pages: Pages) -> None:
+    """Answer at `address` from now on, in the background. Raises `OSError` when the port cannot be had."""
     metrics_app = make_wsgi_app()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -44,5 +45,7 @@ def serve(port: int, pages: Pages) -> None:
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [(found.text if found else f"not here; try /metrics, {', '.join(pages)}\n").encode()]
 
-    server = make_server("", port, app, server_class=_Server, handler_class=_Handler)
+    server = make_server(
+        address.host, address.port, app, server_class=_Server, handler_class=_Handler
+    )
     threading.Thread(target=server.serve_forever, name="metrics-server", daemon=True).start()

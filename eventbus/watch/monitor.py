@@ -46,9 +46,9 @@ class Monitor:
         self._waiting: dict[int, Waiting] = {}  # by partition of ours
         self._told_at = 0.0
         self._watches = {
-            "postgresql": Watch(health.postgresql),
-            "kafka": Watch(health.kafka_brokers),
-            "redis": Watch(health.redis),
+            "postgresql": Watch("postgresql", health.postgresql),
+            "kafka": Watch("kafka", health.kafka_brokers),
+            "redis": Watch("redis", health.redis),
         }
         for name in self._watches:
             metrics.dependency_up.labels(name).set_function(partial(self._is_up, name))

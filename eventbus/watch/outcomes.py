@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
+from eventbus import envelope
+from eventbus.exceptions import PoisonEvent
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
 from eventbus.models import DeadLetter, ProcessedEvent
@@ -17,6 +19,16 @@ class Outcome:
     event_id: int
     type: str | None  # not known while pending
     state: str  # pending, processed, dead_lettered
+    actor_id: int | None  # not known while pending, nor of what cannot be decoded, nor of old ones
+
+    def is_business_of(self, user_id: int) -> bool:
+        """Tell whether this user may know it: whose event it was, or anybody where it tells nothing.
+
+        Every id of the last days may be pending. Events from before the actor was kept are told to anybody.
+        """
+        if self.state == "dead_lettered":
+            return self.actor_id == user_id
+        return self.actor_id in (user_id, None)
 
 
 def outcome_of(event_id: int) -> Outcome | None:
@@ -26,13 +38,20 @@ def outcome_of(event_id: int) -> Outcome | None:
     """
     processed = ProcessedEvent.objects.filter(event_id=event_id).first()
     if processed:
-        return Outcome(event_id, processed.type, "processed")
+        return Outcome(event_id, processed.type, "processed", processed.actor_id)
     dead = (
         DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
     )
     if dead:
-        return Outcome(event_id, dead.event_type, "dead_lettered")
+        return Outcome(event_id, dead.event_type, "dead_lettered", _actor_of(dead))
     age_ms = clock.now_ms() - milliseconds_of(event_id)
     if -CLOCK_SKEW_MS <= age_ms <= settings.KAFKA_RETENTION_HOURS * 3_600_000:
-        return Outcome(event_id, None, "pending")
+        return Outcome(event_id, None, "pending", None)
     return None
+
+
+def _actor_of(dead: DeadLetter) -> int | None:
+    try:
+        return envelope.decode(bytes(dead.value or b""), bytes(dead.key or b"")).actor_id
+    except PoisonEvent:
+        return None

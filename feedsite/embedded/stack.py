@@ -84,7 +84,8 @@ def remove(data_dir: Path, say: Say = print) -> None:
     postgres.remove(data_dir)
     for server in SERVERS:
         server.log(data_dir).unlink(missing_ok=True)
-    for name in ("servers.json", "lock", "valkey.conf", "valkey-server", "tansu"):
+    programs = [server.program for server in SERVERS]  # of those that were copied here
+    for name in ("servers.json", "lock", "valkey.conf", *programs):
         (data_dir / name).unlink(missing_ok=True)
 
 

@@ -58,8 +58,8 @@ class Keepers:
     """The threads of one API process."""
 
     def __init__(self) -> None:
-        self._postgresql = Watch(_ask_postgresql)
-        self._kafka = Watch(_ask_kafka)
+        self._postgresql = Watch("postgresql", _ask_postgresql)
+        self._kafka = Watch("kafka", _ask_kafka)
         self._threads = [
             Keeper("watch-postgresql", self._postgresql.look, WATCH_EVERY_SECONDS),
             Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS),

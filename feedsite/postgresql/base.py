@@ -15,7 +15,7 @@ from psycopg_pool import PoolTimeout
 
 from eventbus.breaker import POSTGRESQL
 from eventbus.exceptions import ServerAway
-from feedsite.postgresql.connection import deadline
+from feedsite.postgresql.connection import deadline, failure_since
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
@@ -24,15 +24,22 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Take a connection that was just seen to answer. Raises `OperationalError`."""
         until = deadline()
+        asked_at = time.monotonic()
         if until is None or not self.pool:
-            return super().get_new_connection(conn_params)
+            try:
+                return super().get_new_connection(conn_params)
+            except PoolTimeout as error:
+                raise _with_reason(error, asked_at) from error
         try:
             trial = POSTGRESQL.enter()
         except ServerAway as error:
             raise OperationalError(str(error)) from error
         try:
             connection = self._take(until)
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except PoolTimeout as error:
+            POSTGRESQL.failed(error, trial)
+            raise _with_reason(error, asked_at) from error
+        except psycopg.OperationalError as error:
             POSTGRESQL.failed(error, trial)
             raise
         except BaseException:
@@ -48,3 +55,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
         connection = self.pool.getconn(timeout=max(0.0, until - time.monotonic()))
         connection.isolation_level = self.isolation_level
         return connection
+
+
+def _with_reason(error: PoolTimeout, asked_at: float) -> psycopg.OperationalError:
+    """Return what to raise for a pool that had no connection: why it got none, if that is why."""
+    reason = failure_since(asked_at)
+    return psycopg.OperationalError(reason) if reason else error

@@ -4,11 +4,12 @@ Without a deadline a query on such a server waits for as long as that lasts: the
 TCP's ends it, and the server's own `statement_timeout` stands still with it.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
@@ -39,10 +40,34 @@ def deadline() -> float | None:
     return until
 
 
+class _Failure:
+    at = -math.inf  # monotonic seconds
+    reason = ""
+
+
+_last_failure = _Failure()
+
+
+def failure_since(moment: float) -> str:
+    """Return in one line why connecting failed last, if it did after that moment (monotonic seconds)."""
+    if _last_failure.at < moment:
+        return ""
+    return _last_failure.reason.strip().partition("\n")[0]
+
+
 class Connection(psycopg.Connection[Any]):
     """A connection that waits no longer than its thread may, and is given up when it is of no more use."""
 
     _expire_at: float  # monotonic seconds; the pool's
+
+    @classmethod
+    def connect(cls, *args: Any, **options: Any) -> Self:
+        """Do as psycopg's method does, and keep why it failed: the pool, which calls it, does not tell."""
+        try:
+            return super().connect(*args, **options)
+        except psycopg.OperationalError as error:
+            _last_failure.at, _last_failure.reason = time.monotonic(), str(error)
+            raise
 
     def wait(
         self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None

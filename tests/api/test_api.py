@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
@@ -12,6 +13,9 @@ from django.db import InterfaceError, ProgrammingError, connection
 from pytest_django import Settings
 
 from eventbus import producer
+from eventbus.ids import clock
+from eventbus.ids.snowflake import compose
+from eventbus.models import ProcessedEvent
 from feedsite.api import exception_handler
 from tests.api.server import ApiClient, Current
 from tests.e2e.real_data import DATA
@@ -168,7 +172,7 @@ def test_lists_are_paged_to_their_end_and_back() -> None:
         back = client(user).get(second["previous"]).json()
         assert ([row["id"] for row in back["results"]], back["previous"]) == (ids[:3], None)
         assert back["next"] is not None
-    assert pages("/users/1/followers?limit=2", 2, key="user_id") == [[str(MAX_ID), "3"], ["2"]]
+    assert pages("/users/1/followers?limit=2", 1, key="user_id") == [[str(MAX_ID), "3"], ["2"]]
     assert pages("/users/2/following", 2, key="user_id") == [["1"]]
     assert pages("/users/404/posts", 2) == [[]]
 
@@ -213,6 +217,38 @@ def test_a_feed_is_its_owners_or_needs_the_scope() -> None:
     assert client(1).get("/feeds/1").status_code == 200
     assert told(client(1).get("/feeds/2")) == (403, "not_your_feed")
     assert client(1, scope="feeds:read other").get("/feeds/2").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/users/2/following", "/users/2/followers"])
+def test_whom_one_follows_and_by_whom_one_is_followed_is_ones_own_business(
+    path: str, settings: Settings
+) -> None:
+    assert client(2).get(path).status_code == 200
+    assert told(client(1).get(path)) == (403, "not_your_follows")
+    assert client(1, scope="feeds:read").get(path).status_code == 200
+    settings.API_VISIBILITY = "public"
+    assert client(1).get(path).status_code == 200
+
+
+def test_what_became_of_an_event_is_its_actors_business(settings: Settings) -> None:
+    event_id = compose(clock.host_ms(), 1, 1)
+    post = PostCreatedFactory(author_id=2, event_id=event_id)
+    path = f"/events/{post.event_id}"
+    assert client(1).get(path).json()["state"] == "pending", "as of every id of these days"
+    ProcessedEvent.objects.record([post.to_event()], [0.0], uuid4())
+    assert client(2).get(path).json()["state"] == "processed"
+    assert told(client(1).get(path)) == (403, "not_your_event")
+    assert client(1, scope="events:read").get(path).status_code == 200
+    settings.API_VISIBILITY = "public"
+    assert client(1).get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_probes_and_metrics_are_only_read(path: str) -> None:
+    answer = client().post(path)
+    assert told(answer) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET, HEAD"
+    assert answer.headers["Content-Type"] == "application/json"
 
 
 def test_the_first_page_comes_from_the_cache_at_the_second_read() -> None:

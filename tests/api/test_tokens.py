@@ -435,6 +435,8 @@ def test_a_provider_without_an_audience_is_warned_of() -> None:
     warned = checked(*deploy, JWT_JWKS_URL="http://identity.example/keys")
     assert "feedsite.W001) Tokens that the provider issued for others are taken." in warned.stderr
     assert "feedsite.W002) JWT_JWKS_URL is fetched without TLS." in warned.stderr
+    anywhere = checked(*deploy, DJANGO_ALLOWED_HOSTS="*")
+    assert "feedsite.W003) DJANGO_ALLOWED_HOSTS lets any Host pass." in anywhere.stderr
     fine = checked(*deploy, JWT_JWKS_URL="https://identity.example/keys", JWT_AUDIENCE="feeds")
     assert "feedsite.W0" not in fine.stderr
 
@@ -462,13 +464,17 @@ OWN_SERVERS = {
 }
 
 
+def start(**variables: str) -> subprocess.CompletedProcess[str]:
+    serve = [sys.executable, "-c", "import feedsite.wsgi"]
+    given = environment() | OWN_SERVERS | variables
+    return subprocess.run(serve, env=given, capture_output=True, text=True, check=False)
+
+
 def test_workers_need_no_key_and_the_api_does_not_start_without() -> None:
     secret = {"DJANGO_SECRET_KEY": "s" * 50}
-    assert checked("help", "run_fanout", **OWN_SERVERS, **secret).returncode == 0
-    serve = [sys.executable, "-c", "import feedsite.wsgi"]
-    api = subprocess.run(
-        serve, env=environment() | OWN_SERVERS | secret, capture_output=True, text=True, check=False
-    )
+    assert checked("check", **OWN_SERVERS, DJANGO_SECRET_KEY="").returncode == 0
+    assert "Set DJANGO_SECRET_KEY" in start(JWT_SIGNING_KEY="s" * 50, DJANGO_SECRET_KEY="").stderr
+    api = start(**secret)
     assert api.returncode == 1
     assert api.stderr.startswith("error: Set JWT_SIGNING_KEY, JWT_PUBLIC_KEY or JWT_JWKS_URL")
     assert len(api.stderr.strip().splitlines()) == 1

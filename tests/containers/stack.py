@@ -83,6 +83,16 @@ class Stack:
     def up(self, *options: str) -> None:
         self.compose("up", "--detach", "--wait", "--wait-timeout", "300", *options, *SERVICES)
 
+    def secrets(self) -> list[str]:
+        """Return the random values of the environment file."""
+        values = [line.partition("=")[2] for line in self._env_file.read_text().splitlines()]
+        return [value for value in values if len(value) == 64]
+
+    def sql(self, query: str) -> str:
+        """Return what PostgreSQL answers its administrator, columns divided by bars."""
+        shell = ["psql", "-U", "postgres", "-d", "feed", "-At", "-c", query]
+        return self.compose("exec", "-T", "postgres", *shell).strip()
+
     def manage(self, *arguments: str) -> str:
         return self.compose("exec", "-T", "api", "python", "manage.py", *arguments)
 

@@ -29,12 +29,36 @@ def test_every_container_is_healthy_and_confined(feed: Stack) -> None:
         assert host["Memory"] > 0
         assert host["RestartPolicy"]["Name"] == "unless-stopped"
         assert container["Config"]["User"] not in ("", "root", "0")
-        assert host["ReadonlyRootfs"] is (service(container) != "kafka")
+        assert host["ReadonlyRootfs"]
+        assert host["PidsLimit"] > 0
     with pytest.raises(AssertionError, match="Read-only file system"):
         feed.compose("exec", "-T", "api", "touch", "/app/file")
 
 
-def test_only_the_api_is_reachable_from_other_machines(feed: Stack) -> None:
+def test_no_secret_is_in_the_arguments_of_a_process(feed: Stack) -> None:
+    passwords = feed.secrets()
+    for container in feed.containers():
+        shown = subprocess.run(
+            ["docker", "top", container["Id"], "-eo", "args"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert not [password for password in passwords if password in shown.stdout]
+
+
+def test_the_role_of_the_application_is_no_superuser_and_owns_only_its_schema(feed: Stack) -> None:
+    role = "SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = 'feed'"
+    databases = (
+        "SELECT count(*) FROM pg_database JOIN pg_roles r ON r.oid = datdba AND rolname = 'feed'"
+    )
+    schemas = (
+        "SELECT nspname FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner AND rolname = 'feed'"
+    )
+    assert [feed.sql(query) for query in (role, databases, schemas)] == ["f|f|f", "0", "public"]
+
+
+def test_nothing_is_reachable_from_other_machines_unless_told(feed: Stack) -> None:
     published = {
         service(container): {
             binding["HostIp"] for bindings in ports.values() if bindings for binding in bindings
@@ -43,7 +67,7 @@ def test_only_the_api_is_reachable_from_other_machines(feed: Stack) -> None:
         if (ports := container["NetworkSettings"]["Ports"])
     }
     outside = {name for name, addresses in published.items() if addresses - {"127.0.0.1"}}
-    assert outside == {"api"}
+    assert outside == set()
 
 
 def test_the_api_says_that_it_is_ready_whatever_name_it_is_asked_by(feed: Stack) -> None:

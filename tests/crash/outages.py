@@ -29,6 +29,11 @@ needs_embedded_postgres = pytest.mark.skipif(
     reason="stops the embedded PostgreSQL, and an external one is in use",
 )
 
+needs_embedded_broker = pytest.mark.skipif(
+    bool(os.environ.get(KAFKA.variable)),
+    reason="kills the embedded broker, and an external one is in use",
+)
+
 
 class Stoppable(Protocol):
     """What both an embedded server and `tests.kafka.apache.ApacheKafka` are."""

@@ -195,7 +195,9 @@ def test_the_command_selects_by_cause_type_and_time(
     an_entry(error="builtins.KeyError")
     an_entry()
     an_entry()
-    assert f"{chosen} dead letters to replay" in run("replay", "--dry-run", *selection)
+    found = run("replay", "--dry-run", *selection)
+    assert found.startswith(f"{chosen} dead letter")
+    assert found.rstrip().endswith("to replay")
     assert broker.read_all(feed_events) == []
     run("replay", "--yes", *selection)
     assert len(broker.read_all(feed_events)) == chosen
@@ -217,7 +219,7 @@ def test_the_command_asks_for_what_it_needs() -> None:
         run("replay", "--yes")
     with pytest.raises(CommandError, match="There is no dead letter 9"):
         run("show", "9")
-    with pytest.raises(CommandError, match="rate must be above 0"):
+    with pytest.raises(CommandError, match=r"is not a number from 0\.001"):
         run("replay", "--all", "--rate", "0")
 
 

@@ -263,7 +263,7 @@ def test_feeds_are_rebuilt_by_hand_one_by_one_or_all_that_do_not_rest(worker: Wo
 
 
 def test_a_user_without_a_feed_is_named_and_the_others_are_rebuilt(worker: Worker) -> None:
-    with pytest.raises(CommandError, match=r"There is no feed of 404, 405; 1 feeds rebuilt\."):
+    with pytest.raises(CommandError, match=r"There is no feed of 404, 405; 1 feed rebuilt\."):
         rebuild_feeds("--user", "405", str(READER), "404")
     assert state() == AWAKE
 

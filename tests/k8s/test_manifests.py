@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from django.core.management import get_commands
 
 from eventbus import kafka
 from feedsite import wait_for_migrations
+from tests.k8s import keda
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, EXAMPLE = ROOT / "k8s/base", ROOT / "k8s/overlays/example"
@@ -117,7 +119,7 @@ def test_secrets_are_referred_to_and_never_written_down() -> None:
             assert "env" not in container
 
 
-def test_only_the_api_gets_the_key_that_signs_tokens() -> None:
+def test_only_the_api_gets_the_keys_of_tokens_and_sessions() -> None:
     for workload in workloads():
         for container in containers(workload):
             secrets = [
@@ -126,6 +128,32 @@ def test_only_the_api_gets_the_key_that_signs_tokens() -> None:
                 if "secretRef" in source
             ]
             assert ("feed-api-secrets" in secrets) == (container["name"] == "api")
+
+
+def test_pods_reach_nothing_but_names_their_servers_and_the_api_an_identity_provider() -> None:
+    policies = [policy for policy in of_kind("NetworkPolicy") if "Egress" in types_of(policy)]
+    every_pod = {"app.kubernetes.io/part-of": "feed-backend"}
+    closed = [policy for policy in policies if not policy["spec"].get("egress")]
+    assert [policy["spec"]["podSelector"]["matchLabels"] for policy in closed] == [every_pod]
+    open_ports = {
+        (tuple(policy["spec"]["podSelector"]["matchLabels"].values()), port["port"])
+        for policy in policies
+        for rule in policy["spec"].get("egress", [])
+        for port in rule["ports"]
+    }
+    everybody = {(("feed-backend",), port) for port in (53, 5432, 6379, 9092)}
+    assert open_ports == everybody | {(("api",), 443)}
+
+
+def types_of(policy: Manifest) -> list[str]:
+    types: list[str] = policy["spec"]["policyTypes"]
+    return types
+
+
+def test_workers_tell_their_metrics_to_others_than_their_own_pod() -> None:
+    for name in ("fanout", "dlq"):
+        (worker,) = pod(named("Deployment", name))["spec"]["containers"]
+        assert worker["command"][-2:] == ["--metrics-host", "0.0.0.0"]  # noqa: S104
 
 
 def test_every_command_that_containers_run_exists() -> None:
@@ -189,6 +217,19 @@ def test_fanout_scales_on_the_lag_of_its_group_and_no_further_than_there_are_par
     assert trigger["metadata"]["consumerGroup"] == kafka.FANOUT_GROUP
     assert trigger["metadata"]["bootstrapServersFromEnv"] in config()
     assert scaler["maxReplicaCount"] <= int(config()["KAFKA_PARTITIONS"])
+
+
+def test_keda_accepts_the_scaled_object_and_knows_every_field() -> None:
+    scaler = named("ScaledObject", "fanout")
+    jsonschema.validate(scaler, keda.SCALED_OBJECT)
+    # What KEDA makes of it is an autoscaler of Kubernetes, whose behavior it takes as it is.
+    behavior = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    autoscaler = named("HorizontalPodAutoscaler", "api")
+    made = {**autoscaler, "spec": {**autoscaler["spec"], "behavior": behavior}}
+    assert validate([made], NEWEST_KUBERNETES) == 1
+    misspelt = {**scaler, "spec": {**scaler["spec"], "maxReplicas": 3}}
+    with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
+        jsonschema.validate(misspelt, keda.SCALED_OBJECT)
 
 
 def test_the_ingress_shows_clients_what_they_need_and_keeps_the_rest_inside() -> None:

@@ -50,17 +50,25 @@ class CannotRun(Exception):
 
 
 class ApacheKafka:
-    """A broker that keeps its data over restarts, until `remove`; by default alone, else one of a `cluster`."""
+    """A broker that keeps its data over restarts, until `remove`; by default alone, else one of a `cluster`.
+
+    With a `directory` of its own it goes on with what is there.
+    """
 
     def __init__(
-        self, node: int = 1, controller_ports: Sequence[int] = (), cluster_id: str = ""
+        self,
+        node: int = 1,
+        controller_ports: Sequence[int] = (),
+        cluster_id: str = "",
+        directory: Path | None = None,
     ) -> None:
         prepare()
         port = free_port()
         ports = controller_ports or (free_port(),)
         self.node = node
         self.address = f"127.0.0.1:{port}"
-        self._directory = Path(tempfile.mkdtemp(prefix="feed-tests-kafka-"))
+        self._directory = directory or Path(tempfile.mkdtemp(prefix="feed-tests-kafka-"))
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._properties = self._directory / "server.properties"
         self._properties.write_text(
@@ -76,6 +84,7 @@ class ApacheKafka:
             )
         )
         cluster_id = cluster_id or str(uuid.uuid4())
+        # Data that are there keep the id they have.
         # Waited for at the first start, so that the nodes of a cluster do it side by side.
         self._formatting = self._java(
             "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", self._properties

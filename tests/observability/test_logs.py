@@ -1,16 +1,21 @@
 """What the logs of real processes hold: the ids of each event on both sides, and nothing that people wrote."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from django.conf import settings
 
 from eventbus import kafka, producer
 from eventbus.models import DeadLetter
 from feedsite.authentication import issue_token
+from feedsite.embedded import state
+from feedsite.embedded.kafka import KAFKA
+from tests.crash import outages
 from tests.e2e.system import System, settled, wait_until
 from tests.observability.processes import Worker
 from tests.observability.traffic import CURSED, curse
@@ -122,9 +127,34 @@ def test_no_log_holds_what_people_wrote_or_a_token(talkative: System) -> None:
             kafka.FEED_EVENTS, b"7", value.encode(), [("note", secret.encode())]
         )
     wait_until(lambda: DeadLetter.objects.count() == 2)
+    passwords = [record.password for record in state.read(outages.data_dir()).values()]
     for log in [talkative.processes[0].log, *(worker.log for worker in workers)]:
         text = log.read_text()
         assert text
         assert secret.rpartition(" ")[2] not in text, log
         assert token not in text
         assert token.rpartition(".")[2] not in text
+        assert not any(password in text for password in passwords)
+        assert settings.SECRET_KEY not in text
+        assert settings.JWT_SIGNING_KEY not in text
+
+
+@outages.needs_embedded_broker
+def test_while_kafka_is_away_a_worker_says_so_once_and_when_it_is_back(talkative: System) -> None:
+    worker = Worker(talkative, "run_fanout", LOG_FORMAT="json")
+    wait_until(lambda: worker.get("/readyz").status_code == 200)
+    before = len(lines(worker.log))
+    broker = outages.EmbeddedServer(KAFKA)
+    broker.kill()
+    try:
+        wait_until(lambda: "server_is_away" in worker.log.read_text())
+        time.sleep(3)
+    finally:
+        broker.start()
+        producer.close()
+        kafka.create_topics()
+    said = [line["event"] for line in lines(worker.log)[before:]]
+    assert said.count("server_is_away") == 1
+    # Beside it the first of the many that say so in other words, and that its partitions are lost.
+    assert len(said) <= 4, said
+    wait_until(lambda: "server_is_back" in worker.log.read_text())

@@ -47,7 +47,9 @@ def test_every_alert_is_tested_and_has_a_chapter_in_the_runbook() -> None:
         re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
         for title in re.findall(r"^## (.+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
     }
-    assert set(re.findall(r"runbook: docs/runbook.md#(\S+)", rules)) <= chapters
+    urls = re.findall(r"runbook_url: https://\S+/docs/runbook.html#(\S+)", rules)
+    assert len(urls) == len(alerts)
+    assert set(urls) <= chapters
 
 
 def test_every_metric_is_explained() -> None:

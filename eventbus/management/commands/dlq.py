@@ -1,18 +1,18 @@
 """`manage.py dlq list|show|replay|discard`"""
 
-from argparse import ArgumentParser, ArgumentTypeError
-from datetime import UTC, datetime
+from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db.models import Count
+from django.db.models import Count, Q
 from tqdm import tqdm
 
-from eventbus import producer
+from eventbus import arguments, producer
 from eventbus.deadletters import payloads, replay
 from eventbus.exceptions import PublishFailed
 from eventbus.ids import node_lease
 from eventbus.models import DeadLetter, DeadLetterQuerySet
+from eventbus.terminal import count_of, visible
 
 SELECTORS = ("id", "group", "error", "type", "since", "until", "all")
 
@@ -26,9 +26,9 @@ class Command(BaseCommand):
             "list", help="groups of unresolved dead letters, or with a selection the entries"
         )
         show = commands.add_parser("show", help="one dead letter, whole")
-        show.add_argument("entry", type=int)
+        show.add_argument("entry", type=arguments.an_id)
         replaying = commands.add_parser("replay", help="publish dead letters again")
-        replaying.add_argument("--rate", type=float, help="at most so many a second")
+        replaying.add_argument("--rate", type=arguments.a_rate, help="at most so many a second")
         replaying.add_argument(
             "--parked", action="store_true", help="also those replayed too often before"
         )
@@ -38,7 +38,7 @@ class Command(BaseCommand):
             help="also those replayed over 10 minutes ago without an outcome yet",
         )
         discarding = commands.add_parser("discard", help="close dead letters for good")
-        discarding.add_argument("--reason", required=True)
+        discarding.add_argument("--reason", type=arguments.a_text, required=True)
         for command in (listing, replaying, discarding):
             _add_selection(command)
         for command in (replaying, discarding):
@@ -52,12 +52,19 @@ class Command(BaseCommand):
             command
         ](options)
 
+    def _say(self, line: str) -> None:
+        """Write one line; what is in it came through Kafka from anywhere."""
+        self.stdout.write(visible(line, keep="\t"))
+
+    def _say_block(self, text: str) -> None:
+        self.stdout.write(visible(text, keep="\t\n"))
+
     def _list(self, options: dict[str, Any]) -> None:
         if any(options[name] for name in SELECTORS):
             for entry in (
                 _selected(options).select_related("group").defer("value", "headers").iterator(1_000)
             ):
-                self.stdout.write(
+                self._say(
                     f"{entry.id}\t{entry.state}\t{entry.last_failed_at:%Y-%m-%d %H:%M:%S}\t{entry.group}"
                 )
             return
@@ -68,7 +75,7 @@ class Command(BaseCommand):
             n=Count("id")
         ).order_by("-n"):
             name = exception.rpartition(".")[2]
-            self.stdout.write(
+            self._say(
                 f"group {group_id}\t{count} unresolved\t{event_type or 'undecodable'}\t{name}: {message}"
             )
 
@@ -78,26 +85,24 @@ class Command(BaseCommand):
             raise CommandError(
                 f"There is no dead letter {options['entry']}: see `manage.py dlq list`."
             )
-        self.stdout.write(
-            f"dead letter {entry.id}, {entry.state}, group {entry.group_id} ({entry.group})"
-        )
-        self.stdout.write(
+        self._say(f"dead letter {entry.id}, {entry.state}, group {entry.group_id} ({entry.group})")
+        self._say(
             f"event {entry.event_id} {entry.event_type}, to {entry.topic}, key {payloads.pretty(entry.key)}"
         )
-        self.stdout.write(
-            f"{entry.attempts} attempts, {entry.replays} replays {entry.discard_reason}\n"
+        self._say(
+            f"{count_of(entry.attempts, 'attempt')}, {count_of(entry.replays, 'replay')} {entry.discard_reason}"
         )
-        self.stdout.write(payloads.headers(entry.headers))
-        self.stdout.write(payloads.pretty(entry.value))
+        self.stdout.write("")
+        self._say_block(payloads.headers(entry.headers))
+        self._say_block(payloads.pretty(entry.value))
         for failure in entry.failures.order_by("failed_at"):
-            self.stdout.write(
-                f"\n{failure.failed_at:%Y-%m-%d %H:%M:%S} {failure} after {failure.retries} retries"
+            self.stdout.write("")
+            self._say(
+                f"{failure.failed_at:%Y-%m-%d %H:%M:%S} {failure} after {count_of(failure.retries, 'retry', 'retries')}"
             )
-            self.stdout.write(failure.stack_trace)
+            self._say_block(failure.stack_trace)
 
     def _replay(self, options: dict[str, Any]) -> None:
-        if options["rate"] is not None and options["rate"] <= 0:
-            raise CommandError("--rate must be above 0.")
         which = {name: options[name] for name in ("parked", "overdue")}
         ids = self._confirmed(_selected(options).replayable(**which), options, "replay")
         if not ids:
@@ -123,7 +128,9 @@ class Command(BaseCommand):
             )
 
     def _discard(self, options: dict[str, Any]) -> None:
-        ids = self._confirmed(_selected(options).unresolved(), options, "discard")
+        chosen = _selected(options).unresolved()
+        _refuse_everything_unsaid(chosen, options)
+        ids = self._confirmed(chosen, options, "discard")
         if not ids:
             return
         try:
@@ -136,7 +143,7 @@ class Command(BaseCommand):
     ) -> list[int]:
         """Return the ids to act on; none when it is a dry run or the operator says no."""
         ids = list(entries.order_by("id").values_list("id", flat=True))
-        self.stdout.write(f"{len(ids)} dead letters to {verb}")
+        self.stdout.write(f"{count_of(len(ids), 'dead letter')} to {verb}")
         if options["dry_run"] or not ids:
             return []
         if not options["yes"] and not _agreed(f"{verb.capitalize()} them? [y/N] "):
@@ -153,16 +160,18 @@ def _agreed(question: str) -> bool:
 
 
 def _add_selection(parser: ArgumentParser) -> None:
-    parser.add_argument("--id", type=int, nargs="+")
-    parser.add_argument("--group", type=int, nargs="+")
-    parser.add_argument("--error", help="exception class, with or without its module")
-    parser.add_argument("--type", help="event type")
+    parser.add_argument("--id", type=arguments.an_id, nargs="+")
+    parser.add_argument("--group", type=arguments.an_id, nargs="+")
+    parser.add_argument(
+        "--error", type=arguments.a_text, help="exception class, with or without its module"
+    )
+    parser.add_argument("--type", type=arguments.a_text, help="event type")
     parser.add_argument(
         "--since",
-        type=_time,
+        type=arguments.a_time,
         help="last failed at or after this time (ISO 8601, UTC if without zone)",
     )
-    parser.add_argument("--until", type=_time, help="last failed before this time")
+    parser.add_argument("--until", type=arguments.a_time, help="last failed before this time")
     parser.add_argument("--all", action="store_true")
 
 
@@ -176,9 +185,9 @@ def _selected(options: dict[str, Any]) -> DeadLetterQuerySet:
     if options["group"]:
         entries = entries.filter(group_id__in=options["group"])
     if options["error"]:
-        entries = entries.filter(
-            group__exception__regex=rf"(^|\.){options['error'].replace('.', '[.]')}$"
-        )
+        is_class = Q(group__exception=options["error"])
+        is_last_part = Q(group__exception__endswith=f".{options['error']}")
+        entries = entries.filter(is_class | is_last_part)
     if options["type"]:
         entries = entries.filter(event_type=options["type"])
     if options["since"]:
@@ -188,9 +197,12 @@ def _selected(options: dict[str, Any]) -> DeadLetterQuerySet:
     return entries
 
 
-def _time(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not an ISO 8601 time") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _refuse_everything_unsaid(chosen: DeadLetterQuerySet, options: dict[str, Any]) -> None:
+    """Raise `CommandError` when a type, error or time happens to select all there are, and `--all` was not said."""
+    if options["all"] or options["id"] or options["group"]:
+        return
+    count = chosen.count()
+    if count > 1 and count == DeadLetter.objects.unresolved().count():
+        raise CommandError(
+            f"That selects all {count} dead letters that are not resolved. Pass --all too if you mean all."
+        )

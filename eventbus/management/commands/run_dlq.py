@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import worker
+from eventbus import arguments, worker
 from eventbus.database import pool
 
 
@@ -13,10 +13,11 @@ class Command(BaseCommand):
     help = "Bring dead letters from Kafka into PostgreSQL, where the admin shows them, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--metrics-port", type=int, help="serve Prometheus metrics on this port"
-        )
+        arguments.add_metrics_options(parser)
 
-    def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
+    def handle(
+        self, *_args: Any, metrics_port: int | None, metrics_host: str, **_options: Any
+    ) -> None:
         pool.require("run_dlq")
-        worker.run_dead_letter_store(metrics_port)
+        metrics = arguments.metrics_address(metrics_host, metrics_port)
+        worker.run_dead_letter_store(metrics)

@@ -7,8 +7,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import envelope
+from eventbus import arguments, envelope
 from eventbus.exceptions import InvalidEvent
+from eventbus.terminal import count_of
 from feeds import imports
 from feeds.read import here
 from posts.csvfiles import UNUSABLE, add_skip_option, bad_lines_to, open_csv
@@ -24,12 +25,13 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--id-offset",
-            type=int,
+            type=arguments.an_offset,
             default=0,
             help="add this to every id: 1 for files that start at 0",
         )
         parser.add_argument(
             "--as-of",
+            type=arguments.a_text,
             metavar="TIME",
             help="when the file was true, such as 2026-01-31T12:00:00Z: what users did about a pair before that time "
             "is overruled, what they did after it stays (default: whatever they ever did stays)",
@@ -64,9 +66,9 @@ class Command(BaseCommand):
             raise CommandError("Interrupted. Nothing was imported.") from None
         if done.new_follows:
             here.pages.wait_until_noticed()
-        self.stdout.write(f"{done.lines} follows read, {done.new_follows} new")
+        self.stdout.write(f"{count_of(done.lines, 'follow')} read, {done.new_follows} new")
         if bad_lines.count:
-            self.stdout.write(f"{bad_lines.count} bad lines are in {skip_invalid}")
+            self.stdout.write(bad_lines.summary())
 
 
 def _event_id(as_of: str | None) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
+from eventbus import arguments
+from eventbus.terminal import count_of
 from feeds.models import Feed, FeedQuerySet
 from feeds.rebuild import rebuild
 
@@ -20,7 +22,7 @@ class Command(BaseCommand):
         whose = parser.add_mutually_exclusive_group(required=True)
         whose.add_argument(
             "--user",
-            type=int,
+            type=arguments.an_id,
             nargs="+",
             metavar="ID",
             help="these users' feeds, also ones that rest",
@@ -38,9 +40,9 @@ class Command(BaseCommand):
         if user and done < len(set(user)):
             missing = set(user) - set(feeds.values_list("user_id", flat=True))
             raise CommandError(
-                f"There is no feed of {', '.join(map(str, sorted(missing)))}; {done} feeds rebuilt."
+                f"There is no feed of {', '.join(map(str, sorted(missing)))}; {count_of(done, 'feed')} rebuilt."
             )
-        self.stdout.write(f"{done} feeds rebuilt")
+        self.stdout.write(f"{count_of(done, 'feed')} rebuilt")
 
 
 def _steps(feeds: FeedQuerySet) -> Iterator[list[int]]:

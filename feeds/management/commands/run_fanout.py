@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.db import connection
 
-from eventbus import retry, worker
+from eventbus import arguments, retry, worker
 from eventbus.database import pool
 from eventbus.ids import clock
 from feeds import handlers, housekeeping, partitions
@@ -17,15 +17,16 @@ class Command(BaseCommand):
     help = "Consume feed events, build the feeds and keep house, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "--metrics-port", type=int, help="serve Prometheus metrics on this port"
-        )
+        arguments.add_metrics_options(parser)
 
-    def handle(self, *_args: Any, metrics_port: int | None, **_options: Any) -> None:
+    def handle(
+        self, *_args: Any, metrics_port: int | None, metrics_host: str, **_options: Any
+    ) -> None:
         pool.require("run_fanout")
         # By it ids are told to be from the future.
         retry.until_possible(time.sleep, clock.read)
         retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
         connection.close()
+        metrics = arguments.metrics_address(metrics_host, metrics_port)
         with partitions.kept(), housekeeping.housekeeper():
-            worker.run_subscription(handlers.subscription(), metrics_port)
+            worker.run_subscription(handlers.subscription(), metrics)

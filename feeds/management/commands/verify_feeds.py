@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from tqdm import tqdm
 
+from eventbus import arguments
 from feeds import verification
 from feeds.verification import Report, Scope
 
@@ -17,7 +18,11 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--user", type=int, nargs="+", metavar="ID", help="only these users' feeds"
+            "--user",
+            type=arguments.an_id,
+            nargs="+",
+            metavar="ID",
+            help="only these users' feeds",
         )
         parser.add_argument(
             "--repair", action="store_true", help="make them equal; workers wait meanwhile"

@@ -13,6 +13,7 @@ from eventbus import producer
 from eventbus.exceptions import EventBusError
 from eventbus.ids import id_ranges, node_lease
 from eventbus.ids.id_ranges import IdRange
+from eventbus.terminal import count_of
 from posts import imports
 from posts.csvfiles import (
     UNUSABLE,
@@ -59,7 +60,7 @@ class Command(BaseCommand):
             producer.close()
             node_lease.release()
         if bad_lines.count:
-            self.stdout.write(f"{bad_lines.count} bad lines are in {skip_invalid}")
+            self.stdout.write(bad_lines.summary())
 
     def _check(self, file: Path, lines: TextIO, bad_lines: BadLines) -> Checked:
         try:
@@ -102,7 +103,7 @@ class Command(BaseCommand):
             raise CommandError(f"Interrupted. {_so_far(publication)} {AGAIN}") from None
         rate = done.acknowledged / done.seconds
         self.stdout.write(
-            f"{done.acknowledged} posts published in {done.seconds:.1f} s ({rate:,.0f}/s)"
+            f"{count_of(done.acknowledged, 'post')} published in {done.seconds:.1f} s ({rate:,.0f}/s)"
         )
         if done.failed:
             raise CommandError(
