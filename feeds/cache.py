@@ -34,6 +34,7 @@ from django.utils import timezone
 from django_redis import get_redis_connection
 from redis import Connection, ConnectionPool, Redis, RedisError
 
+from feeds import announcements
 from feeds.models import CacheState, new_generation
 
 TRUST_SECONDS = 1.0
@@ -292,6 +293,7 @@ def _void(user_ids: Sequence[int], authors: Collection[int], era: str) -> None:
         pipeline.unlink(
             *[page_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]]
         )
+    announcements.announce(pipeline, user_ids, authors)
     pipeline.execute()
     # Redis answers us before it announces the change to others, but announces it before it answers another question.
     _redis().ping()

@@ -5,8 +5,8 @@ from functools import partial
 
 import orjson
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework.exceptions import ParseError, PermissionDenied
+from drf_spectacular.utils import OpenApiParameter, OpenApiTypes, extend_schema
+from rest_framework.exceptions import APIException, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -40,6 +40,7 @@ NEWEST_COUNTED = 100
 SINCE = OpenApiParameter(
     "since", str, required=True, description="a post id; 0 counts from the first post"
 )
+LIVE_SINCE = OpenApiParameter("since", str, description="a post id, as in `Last-Event-ID`")
 _MORE = "+"
 
 
@@ -73,6 +74,27 @@ class NewPostsView(APIView):
         return HttpResponse(
             body, content_type="application/json", headers={"X-Cache": lookup.result}
         )
+
+
+class LiveUnavailable(APIException):
+    status_code = 501
+    default_detail = "Live feeds need the API's event loop: API_FRONT, and no spans."
+    default_code = "live_unavailable"
+
+
+class LiveView(APIView):
+    @extend_schema(
+        parameters=[LIVE_SINCE], responses={(200, "text/event-stream"): OpenApiTypes.STR}
+    )
+    def get(self, request: Request, user_id: int) -> HttpResponse:
+        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`, `end`).
+
+        `new` tells how many posts are newer than the one named by `Last-Event-ID` or `since`, up
+        to 100; without one, than the newest when the stream was opened.
+        """
+        _require_reader(request, user_id)
+        live_since(request.headers.get("Last-Event-ID"), request.query_params.get("since"))
+        raise LiveUnavailable
 
 
 class FollowView(APIView):
@@ -138,6 +160,12 @@ def since_of(text: str) -> int:
     if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
         return int(text)
     raise ParseError("since must be a post id.", code="invalid_since")
+
+
+def live_since(last_event_id: str | None, since: str | None) -> int | None:
+    """Return the post that a stream goes on from; None: from now. Raises `ParseError`."""
+    named = last_event_id if last_event_id else since
+    return None if named is None else since_of(named)
 
 
 def _first_page(user_id: int) -> tuple[CachedPage, Lookup]:

@@ -14,12 +14,14 @@ from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
+from feedsite.front.live import LiveFeeds
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
 # Scrapes, like probes, come from inside and call a process by its address.
 METRICS = "/metrics"
 CLOSE = ("connection", "close")
+RETRY_LATER = ("retry-after", "5")
 RETRY_SOON = ("retry-after", "1")
 
 log = structlog.get_logger(__name__)
@@ -39,6 +41,7 @@ class Application:
         self._loop = loop
         self._body_clock = BodyClock(loop)
         self._near = NearCache(loop)
+        self._live = LiveFeeds(loop)
         self._tally = Tally(loop)
         self._keepers = Keepers()
         self._hot = HotAnswers(self._near, self._tally, self._keepers)
@@ -46,6 +49,7 @@ class Application:
         if self._is_hot:
             producer.attach(loop)
             self._near.start()
+            self._live.start()
         self._tally.start()
         self._keepers.start()
         self._export()
@@ -53,6 +57,7 @@ class Application:
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """End; called once, after the last request."""
         self._closed = True
+        self._live.end()
         self._near.close()
         self._tally.close()
         self._bridge.close()
@@ -61,6 +66,8 @@ class Application:
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
         request = Request(scope, connection, self._body_clock)
+        if await self._stream(request, connection):
+            return
         try:
             answer = await self._answer(request)
         except BodyRefused as error:
@@ -74,6 +81,21 @@ class Application:
             answer = refusal(500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
             connection.response_bytes(*answer)
+
+    async def _stream(self, request: Request, connection: Connection) -> bool:
+        """Serve a live feed to its end; False if none is asked for, or something is wrong with the request."""
+        if not self._is_hot:
+            return False
+        opening = self._hot.live(request)
+        if opening is None:
+            return False
+        if self._live.is_full:
+            full = refusal(503, "too_many_streams", "No more live feeds here now.", RETRY_LATER)
+            connection.response_bytes(*full)
+            return True
+        transport = connection.response_stream(200, opening.headers)
+        await self._live.serve(opening.wanted, transport, opening.expires_at)
+        return True
 
     async def _answer(self, request: Request) -> Answer:
         probe = self._hot.probe(request)
@@ -91,4 +113,5 @@ class Application:
         if self._closed:
             return
         self._bridge.export()
+        self._live.export()
         self._loop.call_later(EXPORT_SECONDS, self._export)
