@@ -38,7 +38,11 @@ class Stream:
     def tell(self, name: str, data: dict[str, Any], event_id: int | None = None) -> None:
         """Have an event sent, in place of one of its name that has not been sent yet."""
         head = b"" if event_id is None else b"id: %d\n" % event_id
-        self._events[name] = b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), orjson.dumps(data))
+        self._events[name] = b"%bevent: %b\ndata: %b\n\n" % (
+            head,
+            name.encode(),
+            orjson.dumps(data),
+        )
         self.wake.set()
 
     def take(self) -> bytes:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Iterator
 
 import pytest
 from pytest_django import Settings
@@ -34,7 +33,9 @@ def worker(settings: Settings) -> Worker:
 class Live:
     """An open stream, read line by line from its socket."""
 
-    def __init__(self, server: ApiServer, query: str = "", headers: str = "", ttl: int = 60):
+    def __init__(
+        self, server: ApiServer, query: str = "", headers: str = "", ttl: int = 60
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         head = (
             f"GET /feeds/{READER}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -60,8 +61,8 @@ class Live:
 
 
 @pytest.fixture
-def front(servers: dict[str, ApiServer]) -> Iterator[ApiServer]:
-    yield servers["front on"]
+def front(servers: dict[str, ApiServer]) -> ApiServer:
+    return servers["front on"]
 
 
 def test_a_post_is_told_whether_it_is_pushed_or_pulled(front: ApiServer, worker: Worker) -> None:
