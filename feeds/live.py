@@ -87,7 +87,7 @@ class Count(NamedTuple):
     """How many posts are newer than `since`, at most 100, and the newest of them."""
 
     since: int
-    count: int
+    number: int
     newest_id: int | None
 
 
@@ -164,7 +164,7 @@ class LiveCounts(threading.Thread):
         pool = cache.connection_pool()
         arguments = pool.connection_kwargs | {"health_check_interval": 1}
         made = type(pool)(connection_class=pool.connection_class, **arguments)
-        pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)
+        pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         pubsub.subscribe(announcements.FEEDS, announcements.AUTHORS)
         self._pubsub = pubsub
         self._counted_all_at = 0.0

@@ -55,10 +55,10 @@ class Stream:
 
     def counted(self, count: Count, announced: bool) -> None:
         before, self.last, self.since = self.last, count, count.since
-        if count.count > before.count or (count.newest_id or 0) > (before.newest_id or 0):
-            data = {"newest_id": str(count.newest_id), "count": count.count}
+        if count.number > before.number or (count.newest_id or 0) > (before.newest_id or 0):
+            data = {"newest_id": str(count.newest_id), "count": count.number}
             self.tell("new", data, count.newest_id)
-        elif announced or count.count < before.count:
+        elif announced or count.number < before.number:
             self.tell("changed", {})
 
 
