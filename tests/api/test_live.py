@@ -45,13 +45,13 @@ class Live:
         self._lines = self._socket.makefile("rb")
 
     def event(self) -> tuple[str, dict[str, object]]:
-        """Return the next event."""
+        """Return the next event, but for those that tell how changes are heard of."""
         name = ""
         for line in self._lines:
             field, _, value = line.decode().strip().partition(": ")
             if field == "event":
                 name = value
-            elif field == "data":
+            elif field == "data" and name not in ("polling", "live"):
                 return name, json.loads(value)
         raise EOFError
 
