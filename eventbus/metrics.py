@@ -79,6 +79,11 @@ api_requests_waiting = Gauge(
     ["kind"],
     multiprocess_mode="livesum",
 )
+live_streams = Gauge("live_streams", "Open streams of live feeds.", multiprocess_mode="livesum")
+live_events_total = Counter("live_events_total", "Events sent on live feeds, by event.", ["event"])
+live_streams_cut_off_total = Counter(
+    "live_streams_cut_off_total", "Streams of live feeds whose client did not read."
+)
 api_loop_delay_seconds = Histogram(
     "api_loop_delay_seconds",
     "How much later than due the event loop of an API process does what is due, four times a second.",

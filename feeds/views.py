@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 
 from django.http import HttpResponse
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework.exceptions import ParseError, PermissionDenied
+from rest_framework.exceptions import APIException, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -37,6 +38,7 @@ READ_ANY_FEED = "feeds:read"
 SINCE = OpenApiParameter(
     "since", str, required=True, description="a post id; 0 counts from the first post"
 )
+LIVE_SINCE = OpenApiParameter("since", str, description="a post id, as in `Last-Event-ID`")
 
 
 class FeedView(APIView):
@@ -65,6 +67,27 @@ class NewPostsView(APIView):
         since = since_of(request.query_params.get("since", ""))
         body, result = first_page.count_new(user_id, since)
         return HttpResponse(body, content_type="application/json", headers={"X-Cache": result})
+
+
+class LiveUnavailable(APIException):
+    status_code = 501
+    default_detail = "Live feeds need the API's event loop: API_FRONT, and no spans."
+    default_code = "live_unavailable"
+
+
+class LiveView(APIView):
+    @extend_schema(
+        parameters=[LIVE_SINCE], responses={(200, "text/event-stream"): OpenApiTypes.STR}
+    )
+    def get(self, request: Request, user_id: int) -> HttpResponse:
+        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`, `end`).
+
+        `new` tells how many posts are newer than the one named by `Last-Event-ID` or `since`, up
+        to 100; without one, than the newest when the stream was opened.
+        """
+        _require_reader(request, user_id)
+        live_since(request.headers.get("Last-Event-ID"), request.query_params.get("since"))
+        raise LiveUnavailable
 
 
 class FollowView(APIView):
@@ -141,6 +164,12 @@ def since_of(text: str) -> int:
     if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
         return int(text)
     raise ParseError("since must be a post id.", code="invalid_since")
+
+
+def live_since(last_event_id: str | None, since: str | None) -> int | None:
+    """Return the post that a stream goes on from; None: from now. Raises `ParseError`."""
+    named = last_event_id if last_event_id else since
+    return None if named is None else since_of(named)
 
 
 def _users(request: Request, read: Callable[[Position, int], list[int]]) -> Response:

@@ -96,6 +96,12 @@ def principal_without_waiting(token: str) -> Principal | None:
     return principal
 
 
+def expiry_of(token: str) -> float:
+    """Return when a token that was just verified expires, in seconds since 1970."""
+    kept = _kept.get(token)
+    return kept.expires_at if kept else 0.0
+
+
 def issue_token(user_id: int, scope: str, ttl_seconds: int) -> str:
     """Return a token of this site's own HS256 key. Raises `ValueError` when there is none."""
     if settings.JWT_PUBLIC_KEY or settings.JWT_JWKS_URL:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from feedsite.front.limits import ADMIN, READS, WRITES, thread_counts
 
 # Beside the threads that answer requests.
-API_KEEPERS = ("cache-era", "snowflake-lease", "watch-postgresql")
+API_KEEPERS = ("cache-era", "live", "snowflake-lease", "watch-postgresql")
 # Beside the lanes: the consumer's own thread, which asks between batches, and those in the background.
 WORKER_THREADS = ("MainThread", "heartbeat", "watch-postgresql")
 FANOUT_THREADS = (*WORKER_THREADS, "housekeeping", "partitions")

@@ -23,6 +23,7 @@ from typing import cast
 from django.conf import settings
 from redis import Redis, RedisError
 
+from feeds import announcements
 from feeds.read.era import (
     TRUST_SECONDS,
     CountedRedis,
@@ -240,6 +241,7 @@ def _void(user_ids: Sequence[int], authors: Collection[int], redis: CountedRedis
         pipeline.unlink(
             *[page_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]]
         )
+    announcements.announce(pipeline, user_ids, authors)
     pipeline.execute()
     # Redis answers us before it announces the change to others, but announces it before it answers another question.
     # And a replica that may be written to has taken all this in silence.

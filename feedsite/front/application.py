@@ -16,6 +16,7 @@ from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.hot import HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
+from feedsite.front.live import LiveFeeds
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
@@ -23,6 +24,7 @@ EXPORT_SECONDS = 1.0
 METRICS = "/metrics"
 HTML = ("content-type", "text/html; charset=utf-8")
 CLOSE = ("connection", "close")
+RETRY_LATER = ("retry-after", "5")
 RETRY_SOON = ("retry-after", "1")
 
 log = structlog.get_logger(__name__)
@@ -42,6 +44,7 @@ class Application:
         self._loop = loop
         self._body_clock = BodyClock(loop)
         self._near = NearCache(loop, here.trust)
+        self._live = LiveFeeds(loop)
         self._tally = Tally(loop)
         self._keepers = Keepers()
         self._hot = HotAnswers(self._near, self._tally, self._keepers)
@@ -49,6 +52,7 @@ class Application:
         if self._is_hot:
             producer.attach(loop)
             self._near.start()
+            self._live.start()
         self._tally.start()
         self._keepers.start()
         self._export()
@@ -56,6 +60,7 @@ class Application:
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """End; called once, after the last request."""
         self._closed = True
+        self._live.end()
         self._near.close()
         self._tally.close()
         self._bridge.close()
@@ -64,6 +69,8 @@ class Application:
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
         request = Request(scope, connection, self._body_clock)
+        if await self._stream(request, connection):
+            return
         try:
             answer = await self._answer(request)
         except BodyRefused as error:
@@ -76,6 +83,21 @@ class Application:
             answer = _refusal(request, 500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
             connection.response_bytes(*answer)
+
+    async def _stream(self, request: Request, connection: Connection) -> bool:
+        """Serve a live feed to its end; False if none is asked for, or something is wrong with the request."""
+        if not self._is_hot:
+            return False
+        opening = self._hot.live(request)
+        if opening is None:
+            return False
+        if self._live.is_full:
+            full = refusal(503, "too_many_streams", "No more live feeds here now.", RETRY_LATER)
+            connection.response_bytes(*full)
+            return True
+        transport = connection.response_stream(200, opening.headers)
+        await self._live.serve(opening.wanted, transport, opening.expires_at)
+        return True
 
     async def _answer(self, request: Request) -> Answer:
         probe = self._hot.probe(request)
@@ -94,6 +116,7 @@ class Application:
         if self._closed:
             return
         self._bridge.export()
+        self._live.export()
         self._loop.call_later(EXPORT_SECONDS, self._export)
 
 

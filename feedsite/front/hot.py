@@ -8,6 +8,7 @@ import random
 import time
 from functools import lru_cache
 from typing import NamedTuple
+from urllib.parse import parse_qs
 
 import orjson
 import structlog
@@ -26,11 +27,19 @@ from eventbus.ids import idempotency
 from eventbus.ids.snowflake import MAX_ID
 from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
+from feeds.live import Wanted
 from feeds.read.near_cache import KeptPage, NearCache
 from feeds.read.page import new_posts_body, with_links
-from feeds.views import FeedView, NewPostsView, may_read, since_of
+from feeds.views import (
+    FeedView,
+    LiveView,
+    NewPostsView,
+    live_since,
+    may_read,
+    since_of,
+)
 from feedsite.api import error_answer, media_type_of, parse_json
-from feedsite.authentication import principal_without_waiting, token_of
+from feedsite.authentication import expiry_of, principal_without_waiting, token_of
 from feedsite.front.http import Answer, HeaderList, Request
 from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
@@ -39,9 +48,11 @@ from posts.principal import Principal
 from posts.rates import Standing
 from posts.views import PostsView, accepted_body, accepted_post_json, content_of, event_address
 
-FEEDS, NEW = "/feeds/", "/new"
+FEEDS, NEW, LIVE = "/feeds/", "/new", "/live"
+EVENT_STREAM = ("content-type", "text/event-stream")
 JSON = ("content-type", "application/json")
 TEXT = ("content-type", "text/plain")
+NOT_BUFFERED = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
 HIT = ("x-cache", "hit")
 
 log = structlog.get_logger(__name__)
@@ -54,6 +65,14 @@ class WantedFeed(NamedTuple):
     since: int | None
 
 
+class LiveOpening(NamedTuple):
+    """A live feed that may be served."""
+
+    wanted: Wanted
+    expires_at: float
+    headers: HeaderList
+
+
 class HotAnswers:
     """Answers on one event loop."""
 
@@ -62,7 +81,7 @@ class HotAnswers:
         self._tally = tally
         self._keepers = keepers
         self._common = {scheme: _common_headers(scheme) for scheme in ("http", "https")}
-        views: tuple[type[APIView], ...] = (FeedView, NewPostsView, PostsView)
+        views: tuple[type[APIView], ...] = (FeedView, LiveView, NewPostsView, PostsView)
         self._allow = {view: _allow(view) for view in views}
 
     def probe(self, request: Request) -> Answer | None:
@@ -92,6 +111,27 @@ class HotAnswers:
             return None
         kept = await self._near.find(wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
+
+    def live(self, request: Request) -> LiveOpening | None:
+        """Return what a stream needs to begin; None if none is asked for, or the view has to say what is wrong."""
+        path = request.path
+        if request.method != "GET" or not (path.startswith(FEEDS) and path.endswith(LIVE)):
+            return None
+        user_id = _user_id(path[len(FEEDS) : -len(LIVE)])
+        principal = _principal(request)
+        if user_id is None or principal is None or not may_read(principal, user_id):
+            return None
+        if _is_redirected(request) or not has_good_host(request):
+            return None
+        named = parse_qs(request.scope.query_string, keep_blank_values=True).get("since", [None])
+        try:
+            since = live_since(request.headers.get("last-event-id"), named[-1])
+        except APIException:
+            return None
+        expires_at = expiry_of(token_of(request.headers.get("authorization") or ""))
+        headers = [EVENT_STREAM, *NOT_BUFFERED, *self._headers(request, LiveView)]
+        self._tally.count("GET", "live", 200, 0.0)
+        return LiveOpening(Wanted(user_id, since), expires_at, headers)
 
     def _page(
         self, request: Request, wanted: "WantedFeed", kept: KeptPage, started: float
