@@ -1,5 +1,6 @@
 """The API for the tests of its HTTP interface, each of which runs with the front on and off."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,9 @@ def servers(
         yield found
         for server in found.values():
             server.stop()
+        for thread in threading.enumerate():
+            if thread.name == "cache-era":
+                thread.join(10)
         producer.close()
 
 
