@@ -1,5 +1,6 @@
 """The API for the tests of its HTTP interface, each of which runs with the front on and off."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,8 @@ from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
 from tests.api.server import ApiServer, Current
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: its threads name the Redis that counts, and other tests have one of their own.
+@pytest.fixture(scope="module")
 def servers(
     django_db_setup: None, django_db_blocker: DjangoDbBlocker
 ) -> Iterator[dict[str, ApiServer]]:
@@ -21,6 +23,9 @@ def servers(
         yield found
         for server in found.values():
             server.stop()
+        for thread in threading.enumerate():
+            if thread.name == "cache-era":
+                thread.join(10)
         producer.close()
 
 
