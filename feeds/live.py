@@ -102,20 +102,18 @@ class Streams(Protocol):
     def open_feeds(self) -> set[int]:
         """Return the users whose feeds have streams."""
 
-    def counted(self, counts: dict[Wanted, Count], announced: bool) -> None:
-        """Hear the counts, and whether a change was announced, or all was counted without one."""
+    def counted(self, counts: dict[Wanted, Count], announced: bool, asked_at: float) -> None:
+        """Hear the counts, asked for at a monotonic time, and whether a change was announced."""
 
     def heard(self, is_hearing: bool) -> None:
         """Hear whether changes are being announced."""
 
 
-class LiveCounts(threading.Thread):
-    """Counts for the streams of one process until `stop`."""
+class LiveCounts:
+    """Counts for the streams of one process, in one thread that calls `turn` again and again, then `close`."""
 
     def __init__(self, streams: Streams) -> None:
-        super().__init__(name="live", daemon=True)
         self._streams = streams
-        self._stopped = threading.Event()
         self._opened: set[int] = set()
         self._changed: set[int] = set()
         self._authors: set[int] = set()
@@ -129,22 +127,22 @@ class LiveCounts(threading.Thread):
         with self._changing:
             self._opened.add(user_id)
 
-    def stop(self) -> None:
-        self._stopped.set()
+    def turn(self) -> None:
+        """Hear for a moment what has changed, and count what is due. Never fails."""
+        try:
+            self._hear()
+            self._count_what_is_due()
+        except db.Error as error:
+            log.warning("live_feeds_not_counted", error=str(error))
+            time.sleep(PAUSE_SECONDS)
+        except Exception:
+            log.exception("live_feeds_failed")
+            time.sleep(PAUSE_SECONDS)
+        finally:
+            connection.close()
 
-    def run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._hear()
-                self._count_what_is_due()
-            except db.Error as error:
-                log.warning("live_feeds_not_counted", error=str(error))
-                self._stopped.wait(PAUSE_SECONDS)
-            except Exception:
-                log.exception("live_feeds_failed")
-                self._stopped.wait(PAUSE_SECONDS)
-            finally:
-                connection.close()
+    def close(self) -> None:
+        """Hear nothing more."""
         self._unsubscribe()
 
     def _hear(self) -> None:
@@ -155,7 +153,7 @@ class LiveCounts(threading.Thread):
         except (RedisError, OSError) as error:
             log.warning("live_feeds_not_heard", error=str(error))
             self._unsubscribe()
-            self._stopped.wait(PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
         now = here.trust.now() if self._pubsub is not None else None
         era = now.name if now else None
         if era != self._era:
@@ -225,8 +223,9 @@ class LiveCounts(threading.Thread):
     def _count(self, user_ids: Collection[int] | None, *, announced: bool) -> None:
         wanted = self._streams.wanted(user_ids)
         for start in range(0, len(wanted), FEEDS_A_QUESTION):
+            asked_at = time.monotonic()
             counts = count(wanted[start : start + FEEDS_A_QUESTION])
-            self._streams.counted(counts, announced)
+            self._streams.counted(counts, announced, asked_at)
 
 
 def count(wanted: Sequence[Wanted]) -> dict[Wanted, Count]:

@@ -13,7 +13,7 @@ from feeds.read import here
 from feeds.read.near_cache import NearCache
 from feedsite import errors
 from feedsite.front.bridge import Bridge, Overloaded
-from feedsite.front.hot import HotAnswers, has_good_host, refusal
+from feedsite.front.hot import LIVE, HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.live import LiveFeeds
@@ -57,6 +57,10 @@ class Application:
         self._keepers.start()
         self._export()
 
+    def leave(self) -> None:
+        """Begin to end: what would not end by itself is ended, and `__rsgi_del__` is called after the last request."""
+        self._live.end()
+
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """End; called once, after the last request."""
         self._closed = True
@@ -69,7 +73,7 @@ class Application:
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
         request = Request(scope, connection, self._body_clock)
-        if await self._stream(request, connection):
+        if request.path.endswith(LIVE) and await self._stream(request, connection):
             return
         try:
             answer = await self._answer(request)

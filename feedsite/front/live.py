@@ -5,6 +5,7 @@ A stream holds no queue: it is told the newest count of its feed, however many c
 
 import asyncio
 import random
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection
@@ -17,9 +18,11 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import metrics
 from feeds.live import Count, LiveCounts, Wanted
+from feedsite.postgresql.connection import answer_within
 
 HEARTBEAT_SECONDS = 15.0
 SEND_SECONDS = 20.0
+COUNT_SECONDS = 30.0  # for which PostgreSQL is waited for
 RETRY_MS = (1_000, 15_000)
 HEARTBEAT = b": heartbeat\n\n"
 
@@ -27,10 +30,11 @@ HEARTBEAT = b": heartbeat\n\n"
 class Stream:
     """One open stream; what it has to say is what changed since it last said something."""
 
-    __slots__ = ("_events", "last", "since", "user_id", "wake")
+    __slots__ = ("_events", "last", "opened_at", "since", "user_id", "wake")
 
     def __init__(self, wanted: Wanted) -> None:
         self.user_id, self.since = wanted
+        self.opened_at = time.monotonic()
         self.last = Count(wanted.since or 0, 0, None)
         self.wake = asyncio.Event()
         self._events: dict[str, bytes] = {}
@@ -74,12 +78,17 @@ class LiveFeeds:
         self._counts = LiveCounts(self)
 
     def start(self) -> None:
-        self._counts.start()
+        threading.Thread(target=self._keep_counting, name="live", daemon=True).start()
+
+    def _keep_counting(self) -> None:
+        while not self._ending:
+            with answer_within(COUNT_SECONDS):
+                self._counts.turn()
+        self._counts.close()
 
     def end(self) -> None:
         """End all streams, and refuse new ones."""
         self._ending = True
-        self._counts.stop()
         for streams in self._streams.values():
             for stream in streams:
                 stream.wake.set()
@@ -146,19 +155,20 @@ class LiveFeeds:
         }
         return list(found)
 
-    def counted(self, counts: dict[Wanted, Count], announced: bool) -> None:
+    def counted(self, counts: dict[Wanted, Count], announced: bool, asked_at: float) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._counted, counts, announced)
+            self._loop.call_soon_threadsafe(self._counted, counts, announced, asked_at)
 
     def heard(self, is_hearing: bool) -> None:
         if is_hearing != self._is_hearing:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._heard, is_hearing)
 
-    def _counted(self, counts: dict[Wanted, Count], announced: bool) -> None:
+    def _counted(self, counts: dict[Wanted, Count], announced: bool, asked_at: float) -> None:
         for wanted, count in counts.items():
             for stream in self._streams.get(wanted.user_id, ()):
-                if stream.since == wanted.since:
+                # A count from before it was opened tells nothing of it.
+                if stream.since == wanted.since and asked_at >= stream.opened_at:
                     stream.counted(count, announced)
 
     def _heard(self, is_hearing: bool) -> None:

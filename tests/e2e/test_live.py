@@ -1,0 +1,65 @@
+"""Live feeds with real processes: from a `202` to the event, and through the end of an API."""
+
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from eventbus import kafka
+from feedsite.authentication import issue_token
+from tests.e2e import system as systems
+from tests.e2e.system import Process, System, settled, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
+
+AUTHOR, READER = 1, 2
+# Well before granian kills what has not ended.
+ENDS_WITHIN_SECONDS = 6.0
+
+
+def open_stream(port: int) -> socket.socket:
+    stream = socket.create_connection(("127.0.0.1", port), timeout=20)
+    token = issue_token(READER, "", 60)
+    head = f"GET /feeds/{READER}/live HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n"
+    stream.sendall(head.encode())
+    return stream
+
+
+def read_until(stream: socket.socket, wanted: bytes) -> bytes:
+    """Return what came up to `wanted`; fails when the stream ends or is silent before."""
+    heard = b""
+    while wanted not in heard:
+        data = stream.recv(65_536)
+        assert data, heard
+        heard += data
+    return heard
+
+
+def test_a_post_is_told_and_the_end_of_an_api_ends_its_streams(tmp_path: Path) -> None:
+    kafka.create_topics()
+    with systems.running(tmp_path) as system:
+        api, _worker = system.api(), system.worker()
+        followed = follow(system)
+        wait_until(lambda: settled({followed}))
+        with open_stream(httpx.URL(system.url).port or 0) as stream:
+            read_until(stream, b"retry:")
+            time.sleep(1.0)  # until the stream has been counted for the first time
+            with system.client(AUTHOR) as client:
+                post = client.post("/posts", json={"content": "x"}).json()
+            heard = read_until(stream, b"event: new")
+            assert post["id"].encode() in heard or read_until(stream, post["id"].encode())
+            assert_ends(api, stream)
+
+
+def follow(system: System) -> int:
+    with system.client(READER) as client:
+        return int(client.put(f"/follows/{AUTHOR}").json()["event_id"])
+
+
+def assert_ends(api: Process, stream: socket.socket) -> None:
+    began = time.monotonic()
+    assert api.stop() == 0
+    assert time.monotonic() - began < ENDS_WITHIN_SECONDS
+    read_until(stream, b"event: end")
