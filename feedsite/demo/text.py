@@ -43,8 +43,13 @@ def requests(client: Client) -> str:
         """-H 'Content-Type: application/json' -d '{"content": "Hello from the command line"}'""",
         "",
         f"curl {client.base_url}/feeds/{sample.READER} -H 'Authorization: Bearer {client.token(sample.READER)}'",
+        "",
+        f"curl -N {client.base_url}/feeds/{sample.READER}/live -H 'Authorization: Bearer {client.token(sample.READER)}'",
     ]
-    title = f"Post as user {author}, whom user {sample.READER} follows, then read the feed of user {sample.READER}:"
+    title = (
+        f"Post as user {author}, whom user {sample.READER} follows, then read the feed of user "
+        f"{sample.READER}, or hear of new posts as they come:"
+    )
     return _block(title, lines) + "\nCtrl-C stops everything.\n\n"
 
 
