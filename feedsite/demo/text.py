@@ -38,13 +38,15 @@ def places(ports: Places, password: str | None) -> str:
 def requests(client: Client) -> str:
     """Return a request that posts and one that reads, ready for a shell."""
     author = sample.follows()[sample.READER][0]
+    feed = f"{client.base_url}/feeds/{sample.READER}"
+    as_reader = f"-H 'Authorization: Bearer {client.token(sample.READER)}'"
     lines = [
         f"curl {client.base_url}/posts -H 'Authorization: Bearer {client.token(author)}' "
         """-H 'Content-Type: application/json' -d '{"content": "Hello from the command line"}'""",
         "",
-        f"curl {client.base_url}/feeds/{sample.READER} -H 'Authorization: Bearer {client.token(sample.READER)}'",
+        f"curl {feed} {as_reader}",
         "",
-        f"curl -N {client.base_url}/feeds/{sample.READER}/live -H 'Authorization: Bearer {client.token(sample.READER)}'",
+        f"curl -N {feed}/live {as_reader}",
     ]
     title = (
         f"Post as user {author}, whom user {sample.READER} follows, then read the feed of user "
