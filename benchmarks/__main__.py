@@ -1,4 +1,6 @@
-"""Start a stack of its own, run the chosen sections, print their tables as Markdown, remove everything."""
+"""Start a stack of its own, run the chosen sections, print their tables as Markdown, remove
+everything.
+"""
 
 import argparse
 import importlib

@@ -1,4 +1,6 @@
-"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without Django."""
+"""`POST /posts` and cached `GET /feeds/{id}` beside what the same server and Kafka give without
+Django.
+"""
 
 import json
 import random
@@ -35,7 +37,9 @@ Measure = Callable[[int, float], Load]
 
 
 def run(stand: Stand, quick: bool) -> None:
-    """Measure at each number of connections, the API and its limits in turn, without workers beside them."""
+    """Measure at each number of connections, the API and its limits in turn, without workers beside
+    them.
+    """
     runs, seconds = (1, 2.0) if quick else (3, 3.0)
     workload.load(workload.even_network(followers=20, authors=len(USERS), users=500))
     fill_feeds()
@@ -62,7 +66,9 @@ def run(stand: Stand, quick: bool) -> None:
 
 
 def _many_readers(port: int, bare: int, runs: int, seconds: float) -> list[list[tables.Cell]]:
-    """Measure first pages that are in Redis, but for the most part not in the process that is asked."""
+    """Measure first pages that are in Redis, but for the most part not in the process that is
+    asked.
+    """
     tables.progress(f"API: pages for {READERS:,} readers")
     workload.load(
         workload.even_network(followers=FOLLOWERS_OF_MANY, authors=AUTHORS_OF_MANY, users=READERS)

@@ -27,7 +27,8 @@ def run(stand: Stand, network: Network, events: int) -> None:
     publish(network, events)
     with stand.worker("run_fanout") as port:
         samples = _watch(port, events)
-    # From the first scrape that shows progress: the start of the process and the join are not the subject.
+    # From the first scrape that shows progress: the start of the process and the join are not the
+    # subject.
     (start, events_before, rows_before), (end, events_after, rows_after) = samples[0], samples[-1]
     seconds = end - start
     tables.table(

@@ -1,4 +1,7 @@
-"""A celebrity posts: what it costs, who sees it, and whether the posts of others wait for it. Real processes."""
+"""A celebrity posts: what it costs, who sees it, and whether the posts of others wait for it.
+
+Real processes.
+"""
 
 import random
 import threading
@@ -27,7 +30,9 @@ _MOST_FOLLOWED = (
 
 
 def run(stand: Stand, quick: bool) -> None:
-    """Measure the others while nobody else posts, while the celebrity does, and while the most followed user does."""
+    """Measure the others while nobody else posts, while the celebrity does, and while the most
+    followed user does.
+    """
     posts, followers = (100, 100) if quick else (500, 1_000)
     _load()
     most_followed = database.value(_MOST_FOLLOWED, [FOLLOWERS])
@@ -132,7 +137,9 @@ def _posting(author: Author, pause: float) -> Iterator[list[int]]:
 
 
 def _next_reads(port: int, count: int) -> int:
-    """Return how many of `count` random followers see the celebrity's post on their next read, once one has."""
+    """Return how many of `count` random followers see the celebrity's post on their next read, once
+    one has.
+    """
     client, celebrity = reading.Client(port), Author(port, CELEBRITY)
     first, *users = random.Random(4).sample(
         range(FIRST_FOLLOWER, FIRST_FOLLOWER + FOLLOWERS), count + 1

@@ -42,7 +42,9 @@ def checkpoint() -> None:
 
 @dataclass
 class Cost:
-    """What something took: seconds, and seconds of CPU of this process and of the PostgreSQL backends."""
+    """What something took: seconds, and seconds of CPU of this process and of the PostgreSQL
+    backends.
+    """
 
     seconds: float = 0.0
     cpu: float = 0.0
@@ -53,7 +55,9 @@ class Cost:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Measure what is done inside; the CPU time tells more than the clock where other work runs beside."""
+    """Measure what is done inside; the CPU time tells more than the clock where other work runs
+    beside.
+    """
     cost = Cost()
     cpu, started = _cpu(), time.perf_counter()
     yield cost

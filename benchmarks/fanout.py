@@ -1,4 +1,6 @@
-"""Fan-out: rows a second of the real path beside one bare INSERT … SELECT of the same rows on the same server."""
+"""Fan-out: rows a second of the real path beside one bare INSERT … SELECT of the same rows on the
+same server.
+"""
 
 import itertools
 from collections import Counter
@@ -32,7 +34,8 @@ def run(stand: Stand, quick: bool) -> None:
         workload.even_network(followers, _authors(followers), USERS) for followers in FOLLOWERS
     ]
     rows, profiles = [], []
-    # Above `FEED_PUSH_MAX_FOLLOWERS` nothing would be written, and there would be nothing to measure.
+    # Above `FEED_PUSH_MAX_FOLLOWERS` nothing would be written, and there would be nothing to
+    # measure.
     with override_settings(FEED_STRATEGY="push"):
         for network in [*networks, real] if real else networks:
             workload.load(network)
@@ -97,7 +100,9 @@ def _compare(network: Network, runs: int, batches: int) -> list[tables.Cell]:
 
 
 def _batches(network: Network, batches: int) -> workload.Batches:
-    """Return batches as a worker takes them from a backlog: work for each lane, and no less than is worth a lane."""
+    """Return batches as a worker takes them from a backlog: work for each lane, and no less than is
+    worth a lane.
+    """
     size = settings.FEED_FANOUT_LANES * max(_posts_a_transaction(network), EVENTS_WORTH_A_LANE)
     authors = (network.authors * (batches * size // len(network.authors) + 1))[: batches * size]
     return [workload.records(authors[n * size : (n + 1) * size]) for n in range(batches)]
@@ -112,7 +117,8 @@ def _posts_a_transaction(network: Network) -> int:
 
 
 def _stage(network: Network, batches: workload.Batches) -> tuple[int, list[str]]:
-    """Copy the rows just written, in the order of the key: all into `staged`, and a transaction's each into a table.
+    """Copy the rows just written, in the order of the key: all into `staged`, and a transaction's
+    each into a table.
 
     Returns the number of all rows, and the names of the tables.
     """
@@ -128,7 +134,8 @@ def _stage(network: Network, batches: workload.Batches) -> tuple[int, list[str]]
             f"CREATE TABLE staged_{number} AS SELECT * FROM staged "  # noqa: S608 - numbers of our own
             f"WHERE post_id > {start} AND post_id <= {end} ORDER BY user_id, post_id"
         )
-        # Whoever reads fresh rows first notes on their pages that they are committed, which is no part of an insert.
+        # Whoever reads fresh rows first notes on their pages that they are committed, which is no
+        # part of an insert.
         database.execute(f"VACUUM staged_{number}")
     database.execute("VACUUM staged")
     return int(database.value("SELECT count(*) FROM staged")), [

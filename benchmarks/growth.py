@@ -1,4 +1,6 @@
-"""Growth: what a row costs as `feed_entries` fills up, beside a bare insert of the same rows into an equal table."""
+"""Growth: what a row costs as `feed_entries` fills up, beside a bare insert of the same rows into
+an equal table.
+"""
 
 import random
 import time
@@ -19,7 +21,8 @@ FOLLOWERS = 99
 ROWS_A_POST = FOLLOWERS + 1
 USERS = 100_000
 AUTHORS = 5_000
-# Half a million rows a statement, in the order of the key: as the workers write them, so that the index splits alike.
+# Half a million rows a statement, in the order of the key: as the workers write them, so that the
+# index splits alike.
 POSTS_FILLED_AT_ONCE = 5_000
 
 _FILL_POSTS = """
@@ -91,7 +94,9 @@ def _batch_posts() -> int:
 
 
 def _lay_out(posts: int) -> None:
-    """Begin anew with partitions as if so many posts had filled them: the newest one by half, if there are others."""
+    """Begin anew with partitions as if so many posts had filled them: the newest one by half, if
+    there are others.
+    """
     database.execute("TRUNCATE posts, processed_events, bare")
     posts_a_partition = settings.FEED_PARTITION_ROWS // ROWS_A_POST
     layout.lay_out(
@@ -100,7 +105,9 @@ def _lay_out(posts: int) -> None:
 
 
 def _fill(up_to: int) -> None:
-    """Add posts that are newer than all there are until there are `up_to`, with their entries in both tables."""
+    """Add posts that are newer than all there are until there are `up_to`, with their entries in
+    both tables.
+    """
     while (posts := database.value("SELECT count(*) FROM posts")) < up_to:
         progress(
             f"growth: filling up to {up_to * ROWS_A_POST:,} entries, {posts * ROWS_A_POST:,} so far"

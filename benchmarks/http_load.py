@@ -1,4 +1,6 @@
-"""Load over HTTP: by `wrk` where it is installed, else by a slower client of our own (`benchmarks.load`)."""
+"""Load over HTTP: by `wrk` where it is installed, else by a slower client of our own
+(`benchmarks.load`).
+"""
 
 import json
 import re
@@ -29,11 +31,14 @@ _UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 
 
 def closed(port: int, requests: Sequence[str], connections: int, seconds: float) -> Load:
-    """Return what the server gives when each connection sends its next request as soon as it has an answer."""
+    """Return what the server gives when each connection sends its next request as soon as it has an
+    answer.
+    """
     if WRK is None:
         return own(Plan(port, list(requests), connections, seconds))
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        # For ASCII a JSON string is a Lua string too; Lua's long brackets would drop the carriage returns.
+        # For ASCII a JSON string is a Lua string too; Lua's long brackets would drop the carriage
+        # returns.
         script.write(_SCRIPT.format(requests=", ".join(map(json.dumps, requests))))
         script.flush()
         return _wrk(port, script.name, connections, seconds)

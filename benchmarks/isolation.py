@@ -1,4 +1,6 @@
-"""What everybody else waits for while one server stands still, and while clients leave their requests half sent."""
+"""What everybody else waits for while one server stands still, and while clients leave their
+requests half sent.
+"""
 
 import asyncio
 import resource
@@ -31,7 +33,9 @@ HEALED_WITHIN_SECONDS = 30.0
 
 @dataclass
 class Kind:
-    """One kind of request, sent so many times a second whatever the answers do, each on a connection of its own."""
+    """One kind of request, sent so many times a second whatever the answers do, each on a
+    connection of its own.
+    """
 
     name: str
     rate: float
@@ -51,7 +55,9 @@ class Kind:
 
 
 def run(stand: Stand, quick: bool) -> None:
-    """Freeze each server in turn, then leave a thousand requests half sent, with all kinds of requests going on."""
+    """Freeze each server in turn, then leave a thousand requests half sent, with all kinds of
+    requests going on.
+    """
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     )

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.kafka_limit WAITS SECONDS`: produce and await the acknowledgement, without HTTP.
+"""`python -m benchmarks.kafka_limit WAITS SECONDS`: produce and await the acknowledgement, without
+HTTP.
 
-Keeps WAITS records under way with the production producer's settings; prints the rate and the latencies as JSON.
+Keeps WAITS records under way with the production producer's settings; prints the rate and the
+latencies as JSON.
 """
 
 import json

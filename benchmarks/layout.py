@@ -10,7 +10,9 @@ HOUR_MS = 3_600_000
 
 
 def lay_out(starts: Iterable[int] = (), hours: Iterable[int] = range(1, 5)) -> None:
-    """Replace all partitions by empty ones that start at 0 and at `starts`; then they end at these hours from now."""
+    """Replace all partitions by empty ones that start at 0 and at `starts`; then they end at these
+    hours from now.
+    """
     now_ms = partitions.layout().now_ms
     for partition in partitions.partitions():
         database.execute(f"DROP TABLE {partition.name}")

@@ -1,8 +1,9 @@
-"""The least that could answer: an RSGI application without Django, for the same server and command line.
+"""The least that could answer: an RSGI application without Django, for the same server and command
+line.
 
-GET returns a ready page of `PAGE_BYTES` bytes. POST publishes a record as large as an event, with the production
-producer's settings and spread over the partitions like the posts of many authors, and answers once Kafka has
-acknowledged it: many at a time, without a thread for any.
+GET returns a ready page of `PAGE_BYTES` bytes. POST publishes a record as large as an event, with
+the production producer's settings and spread over the partitions like the posts of many authors,
+and answers once Kafka has acknowledged it: many at a time, without a thread for any.
 """
 
 import asyncio

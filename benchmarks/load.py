@@ -1,6 +1,8 @@
-"""An HTTP client for load, in a process of its own: reads a plan as JSON from stdin, prints what it measured as JSON.
+"""An HTTP client for load, in a process of its own: reads a plan as JSON from stdin, prints what it
+measured as JSON.
 
-With a rate it sends on schedule whatever the answers do, and counts latency from the scheduled moment.
+With a rate it sends on schedule whatever the answers do, and counts latency from the scheduled
+moment.
 """
 
 import asyncio
@@ -14,7 +16,9 @@ from benchmarks.tables import percentile
 
 @dataclass(frozen=True)
 class Plan:
-    """`requests` are whole HTTP/1.1 requests, sent in turn; `rate` is requests a second, 0 for as many as possible."""
+    """`requests` are whole HTTP/1.1 requests, sent in turn; `rate` is requests a second, 0 for as
+    many as possible.
+    """
 
     port: int
     requests: list[str]

@@ -17,7 +17,9 @@ IDLE_SECONDS = 5.0
 
 
 class Connection:
-    """A connection to the API that is kept, but made anew after a pause: the server closes idle ones."""
+    """A connection to the API that is kept, but made anew after a pause: the server closes idle
+    ones.
+    """
 
     def __init__(self, port: int) -> None:
         self._http = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -82,7 +84,9 @@ def query_of(position: Position) -> str:
 
 
 def query_seconds(user: int, position: Position) -> float:
-    """Return the seconds that PostgreSQL and the code around it take for the page, without HTTP, cache and JSON."""
+    """Return the seconds that PostgreSQL and the code around it take for the page, without HTTP,
+    cache and JSON.
+    """
     started = time.perf_counter()
     Reader(user).read(position, DEFAULT_LIMIT + 1)
     return time.perf_counter() - started
@@ -94,7 +98,9 @@ def p50_p95(seconds: Sequence[float]) -> str:
 
 
 def repeat(read: Callable[[int], float], users: Iterable[int], times: int) -> list[float]:
-    """Return the seconds of `read` for each user in turn, `times` over, after one round that does not count."""
+    """Return the seconds of `read` for each user in turn, `times` over, after one round that does
+    not count.
+    """
     users = list(users)
     for user in users:
         read(user)

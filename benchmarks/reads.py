@@ -1,4 +1,6 @@
-"""Reads: how long a page takes by the number of accounts followed and by depth, with a million posts stored."""
+"""Reads: how long a page takes by the number of accounts followed and by depth, with a million
+posts stored.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +21,8 @@ FOLLOWEES = (10, 100, 1_000, 5_000)
 READERS = 5  # of each kind
 CAP = 800
 
-# Authors do not post alike: a tenth of them writes a third of the posts. Every hundredth of the first `AUTHORS` is
-# pulled, as by the hybrid strategy; those above are pulled without exception.
+# Authors do not post alike: a tenth of them writes a third of the posts. Every hundredth of the
+# first `AUTHORS` is pulled, as by the hybrid strategy; those above are pulled without exception.
 _POSTS = """
 INSERT INTO posts (id, author_id, content, created_at, fanout)
 SELECT n, author, %(text)s, now(), CASE WHEN author > %(authors)s OR author %% 100 = 0 THEN 1 ELSE 0 END
@@ -66,7 +68,9 @@ _ENTRY = (
 
 
 class Depth(NamedTuple):
-    """Where a page begins: after so many entries from the newest, or at a share of all posts ever written."""
+    """Where a page begins: after so many entries from the newest, or at a share of all posts ever
+    written.
+    """
 
     name: str
     entries: int = 0
@@ -74,7 +78,9 @@ class Depth(NamedTuple):
     newer: bool = False
 
     def position(self, user: int, posts: int) -> Position:
-        """Return where the page of the user begins, with `posts` of all authors, whose ids are 1 to `posts`."""
+        """Return where the page of the user begins, with `posts` of all authors, whose ids are 1 to
+        `posts`.
+        """
         if self.share:
             return Position(int(posts * self.share), self.newer)
         if not self.entries:
@@ -106,7 +112,9 @@ Positions = dict[Depth, dict[int, Position]]
 
 
 def run(stand: Stand, quick: bool) -> None:
-    """Measure over HTTP, then the queries alone; show the plans for the longest list of followees."""
+    """Measure over HTTP, then the queries alone; show the plans for the longest list of
+    followees.
+    """
     posts, times = (200_000, 2) if quick else (1_000_000, 20)
     _fill(posts)
     kinds = [
@@ -207,7 +215,9 @@ def _cell(read: Callable[[int], float], users: list[int], times: int) -> str:
 
 
 def _plans(user: int, position: Position) -> None:
-    """Print the plan of each query of a page across the floor: pushed, who is pulled, pulled, below the floor."""
+    """Print the plan of each query of a page across the floor: pushed, who is pulled, pulled, below
+    the floor.
+    """
     statements: list[tuple[str, Any]] = []
 
     def keep(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:

@@ -1,4 +1,6 @@
-"""What is measured: servers, API and workers of the benchmark's own, in a directory that is removed at the end."""
+"""What is measured: servers, API and workers of the benchmark's own, in a directory that is removed
+at the end.
+"""
 
 import http.client
 import os
@@ -32,7 +34,8 @@ class Stand:
         self.directory = Path(tempfile.mkdtemp(prefix="feed-bench-"))
 
     def __enter__(self) -> Self:
-        # Whatever the shell has set for another purpose: production settings, on servers nobody else uses.
+        # Whatever the shell has set for another purpose: production settings, on servers nobody
+        # else uses.
         for name in (*SERVERS, "FEED_EMBEDDED_FSYNC"):
             os.environ.pop(name, None)
         os.environ |= {

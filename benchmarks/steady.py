@@ -1,7 +1,10 @@
-"""Steady state: as many entries come as go, with partitions, for many turns. Nothing may grow or slow down meanwhile.
+"""Steady state: as many entries come as go, with partitions, for many turns.
 
-A turn is the time in which a partition fills; after `PARTITIONS` of them all entries are other ones. Posts, deletions,
-follows and unfollows take the path of a worker; a reader and the housekeeper go on beside them.
+Nothing may grow or slow down meanwhile.
+
+A turn is the time in which a partition fills; after `PARTITIONS` of them all entries are other
+ones. Posts, deletions, follows and unfollows take the path of a worker; a reader and the
+housekeeper go on beside them.
 """
 
 import random

@@ -32,7 +32,10 @@ class _Timed:
 
 
 class Timers:
-    """Seconds by part. Parts nest: the time of an inner one is not counted for the outer one as well."""
+    """Seconds by part.
+
+    Parts nest: the time of an inner one is not counted for the outer one as well.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)

@@ -51,7 +51,9 @@ def even_network(followers: int, authors: int = 200, users: int = 10_000) -> Net
 
 
 def real_network() -> Network | None:
-    """Return a real graph in which those with more followers post more often, or None without its file."""
+    """Return a real graph in which those with more followers post more often, or None without its
+    file.
+    """
     file = DATA / GRAPH
     if not file.exists():
         return None
@@ -106,7 +108,9 @@ class _Free:
 
 
 def process(subscription: Subscription, batches: Batches) -> float:
-    """Process the batches as `run_fanout` does, from bytes to invalidated pages; return the seconds."""
+    """Process the batches as `run_fanout` does, from bytes to invalidated pages; return the
+    seconds.
+    """
     free = _Free()
     lanes = Lanes(subscription.lanes, Processor(subscription.handlers), free, Leaving())
     started = time.perf_counter()

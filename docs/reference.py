@@ -1,6 +1,8 @@
-"""The pages of the site that are made from the code, a hook of `mkdocs.yml`: commands, metrics, HTTP.
+"""The pages of the site that are made from the code, a hook of `mkdocs.yml`: commands, metrics,
+HTTP.
 
-Nothing of them is kept, so they cannot be out of date. The decisions of `docs/adr` join the navigation here too.
+Nothing of them is kept, so they cannot be out of date. The decisions of `docs/adr` join the
+navigation here too.
 """
 
 import argparse
@@ -88,7 +90,9 @@ def metrics() -> Iterator[str]:
 
 
 def http() -> Iterator[str]:
-    """Yield a page with the README's section on the API, then every operation of the OpenAPI document."""
+    """Yield a page with the README's section on the API, then every operation of the OpenAPI
+    document.
+    """
     from drf_spectacular.generators import SchemaGenerator  # not to be had before Django is set up
 
     schema = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
@@ -105,7 +109,10 @@ def http() -> Iterator[str]:
 
 @cache
 def _set_up() -> None:
-    """Make Django's part of the code usable. No server is asked, and the secrets made for it are thrown away."""
+    """Make Django's part of the code usable.
+
+    No server is asked, and the secrets made for it are thrown away.
+    """
     os.environ.pop(
         "DATABASE_URL", None
     )  # with a database of one's own, secrets would have to be given

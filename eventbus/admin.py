@@ -79,9 +79,11 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
 
 class NewestFirst(ChangeList):
-    """The rows of the highest keys below `?<key>__lt=`, in key order: one index scan, nothing counted or skipped.
+    """The rows of the highest keys below `?<key>__lt=`, in key order: one index scan, nothing
+    counted or skipped.
 
-    A table of 10^7 rows is shown as fast as an empty one; an ordering, a count or an offset would read all of it.
+    A table of 10^7 rows is shown as fast as an empty one; an ordering, a count or an offset would
+    read all of it.
     """
 
     older_than: int | None = None
@@ -114,7 +116,9 @@ class NewestFirst(ChangeList):
 
 
 class LargeTableAdmin(ReadOnlyAdmin):
-    """A table too large to count, sort or scan: rows are found by id, and browsed from the highest id down."""
+    """A table too large to count, sort or scan: rows are found by id, and browsed from the highest
+    id down.
+    """
 
     change_list_template = "admin/eventbus/newest_first.html"
     actions = None
@@ -148,7 +152,9 @@ def id_of(text: str) -> int | None:
 
 
 class DeadLetterActions(ReadOnlyAdmin):
-    """The two actions, each with its own permission, a page to confirm it on, and parts that a request can do."""
+    """The two actions, each with its own permission, a page to confirm it on, and parts that a
+    request can do.
+    """
 
     actions = ["replay_selected", "discard_selected"]
     show_facets = admin.ShowFacets.NEVER
@@ -193,7 +199,10 @@ class DeadLetterActions(ReadOnlyAdmin):
     def _replay(
         self, request: HttpRequest, job: Job, entries: DeadLetterQuerySet
     ) -> PublishFailed | None:
-        """Replay a part of the entries. Return why it ends before the last of them: Kafka takes no more."""
+        """Replay a part of the entries.
+
+        Return why it ends before the last of them: Kafka takes no more.
+        """
         which = {name: name in request.POST for name in ("parked", "overdue")}
         for ids in job.batches(entries, replays.BATCH):
             try:
@@ -248,7 +257,9 @@ class DeadLetterActions(ReadOnlyAdmin):
         return TemplateResponse(request, "admin/eventbus/progress.html", context)
 
     def _carried(self, request: HttpRequest, job: Job, verb: str) -> dict[str, Any]:
-        """Return what a page needs to come back with: the very selection, and what there was of it."""
+        """Return what a page needs to come back with: the very selection, and what there was of
+        it.
+        """
         return {
             **self.admin_site.each_context(request),
             "opts": self.model._meta,
@@ -266,7 +277,9 @@ class DeadLetterActions(ReadOnlyAdmin):
         entries: DeadLetterQuerySet,
         verb: str,
     ) -> Job:
-        """Return the job that the page carries, or a new one, with its lines in the log of actions."""
+        """Return the job that the page carries, or a new one, with its lines in the log of
+        actions.
+        """
         token = request.POST.get("job")
         try:
             job = Job.load(token, _owner(request, verb)) if token else Job.of(bulk.survey(entries))
@@ -458,8 +471,8 @@ class DeadLetterAdmin(DeadLetterActions):
         match = request.resolver_match
         if match is None or not (match.url_name or "").endswith("changelist"):
             return queryset
-        # Not what the list does not show: payloads may be megabytes each. Groups are few, and a join would have
-        # PostgreSQL sort all entries with the texts of theirs.
+        # Not what the list does not show: payloads may be megabytes each. Groups are few, and a
+        # join would have PostgreSQL sort all entries with the texts of theirs.
         return queryset.only(*LISTED).prefetch_related("group")
 
     @admin.display(description="cause", ordering="group__exception")
@@ -491,7 +504,8 @@ class ProcessedEventAdmin(LargeTableAdmin):
 
 
 def failures_by_hour(groups: Sequence[int]) -> dict[int, list[int]]:
-    """Return of each group how many of its entries failed last in each of the last hours, the oldest first.
+    """Return of each group how many of its entries failed last in each of the last hours, the
+    oldest first.
 
     Of all groups together only the newest `HISTORY_FAILURES` are counted.
     """

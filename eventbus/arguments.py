@@ -1,4 +1,7 @@
-"""Types of command-line arguments. Each returns what the text says, or raises `ArgumentTypeError` with a sentence."""
+"""Types of command-line arguments.
+
+Each returns what the text says, or raises `ArgumentTypeError` with a sentence.
+"""
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError

@@ -14,9 +14,9 @@ log = structlog.get_logger(__name__)
 class Repeating:
     """Calls `act` until the context ends, and then `at_end`, all in a thread of its own.
 
-    `act` gets its turns `pause` seconds apart, or after so many seconds as it returns; the first after `first_pause`.
-    What either raises is logged as `<name>_failed`, and `act` gets its next turn. Between turns the thread holds no
-    connection to PostgreSQL.
+    `act` gets its turns `pause` seconds apart, or after so many seconds as it returns; the first
+    after `first_pause`. What either raises is logged as `<name>_failed`, and `act` gets its next
+    turn. Between turns the thread holds no connection to PostgreSQL.
     """
 
     def __init__(

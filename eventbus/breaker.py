@@ -1,11 +1,12 @@
 """A circuit breaker for each server that requests wait for.
 
-While a server answers, its breaker is closed and costs a look at one attribute. After `FAILURES` calls in a row that
-got no answer it is open: callers are refused at once, except for one at a time, which tries. The first success closes
-it again. So an outage costs each caller nothing but the first few time-outs, and ends with the first answer.
+While a server answers, its breaker is closed and costs a look at one attribute. After `FAILURES`
+calls in a row that got no answer it is open: callers are refused at once, except for one at a time,
+which tries. The first success closes it again. So an outage costs each caller nothing but the first
+few time-outs, and ends with the first answer.
 
-The pattern is from M. Nygard, "Release It!" (2007). It is written out here because the libraries for it open for a
-fixed time, which would keep a server that has come back away from its clients.
+The pattern is from M. Nygard, "Release It!" (2007). It is written out here because the libraries
+for it open for a fixed time, which would keep a server that has come back away from its clients.
 """
 
 import math
@@ -19,7 +20,8 @@ from eventbus.exceptions import ServerAway
 
 FAILURES = 3
 NO_TRIAL = 0
-# A call that tried and never told how it went, such as one whose thread was lost, keeps the others out no longer.
+# A call that tried and never told how it went, such as one whose thread was lost, keeps the others
+# out no longer.
 LOST_AFTER_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
@@ -48,10 +50,12 @@ class Breaker:
         return time.monotonic() - self._failed_at < seconds
 
     def enter(self) -> int:
-        """Let the caller try, who then tells `succeeded`, `failed` or `gave_up`. Raises `ServerAway` instead.
+        """Let the caller try, who then tells `succeeded`, `failed` or `gave_up`.
 
-        Returns the number of the trial that the call is, to be told with how it went; `NO_TRIAL` while the server is
-        not taken to be away.
+        Raises `ServerAway` instead.
+
+        Returns the number of the trial that the call is, to be told with how it went; `NO_TRIAL`
+        while the server is not taken to be away.
         """
         if not self.is_open:
             return NO_TRIAL

@@ -1,7 +1,7 @@
 """Acting on very many dead letters in parts, each short enough for one request.
 
-A page carries the `Job` from one request to the next, signed, so that nothing is kept between two requests and an
-action that was broken off has done what it says, and no more.
+A page carries the `Job` from one request to the next, signed, so that nothing is kept between two
+requests and an action that was broken off has done what it says, and no more.
 """
 
 import time
@@ -20,7 +20,9 @@ JOB_SECONDS = 86_400  # for which a page may be left open
 
 @dataclass(slots=True)
 class Job:
-    """An action on all entries up to `up_to`, those that there were when it was asked for, and how far it has come."""
+    """An action on all entries up to `up_to`, those that there were when it was asked for, and how
+    far it has come.
+    """
 
     up_to: int
     total: int
@@ -49,7 +51,9 @@ class Job:
         return self.done + self.skipped + self.failed
 
     def batches(self, entries: DeadLetterQuerySet, size: int) -> Iterator[list[int]]:
-        """Yield the ids of what comes next, `size` at a time, until nothing does or the time of a request is over."""
+        """Yield the ids of what comes next, `size` at a time, until nothing does or the time of a
+        request is over.
+        """
         deadline = time.monotonic() + PART_SECONDS
         while not self.finished:
             following = entries.filter(id__gt=self.after, id__lte=self.up_to).order_by("id")
@@ -63,8 +67,8 @@ class Job:
 
 
 def survey(entries: DeadLetterQuerySet) -> dict[str, int]:
-    """Return the `count` of entries and the highest id `up_to` of them, how many are parked, and how many were
-    replayed without an outcome so far (`overdue`), all in one look.
+    """Return the `count` of entries and the highest id `up_to` of them, how many are parked, and
+    how many were replayed without an outcome so far (`overdue`), all in one look.
     """
     return entries.aggregate(
         count=Count("id"),

@@ -1,7 +1,8 @@
-"""The headers of dead letters and of their replays: everything named `dlq.*` is written and read here, nowhere else.
+"""The headers of dead letters and of their replays: everything named `dlq.*` is written and read
+here, nowhere else.
 
-Anyone who may write to a topic can write headers. So what is read never stops a dead letter from being stored, and
-a record is believed to replay an entry only if it proves it (`Claim`).
+Anyone who may write to a topic can write headers. So what is read never stops a dead letter from
+being stored, and a record is believed to replay an entry only if it proves it (`Claim`).
 """
 
 import hashlib
@@ -66,7 +67,9 @@ class Failure:
 
     @classmethod
     def of(cls, dead_letter: Record) -> "Failure":
-        """Return what the headers of a dead letter tell; for what they do not, what the record itself does."""
+        """Return what the headers of a dead letter tell; for what they do not, what the record
+        itself does.
+        """
         texts = _texts(dead_letter)
         written_at = _moment(dead_letter.timestamp_ms)
         return cls(
@@ -88,7 +91,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """That a record is the replay of an entry; true if made with the entry's token for the bytes of this record."""
+    """That a record is the replay of an entry; true if made with the entry's token for the bytes of
+    this record.
+    """
 
     entry_id: int
     proof: str
@@ -111,7 +116,9 @@ class Claim:
 
     @classmethod
     def make(cls, entry_id: int, token: UUID, key: bytes | None, value: bytes | None) -> "Claim":
-        """Return the claim to replay the entry that has this token, by a record of this key and value."""
+        """Return the claim to replay the entry that has this token, by a record of this key and
+        value.
+        """
         return cls(entry_id, _proof(entry_id, token, key, value))
 
     def is_proven(self, token: UUID, record: Record) -> bool:
@@ -127,13 +134,16 @@ def _proof(entry_id: int, token: UUID, key: bytes | None, value: bytes | None) -
     code = hmac.new(token.bytes, digestmod=hashlib.sha256)
     code.update(b"%d" % entry_id)
     for part in (key, value):
-        # With its length, so that no byte can go over from the one to the other; no bytes are not none.
+        # With its length, so that no byte can go over from the one to the other; no bytes are not
+        # none.
         code.update(b":none" if part is None else b":%d:" % len(part) + part)
     return code.hexdigest()
 
 
 def _texts(record: Record) -> dict[str, str]:
-    """Return the text of each of our headers by its name without the prefix, as PostgreSQL can store it."""
+    """Return the text of each of our headers by its name without the prefix, as PostgreSQL can
+    store it.
+    """
     texts = {}
     for name, value in record.headers:
         if name.startswith(PREFIX):
@@ -148,7 +158,9 @@ def _number(texts: Mapping[str, str], name: str, default: int, *, maximum: int =
 
 
 def _moment(ms: int) -> datetime:
-    """Return the time of a record, which its producer may set to anything; now for one that no calendar has."""
+    """Return the time of a record, which its producer may set to anything; now for one that no
+    calendar has.
+    """
     try:
         return datetime.fromtimestamp(max(0, ms) / 1000, UTC)
     except (ValueError, OverflowError, OSError):

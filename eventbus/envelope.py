@@ -2,7 +2,8 @@
 
     {"event_id": "…", "type": "post.created", "version": 1, "actor_id": "…", "occurred_at": "…", "payload": {…}}
 
-Ids are decimal strings (JavaScript's numbers end at 2^53), times are RFC 3339 in UTC with milliseconds.
+Ids are decimal strings (JavaScript's numbers end at 2^53), times are RFC 3339 in UTC with
+milliseconds.
 """
 
 import re
@@ -18,7 +19,8 @@ from eventbus.ids.snowflake import is_id, milliseconds_of, number_in
 
 MAX_TYPE_CHARS = 64
 
-# The highest id wins and heads the feeds, for as long as its time lies ahead. Ours are ahead by half a second at most.
+# The highest id wins and heads the feeds, for as long as its time lies ahead. Ours are ahead by
+# half a second at most.
 MAX_AHEAD_MS = 24 * 3_600_000
 
 # ISO 8601, which Python reads, is wider: week dates, times without seconds, commas, basic format.
@@ -28,7 +30,10 @@ _RFC_3339 = re.compile(
 
 
 def encode(event: Event) -> bytes:
-    """Return the JSON bytes of `event`. Raises `InvalidEvent` if `decode` would refuse them, or without a zone."""
+    """Return the JSON bytes of `event`.
+
+    Raises `InvalidEvent` if `decode` would refuse them, or without a zone.
+    """
     if event.occurred_at.utcoffset() is None:
         raise InvalidEvent("occurred_at must have a zone.")
     fields = {
@@ -59,7 +64,9 @@ def encode(event: Event) -> bytes:
 
 
 def encode_key(key: int) -> bytes:
-    """Return the Kafka key: the decimal user id, so that every client's murmur2 puts it in the same partition."""
+    """Return the Kafka key: the decimal user id, so that every client's murmur2 puts it in the same
+    partition.
+    """
     return str(key).encode()
 
 
@@ -88,7 +95,10 @@ def read_id(fields: Fields, name: str) -> int:
 
 
 def read_minted_id(fields: Fields, name: str) -> int:
-    """Return the snowflake id in `fields[name]`. Raises `InvalidEvent`, also for one from after tomorrow."""
+    """Return the snowflake id in `fields[name]`.
+
+    Raises `InvalidEvent`, also for one from after tomorrow.
+    """
     minted = read_id(fields, name)
     ahead_ms = milliseconds_of(minted) - clock.now_ms()
     if ahead_ms > MAX_AHEAD_MS:
@@ -109,7 +119,10 @@ def _no_id(name: str) -> InvalidEvent:
 
 
 def read_text(fields: Fields, name: str, *, max_length: int) -> str:
-    """Return the string in `fields[name]`, 1 … `max_length` characters without NUL. Raises `InvalidEvent`."""
+    """Return the string in `fields[name]`, 1 … `max_length` characters without NUL.
+
+    Raises `InvalidEvent`.
+    """
     text = fields.get(name)
     if isinstance(text, str) and 1 <= len(text) <= max_length and "\0" not in text:
         return text
@@ -117,7 +130,10 @@ def read_text(fields: Fields, name: str, *, max_length: int) -> str:
 
 
 def read_time(fields: Fields, name: str) -> datetime:
-    """Return the RFC 3339 time in `fields[name]`, in UTC, to the microsecond. Raises `InvalidEvent`."""
+    """Return the RFC 3339 time in `fields[name]`, in UTC, to the microsecond.
+
+    Raises `InvalidEvent`.
+    """
     text = fields.get(name)
     try:
         if isinstance(text, str) and _RFC_3339.fullmatch(text):

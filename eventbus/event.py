@@ -10,7 +10,10 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A fact that happened once. `key` is the user whose posts or audience it changes: its partition and its lock."""
+    """A fact that happened once.
+
+    `key` is the user whose posts or audience it changes: its partition and its lock.
+    """
 
     event_id: int
     type: str

@@ -77,7 +77,9 @@ class GroupErrorFilter(ErrorFilter):
 
 
 class GroupFilter(ChosenFilter):
-    """One group, as the links to its entries say; offered by itself alone, for there may be thousands."""
+    """One group, as the links to its entries say; offered by itself alone, for there may be
+    thousands.
+    """
 
     title = "group"
     parameter_name = "group"

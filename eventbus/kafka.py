@@ -16,13 +16,14 @@ FANOUT_GROUP = "fanout"
 DLQ_GROUP = "dlq"
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
-# A dead letter is the whole record and the headers that say why. The limits of topics count compressed bytes, so the
-# record may be larger than its topic's limit by itself, and ours may compress worse than what its producer used.
+# A dead letter is the whole record and the headers that say why. The limits of topics count
+# compressed bytes, so the record may be larger than its topic's limit by itself, and ours may
+# compress worse than what its producer used.
 MAX_DEAD_LETTER_BYTES = 16 * 1024 * 1024
 # Retention deletes whole segments; this bounds how much longer than that a record may live.
 SEGMENT_HOURS = 12
-# With the segment it is the day by which `PROCESSED_EVENTS_DAYS` exceeds the retention, so that a dead letter that is
-# read again is still known.
+# With the segment it is the day by which `PROCESSED_EVENTS_DAYS` exceeds the retention, so that a
+# dead letter that is read again is still known.
 DEAD_LETTER_EXTRA_HOURS = 12
 METADATA_TIMEOUT = 10.0  # seconds
 TOPIC_ID_TIMEOUT = 5.0
@@ -49,7 +50,9 @@ def client_config() -> Config:
 
 
 def producer_config() -> Config:
-    """Return the configuration of an idempotent producer whose records are durable once reported delivered."""
+    """Return the configuration of an idempotent producer whose records are durable once reported
+    delivered.
+    """
     return {
         **client_config(),
         "acks": "all",
@@ -96,7 +99,8 @@ def consumer_config(group: str) -> Config:
 
 
 def topic_id(admin: AdminClient, topic: str) -> str:
-    """Return the id by which the broker tells the topic from another one of its name; "" where brokers have none.
+    """Return the id by which the broker tells the topic from another one of its name; "" where
+    brokers have none.
 
     Raises `KafkaException`, also for a topic that does not exist.
     """
@@ -107,7 +111,9 @@ def topic_id(admin: AdminClient, topic: str) -> str:
 
 
 def create_topics() -> dict[str, str]:
-    """Create both topics, or add the partitions they lack; return what was done by topic. Idempotent.
+    """Create both topics, or add the partitions they lack; return what was done by topic.
+
+    Idempotent.
 
     Raises `KafkaException` when the brokers cannot be reached or refuse.
     """
@@ -157,7 +163,9 @@ def topic_config(topic: str, copies: int) -> dict[str, str]:
 
 
 def min_insync_replicas(copies: int) -> int:
-    """Return how many brokers must have a write before it is acknowledged: it survives the loss of one, if it can."""
+    """Return how many brokers must have a write before it is acknowledged: it survives the loss of
+    one, if it can.
+    """
     return min(2, copies)
 
 
@@ -167,6 +175,8 @@ def max_message_bytes(topic: str) -> int:
 
 
 def retention_hours(topic: str) -> int:
-    """Return how long `topic` is to keep a record; an event that failed at its end is to be there still."""
+    """Return how long `topic` is to keep a record; an event that failed at its end is to be there
+    still.
+    """
     hours: int = settings.KAFKA_RETENTION_HOURS
     return hours + DEAD_LETTER_EXTRA_HOURS if topic == DEAD_LETTER_EVENTS else hours

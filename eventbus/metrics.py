@@ -119,11 +119,13 @@ def _published(event_type: str) -> Counter:
 
 
 def observe_processed(event_type: str, taken_at: float, accepted_ms: int) -> None:
-    """Observe that an event is visible now: accepted by Kafka at `accepted_ms`, taken at `taken_at`.
+    """Observe that an event is visible now: accepted by Kafka at `accepted_ms`, taken at
+    `taken_at`.
 
     The first is Unix time in milliseconds, the second monotonic seconds.
     """
-    # Not the event's own time: that of an imported post is years ago. Clocks of two machines may differ a little.
+    # Not the event's own time: that of an imported post is years ago. Clocks of two machines may
+    # differ a little.
     visible_after = max(0.0, time.time() - accepted_ms / 1_000)
     processing, visible = _of_type(event_type)
     processing.observe(time.monotonic() - taken_at)
@@ -139,6 +141,8 @@ def _of_type(event_type: str) -> tuple[Histogram, Histogram]:
 
 
 def export_dlq_size(count: Callable[[], float]) -> None:
-    """Export `dlq_size`, as `count` tells it at each scrape; by `run_dlq` alone, for elsewhere it would say 0."""
+    """Export `dlq_size`, as `count` tells it at each scrape; by `run_dlq` alone, for elsewhere it
+    would say 0.
+    """
     gauge = Gauge("dlq_size", "Dead letters that are not resolved or discarded.")
     gauge.set_function(count)

@@ -16,9 +16,11 @@ from eventbus.event import Event
 OVERDUE_AFTER = timedelta(minutes=10)
 NAME_MESSAGE_CHARS = 40
 
-# As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL does.
+# As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL
+# does.
 _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s::bigint[])"
-# The statement that makes an event processed counts it for the pipeline page too: never one without the other.
+# The statement that makes an event processed counts it for the pipeline page too: never one without
+# the other.
 _RECORD = """
 WITH new AS (
     SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::double precision[])
@@ -41,7 +43,8 @@ class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
         return {event_id for (event_id,) in found}
 
     def record(self, events: Sequence[Event], seconds: Sequence[float], worker_id: UUID) -> None:
-        """Remember `events` as processed, in one statement and in id order (so workers cannot deadlock).
+        """Remember `events` as processed, in one statement and in id order (so workers cannot
+        deadlock).
 
         Adds them, and the seconds that each has taken so far, to the worker's `pipeline_minutes`.
         """
@@ -97,7 +100,9 @@ class ConsumerOffset(models.Model):
 
 
 class PipelineMinute(models.Model):
-    """The events of a type that a worker has processed in a minute, counted in their own transactions."""
+    """The events of a type that a worker has processed in a minute, counted in their own
+    transactions.
+    """
 
     pk = models.CompositePrimaryKey("minute", "worker_id", "type")
     minute = models.DateTimeField()
@@ -114,7 +119,10 @@ class PipelineMinute(models.Model):
 
 
 class WorkerHeartbeat(models.Model):
-    """What a worker last told of itself; see `eventbus.watch.heartbeat`. Gone an hour after its last beat."""
+    """What a worker last told of itself; see `eventbus.watch.heartbeat`.
+
+    Gone an hour after its last beat.
+    """
 
     worker_id = models.UUIDField(primary_key=True)
     topic = models.CharField(max_length=249)
@@ -176,7 +184,9 @@ class IdempotencyKey(models.Model):
 
 
 class DeadLetterGroup(models.Model):
-    """Dead letters with one cause: same event type, exception class and message but for the values in it."""
+    """Dead letters with one cause: same event type, exception class and message but for the values
+    in it.
+    """
 
     fingerprint = models.CharField(max_length=64, unique=True)
     event_type = models.CharField(max_length=64, blank=True)
@@ -202,7 +212,9 @@ class DeadLetterGroup(models.Model):
 
 class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
     def unresolved(self) -> "DeadLetterQuerySet":
-        """Those that still wait for someone or something: open, replayed without an outcome yet, or parked."""
+        """Those that still wait for someone or something: open, replayed without an outcome yet, or
+        parked.
+        """
         return self.filter(state__in=DeadLetter.UNRESOLVED)
 
     def closed_before(self, moment: datetime) -> "DeadLetterQuerySet":
@@ -210,8 +222,9 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
         return self.exclude(state__in=DeadLetter.UNRESOLVED).filter(resolved_at__lt=moment)
 
     def replayable(self, *, parked: bool = False, overdue: bool = False) -> "DeadLetterQuerySet":
-        """Those that may be replayed: open; with `parked` also those replayed too often before; with `overdue` also
-        those whose last replay has had no outcome for `OVERDUE_AFTER`, such as one that Kafka lost.
+        """Those that may be replayed: open; with `parked` also those replayed too often before;
+        with `overdue` also those whose last replay has had no outcome for `OVERDUE_AFTER`, such as
+        one that Kafka lost.
         """
         chosen = models.Q(state=DeadLetter.State.OPEN)
         if parked:
@@ -234,7 +247,9 @@ class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
 
 
 class DeadLetter(models.Model):
-    """An event that could not be processed, whole, with its latest failure and what became of it."""
+    """An event that could not be processed, whole, with its latest failure and what became of
+    it.
+    """
 
     class State(models.TextChoices):
         OPEN = "open"

@@ -1,8 +1,9 @@
 """Publishing to Kafka: a call returns only when the brokers have acknowledged the record.
 
-A thread publishes with `publish`, an event loop with `publish_soon`. One producer a process, made at the first use. A
-producer made before a fork silently loses messages in the child, so a forked child starts without one. One that failed
-for good, as Kafka calls it when another took its place or the brokers forgot it, is replaced at the next use.
+A thread publishes with `publish`, an event loop with `publish_soon`. One producer a process, made
+at the first use. A producer made before a fork silently loses messages in the child, so a forked
+child starts without one. One that failed for good, as Kafka calls it when another took its place or
+the brokers forgot it, is replaced at the next use.
 """
 
 import asyncio
@@ -46,7 +47,8 @@ REPORT_GRACE_SECONDS = 1.0
 GIVEN_UP_AFTER_SECONDS = 4.0
 
 _TIMED_OUT = (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT)
-# The brokers do not know the producer any more, or know another in its place. Not all of these come as fatal errors.
+# The brokers do not know the producer any more, or know another in its place. Not all of these come
+# as fatal errors.
 _PRODUCER_UNKNOWN = (
     KafkaError._FATAL,
     KafkaError._FENCED,
@@ -64,8 +66,8 @@ log = structlog.get_logger(__name__)
 class EventProducer:
     """An idempotent producer with its delivery-report thread.
 
-    `failed` says that it failed for good: nothing can be published with it any more, and what it had in hand has been
-    reported as failed.
+    `failed` says that it failed for good: nothing can be published with it any more, and what it
+    had in hand has been reported as failed.
     """
 
     def __init__(self) -> None:
@@ -86,10 +88,12 @@ class EventProducer:
         headers: Headers,
         on_delivery: OnDelivery,
     ) -> None:
-        """Queue one record; `on_delivery` gets None or the error, from another thread. It must not raise.
+        """Queue one record; `on_delivery` gets None or the error, from another thread. It must not
+        raise.
 
-        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`. Raises
-        `PublishFailed` for what the client refuses by itself; `RecordTooLarge` of these for a record that is too big.
+        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`.
+        Raises `PublishFailed` for what the client refuses by itself; `RecordTooLarge` of these for
+        a record that is too big.
         """
         deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
@@ -112,7 +116,9 @@ class EventProducer:
         headers: list[tuple[str, str | bytes | None]],
         on_delivery: Callable[[KafkaError | None, Message], None],
     ) -> None:
-        """Queue one record without waiting; raises `ProducerQueueFull` where there is no room, else as `send`."""
+        """Queue one record without waiting; raises `ProducerQueueFull` where there is no room, else
+        as `send`.
+        """
         try:
             self._producer.produce(
                 topic, value, key, headers=headers, on_delivery=partial(self._report, on_delivery)
@@ -124,7 +130,9 @@ class EventProducer:
             raise refusal(error.args[0]) from error
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> int:
-        """Wait up to `timeout` seconds for every queued record; return how many are still unreported."""
+        """Wait up to `timeout` seconds for every queued record; return how many are still
+        unreported.
+        """
         return int(self._producer.flush(timeout))
 
     def topics(self, timeout: float) -> Sequence[str]:
@@ -159,7 +167,8 @@ class EventProducer:
             try:
                 self._producer.poll(POLL_SECONDS)
             except KafkaException as error:
-                # Where confluent-kafka tells of a fatal error; `error_cb` hears of it in other versions.
+                # Where confluent-kafka tells of a fatal error; `error_cb` hears of it in other
+                # versions.
                 self._note_fatal(error.args[0])
             hand_over_reports()
             if self.failed:
@@ -187,8 +196,9 @@ class EventProducer:
             log.error("kafka_producer_failed", error=error.str())
 
     def _note_timeout(self, error: KafkaError) -> None:
-        # Seen with brokers that were wiped and started anew: they answer, and yet nothing is delivered any more, for as
-        # long as this producer lives. While Kafka really is away, a new one every few seconds does no harm.
+        # Seen with brokers that were wiped and started anew: they answer, and yet nothing is
+        # delivered any more, for as long as this producer lives. While Kafka really is away, a new
+        # one every few seconds does no harm.
         if error.code() not in _TIMED_OUT:
             return
         now = time.monotonic()
@@ -237,14 +247,17 @@ class _Report:
 
 
 class LoopDeliveries:
-    """The delivery reports that an event loop waits for, one wake-up of it for each poll of the producer."""
+    """The delivery reports that an event loop waits for, one wake-up of it for each poll of the
+    producer.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._reported: list[tuple[asyncio.Future[None], KafkaError | None]] = []
         self._awaited: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._published: dict[str, int] = defaultdict(int)
-        # On the loop each of these questions costs a post more than it gives, so they are asked once.
+        # On the loop each of these questions costs a post more than it gives, so they are asked
+        # once.
         self.logs_each = log.is_enabled_for(logging.DEBUG)
         self._seconds = settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS
         self._look()
@@ -252,14 +265,19 @@ class LoopDeliveries:
     def send(
         self, topic: str, key: bytes, value: bytes, headers: list[tuple[str, str | bytes | None]]
     ) -> "asyncio.Future[None]":
-        """Queue one record and return the future of its delivery. Raises as `EventProducer.send_now`."""
+        """Queue one record and return the future of its delivery.
+
+        Raises as `EventProducer.send_now`.
+        """
         delivery = self._loop.create_future()
         get().send_now(topic, key, value, headers, partial(self._report, delivery))
         self._awaited.append((self._loop.time() + self._seconds, delivery))
         return delivery
 
     def count(self, event_type: str) -> None:
-        """Count an event that Kafka has acknowledged; the metric is written a few times a second."""
+        """Count an event that Kafka has acknowledged; the metric is written a few times a
+        second.
+        """
         self._published[event_type] += 1
 
     def _report(
@@ -312,7 +330,9 @@ def attach(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def hand_over_reports() -> None:
-    """Tell the loop, if there is one, what the producer has reported; for the threads that poll one."""
+    """Tell the loop, if there is one, what the producer has reported; for the threads that poll
+    one.
+    """
     if _loop_deliveries is not None:
         _loop_deliveries.hand_over()
 
@@ -320,7 +340,8 @@ def hand_over_reports() -> None:
 def publish(event: Event, headers: Headers = ()) -> None:
     """Publish `event` to the feed topic and return once it is durable there (`acks=all`).
 
-    Raises `PublishFailed`; its subclass `PublishTimedOut` means the event may have been stored all the same.
+    Raises `PublishFailed`; its subclass `PublishTimedOut` means the event may have been stored all
+    the same.
     """
     value = envelope.encode(event)
     correlation.bind_event(event.event_id)
@@ -366,7 +387,10 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
 def publish_record(
     topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
 ) -> None:
-    """Publish raw bytes and return once they are durable. Raises `PublishFailed`; of these `RecordTooLarge`."""
+    """Publish raw bytes and return once they are durable.
+
+    Raises `PublishFailed`; of these `RecordTooLarge`.
+    """
     report = _Report()
     get().send(topic, key, value, headers, report.arrive)
     report.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)
@@ -410,7 +434,10 @@ _producer_lock = threading.Lock()
 
 
 def get() -> EventProducer:
-    """Return this process's producer, a new one if the last has failed for good. Waits for no broker."""
+    """Return this process's producer, a new one if the last has failed for good.
+
+    Waits for no broker.
+    """
     global _producer
     producer = _producer
     if producer is not None and not producer.failed:

@@ -1,8 +1,9 @@
 """Deleting what nothing needs any more: `manage.py prune`.
 
-Every statement deletes a bounded number of rows and commits by itself, so that no worker waits for it and PostgreSQL's
-vacuum is not held back. Interrupted, it is simply run again. `snowflake_nodes` is not pruned: its rows are as many
-as there are nodes, and each keeps the end of the last lease, which the next one must not overlap.
+Every statement deletes a bounded number of rows and commits by itself, so that no worker waits for
+it and PostgreSQL's vacuum is not held back. Interrupted, it is simply run again. `snowflake_nodes`
+is not pruned: its rows are as many as there are nodes, and each keeps the end of the last lease,
+which the next one must not overlap.
 """
 
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ from eventbus.models import DeadLetter, IdempotencyKey
 CHUNK = 10_000
 CHUNK_OF_DEAD_LETTERS = 500
 
-# The id is the primary key and carries the time at which it was minted, so the walk needs no other index. An event
-# that was processed long after, such as a replay, stays for the time after that; one with an unresolved dead letter
-# stays as long as that may be replayed.
+# The id is the primary key and carries the time at which it was minted, so the walk needs no other
+# index. An event that was processed long after, such as a replay, stays for the time after that;
+# one with an unresolved dead letter stays as long as that may be replayed.
 _PRUNE_EVENTS = """
 WITH chunk AS MATERIALIZED (
     SELECT event_id, processed_at FROM processed_events
@@ -44,10 +45,13 @@ DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
 
 
 def prune(*, dry_run: bool) -> Iterator[tuple[str, int]]:
-    """Delete what has expired; yield table by table its name and how many rows that was, or with `dry_run` would be."""
+    """Delete what has expired; yield table by table its name and how many rows that was, or with
+    `dry_run` would be.
+    """
     clock.read()  # this host's own may be wrong by days, and what is still needed would go
     now = clock.now()
-    # Keys first: one that outlived its event's record would let a repeated request have its effect again.
+    # Keys first: one that outlived its event's record would let a repeated request have its effect
+    # again.
     yield (
         "idempotency_keys",
         _prune_keys(now - timedelta(days=settings.IDEMPOTENCY_KEY_DAYS), dry_run),

@@ -20,14 +20,17 @@ def _known(number: int | None) -> int:
     return number
 
 
-# The client returns a list with a hole and an exception set when the name of a header is not UTF-8. Called through
-# methodcaller, Python notices and raises SystemError. Where CPython has specialised a plain `message.headers()`, it
-# does not: the exception comes up somewhere later, and looking into the list crashes the process.
+# The client returns a list with a hole and an exception set when the name of a header is not UTF-8.
+# Called through methodcaller, Python notices and raises SystemError. Where CPython has specialised
+# a plain `message.headers()`, it does not: the exception comes up somewhere later, and looking into
+# the list crashes the process.
 _read_headers = methodcaller("headers")
 
 
 def _headers(message: Message) -> tuple[Headers, str]:
-    """Return the headers, or none and the reason: for one such name the client gives up all of them."""
+    """Return the headers, or none and the reason: for one such name the client gives up all of
+    them.
+    """
     try:
         return _read_headers(message) or (), ""
     except (SystemError, UnicodeDecodeError) as error:
@@ -79,7 +82,9 @@ class Delivery:
     attempts: int = 0  # how often it was tried again, alone, after the failure of its batch
     first_failed_at: datetime | None = None
     replays: list[Record] = field(default_factory=list)
-    """Later records of the same event in the batch that replay a dead letter; they share its outcome."""
+    """Later records of the same event in the batch that replay a dead letter; they share its
+    outcome.
+    """
 
     @property
     def records(self) -> list[Record]:

@@ -1,10 +1,12 @@
 """The retry policy, in one place: what is tried again, how often and after how long.
 
-- **transient** (PostgreSQL or the network away, deadlock, serialization failure, no partition yet): for as long as it
-  takes;
-- **too much at once** (statement timeout, out of memory, lock table full): `SIZE_ATTEMPTS` times, then less at once;
+- **transient** (PostgreSQL or the network away, deadlock, serialization failure, no partition yet):
+  for as long as it takes;
+- **too much at once** (statement timeout, out of memory, lock table full): `SIZE_ATTEMPTS` times,
+  then less at once;
 - **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
-- **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead letter.
+- **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead
+  letter.
 """
 
 import random
@@ -35,13 +37,15 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# SQLSTATE classes: connection, rollback (deadlock, serialization), resources, operator intervention, system; and
-# a lock time-out, a server that became a read-only standby, a transaction that PostgreSQL ended for idling.
+# SQLSTATE classes: connection, rollback (deadlock, serialization), resources, operator
+# intervention, system; and a lock time-out, a server that became a read-only standby, a transaction
+# that PostgreSQL ended for idling.
 TRANSIENT_SQLSTATES = ("08", "40", "53", "57", "58", "55P03", "25006", "25P0")
 
 
-# Statement timed out or was cancelled, out of memory (which a full lock table is too), a configured limit, transaction
-# timed out: transient, but what is asked for may be the reason, and then it fails for ever.
+# Statement timed out or was cancelled, out of memory (which a full lock table is too), a configured
+# limit, transaction timed out: transient, but what is asked for may be the reason, and then it
+# fails for ever.
 SIZE_SQLSTATES = ("57014", "53200", "53400", "25P04")
 
 # Connection, authentication, no such database, shutting down or starting, too many connections.
@@ -59,7 +63,9 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether trying the same thing later can succeed without anyone changing the event or the code."""
+    """Tell whether trying the same thing later can succeed without anyone changing the event or the
+    code.
+    """
     if isinstance(error, PublishFailed | InterfaceError):
         return not isinstance(error, RecordTooLarge)
     if isinstance(error, IntegrityError):
@@ -73,12 +79,17 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_too_much(error: BaseException) -> bool:
-    """Tell whether it may be asking for so much at once that fails. Always transient too: alone it is never poison."""
+    """Tell whether it may be asking for so much at once that fails.
+
+    Always transient too: alone it is never poison.
+    """
     return is_transient(error) and getattr(error.__cause__, "sqlstate", None) in SIZE_SQLSTATES
 
 
 def _lacks_partition(error: IntegrityError) -> bool:
-    """Tell whether a row found no partition, which somebody is about to make; a constraint would have a name."""
+    """Tell whether a row found no partition, which somebody is about to make; a constraint would
+    have a name.
+    """
     cause = error.__cause__
     return isinstance(cause, CheckViolation) and cause.diag.constraint_name is None
 
@@ -125,7 +136,9 @@ def until_possible(
 def until_too_much(
     wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Like `until_possible`, but raise what `is_too_much` at its second time in a row: less at once may work."""
+    """Like `until_possible`, but raise what `is_too_much` at its second time in a row: less at once
+    may work.
+    """
     attempt = too_much = 0
     while True:
         try:

@@ -11,21 +11,32 @@ Facts = Sequence[Any]
 
 
 class Turn(Protocol):
-    """What code that processes a batch may ask of the loop, at any time and in whichever thread it runs."""
+    """What code that processes a batch may ask of the loop, at any time and in whichever thread it
+    runs.
+    """
 
     def stopping(self) -> bool:
-        """Tell whether to stop here. Ask between any two transactions: to ask is also the sign of life of a lane."""
+        """Tell whether to stop here.
+
+        Ask between any two transactions: to ask is also the sign of life of a lane.
+        """
 
     def wait(self, seconds: float) -> None:
-        """Wait, without losing the place in the group. Raises `WorkerStopping` as soon as it is time to leave."""
+        """Wait, without losing the place in the group.
+
+        Raises `WorkerStopping` as soon as it is time to leave.
+        """
 
     def still_ours(self, record: Record) -> bool:
-        """Tell whether the record's partition has stayed with this consumer since the batch was taken."""
+        """Tell whether the record's partition has stayed with this consumer since the batch was
+        taken.
+        """
 
     def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
         """Return once `record` is durable as a dead letter.
 
-        Raises `PublishFailed` or `DatabaseError` (try again; the offset must not be committed) and `DeadLetterFlood`.
+        Raises `PublishFailed` or `DatabaseError` (try again; the offset must not be committed) and
+        `DeadLetterFlood`.
         """
 
 
@@ -40,7 +51,9 @@ class Work(Protocol):
 
 
 class Membership(Protocol):
-    """Whose the records of a batch are: a consumer of a group, or one that reads a topic on its own."""
+    """Whose the records of a batch are: a consumer of a group, or one that reads a topic on its
+    own.
+    """
 
     def still_ours(self, record: Record) -> bool:
         """See `Turn`."""
@@ -64,7 +77,10 @@ F = TypeVar("F", bound=Fact)
 
 
 class Handlers(Protocol[F]):
-    """What an app gives the loop: how its events are read, cut into transactions and applied. Lanes share it."""
+    """What an app gives the loop: how its events are read, cut into transactions and applied.
+
+    Lanes share it.
+    """
 
     def to_fact(self, event: Event) -> F:
         """Return what the event says. Raises `PoisonEvent` for one that can never be applied."""
@@ -73,14 +89,17 @@ class Handlers(Protocol[F]):
         """Split facts, in order, into lists that each fit one transaction."""
 
     def apply(self, facts: Sequence[F], *, careful: bool, resume_after: int | None) -> int | None:
-        """Give the facts their effect within the current transaction; return None when all of it is there.
+        """Give the facts their effect within the current transaction; return None when all of it is
+        there.
 
-        Any other answer asks for the same call again in a new transaction with it as `resume_after`. `careful` means
-        that rows of these facts may exist already.
+        Any other answer asks for the same call again in a new transaction with it as
+        `resume_after`. `careful` means that rows of these facts may exist already.
         """
 
     def after_commit(self, facts: Sequence[F]) -> None:
-        """Do what has to follow each commit; it is done again when committed events are delivered again."""
+        """Do what has to follow each commit; it is done again when committed events are delivered
+        again.
+        """
 
 
 @dataclass(frozen=True, slots=True)

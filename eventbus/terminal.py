@@ -2,8 +2,8 @@
 
 import unicodedata
 
-# Control and format characters, lone surrogates, line and paragraph separators: what moves the cursor, changes colours
-# or the direction of writing, or cannot be written at all.
+# Control and format characters, lone surrogates, line and paragraph separators: what moves the
+# cursor, changes colours or the direction of writing, or cannot be written at all.
 UNSAFE_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 

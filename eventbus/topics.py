@@ -1,7 +1,8 @@
-"""What is wrong with the topics as they are: with what `202` promises, and with what the settings ask for.
+"""What is wrong with the topics as they are: with what `202` promises, and with what the settings
+ask for.
 
-A write is answered `202` once Kafka has acknowledged it, and must then survive the loss of any one broker. That rests
-on the topics, which anyone may have made or changed.
+A write is answered `202` once Kafka has acknowledged it, and must then survive the loss of any one
+broker. That rests on the topics, which anyone may have made or changed.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ class Topic:
 
     @property
     def min_insync_replicas(self) -> int:
-        """Return how many brokers must have a write before it is acknowledged; Kafka's default is one."""
+        """Return how many brokers must have a write before it is acknowledged; Kafka's default is
+        one.
+        """
         return int(self.config.get("min.insync.replicas", "1"))
 
 
@@ -51,7 +54,8 @@ def check(timeout: float = kafka.METADATA_TIMEOUT) -> list[str]:
 
 
 def promise_broken(timeout: float = kafka.METADATA_TIMEOUT) -> list[str]:
-    """Return why a write that Kafka acknowledges may be lost all the same, a sentence each; none if it may not.
+    """Return why a write that Kafka acknowledges may be lost all the same, a sentence each; none if
+    it may not.
 
     Waits for Kafka, up to twice `timeout` seconds. Raises `KafkaException`.
     """
@@ -59,7 +63,10 @@ def promise_broken(timeout: float = kafka.METADATA_TIMEOUT) -> list[str]:
 
 
 def fix(timeout: float = kafka.METADATA_TIMEOUT) -> None:
-    """Give the topics the configuration that `kafka.create_topics` would. Raises `KafkaException`."""
+    """Give the topics the configuration that `kafka.create_topics` would.
+
+    Raises `KafkaException`.
+    """
     admin = AdminClient(kafka.client_config())
     for topic in _describe(timeout).values():
         wanted = kafka.topic_config(topic.name, topic.copies)

@@ -34,7 +34,10 @@ log = structlog.get_logger(__name__)
 
 
 def run_subscription(subscription: Subscription, metrics_at: MetricsAddress | None) -> None:
-    """Consume `subscription` until SIGTERM or SIGINT, then leave cleanly. Exits with 3 on a flood of dead letters."""
+    """Consume `subscription` until SIGTERM or SIGINT, then leave cleanly.
+
+    Exits with 3 on a flood of dead letters.
+    """
     leaving = Leaving()
     consumer = EventConsumer(
         subscription.topic,
@@ -61,7 +64,8 @@ def run_dead_letter_store(metrics_at: MetricsAddress | None) -> None:
         batch_max_wait=0.005,
         leaving=leaving,
     )
-    # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is never asked for.
+    # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is
+    # never asked for.
     lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(kafka.DLQ_GROUP), leaving)
     with Heart(consumer).beating(), unresolved.counting():
         _run(consumer, lanes, leaving, metrics_at)
@@ -105,7 +109,8 @@ def _leave_on_signals(leaving: Leaving) -> Iterator[None]:
 
     signalled = False
 
-    # It does not log: the signal may have come in the middle of a line, and then another one raises or hangs.
+    # It does not log: the signal may have come in the middle of a line, and then another one raises
+    # or hangs.
     def leave(signal_number: int, _frame: FrameType | None) -> None:
         nonlocal signalled
         if signalled:

@@ -1,4 +1,6 @@
-"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows and is followed by."""
+"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows and is
+followed by.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,6 @@
-"""The facts about follows, as they travel in events; their key is the followee, whose audience changes."""
+"""The facts about follows, as they travel in events; their key is the followee, whose audience
+changes.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Self

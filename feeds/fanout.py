@@ -1,16 +1,19 @@
 """Fan-out: how a post reaches the feeds of its author and of their followers.
 
 - **push** (on write): one row in the feed of each, but for the feeds that rest;
-- **pull** (on read): no row at all; readers merge the post in, and their cached pages watch its author;
-- **hybrid**: push for authors of fewer than `FEED_PUSH_MAX_FOLLOWERS` followers, pull for the others.
+- **pull** (on read): no row at all; readers merge the post in, and their cached pages watch its
+  author;
+- **hybrid**: push for authors of fewer than `FEED_PUSH_MAX_FOLLOWERS` followers, pull for the
+  others.
 
-The choice is made once, when the post is stored, and kept with it. So an author who crosses the threshold, or a
-changed setting, loses and doubles nothing.
+The choice is made once, when the post is stored, and kept with it. So an author who crosses the
+threshold, or a changed setting, loses and doubles nothing.
 
 Posts at or below the horizon get no rows: nothing is materialised there.
 
-Raw SQL because the rows of a whole batch must be written by one statement, sorted by the primary key: that is about
-1.5 times as fast as post by post, and far from anything an ORM could do row by row.
+Raw SQL because the rows of a whole batch must be written by one statement, sorted by the primary
+key: that is about 1.5 times as fast as post by post, and far from anything an ORM could do row by
+row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,9 +32,9 @@ from posts.models import PUSHED, Fanout, Post
 
 NEVER = MAX_ID  # more followers than there can be
 
-# `feed_entries` of a post can only exist once its row in `posts` does, and all changes for an author happen under
-# the author's lock. So rows of a post stored in this very transaction cannot clash, and the plain form is safe;
-# ON CONFLICT costs 1.3 to 1.8 times as much.
+# `feed_entries` of a post can only exist once its row in `posts` does, and all changes for an
+# author happen under the author's lock. So rows of a post stored in this very transaction cannot
+# clash, and the plain form is safe; ON CONFLICT costs 1.3 to 1.8 times as much.
 _DELIVER = f"""
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower_id, post_id, author_id
@@ -47,7 +50,8 @@ ORDER BY 1, 2
 """  # noqa: S608 - composed of constants
 _DELIVER_CAREFULLY = _DELIVER + "ON CONFLICT DO NOTHING"
 
-# One post at a time to the followers after a given one, for authors whose followers do not fit one transaction.
+# One post at a time to the followers after a given one, for authors whose followers do not fit one
+# transaction.
 _DELIVER_PART = f"""
 WITH part AS (
     SELECT follower_id FROM follows
@@ -69,10 +73,11 @@ SELECT user_id, %(post)s, user_id FROM feeds WHERE user_id = %(author)s AND NOT 
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - composed of constants
 
-# Rows are deleted by their whole key. That of the post is there as a literal too, so that PostgreSQL sees which
-# partitions it need not plan for; and the pairs come out of an array that it cannot look into and takes to be short,
-# so that it looks each of them up whatever statistics say, and never reads a partition to find a few thousand rows.
-# They come in the order of partitions: nobody else deletes rows of these authors, so no order is needed for the locks.
+# Rows are deleted by their whole key. That of the post is there as a literal too, so that
+# PostgreSQL sees which partitions it need not plan for; and the pairs come out of an array that it
+# cannot look into and takes to be short, so that it looks each of them up whatever statistics say,
+# and never reads a partition to find a few thousand rows. They come in the order of partitions:
+# nobody else deletes rows of these authors, so no order is needed for the locks.
 _WITHDRAW = f"""
 WITH pairs AS MATERIALIZED (
     SELECT follower_id AS reader, id AS post
@@ -109,12 +114,16 @@ WHERE user_id = reader AND post_id = post AND post_id = ANY(%(among)s::bigint[])
 
 _FOLLOWER_COUNTS = "SELECT user_id, follower_count FROM feeds WHERE user_id = ANY(%s::bigint[])"
 
-# From now on readers look for posts of these authors when they read; see `feeds.read.pages` for what the time is for.
+# From now on readers look for posts of these authors when they read; see `feeds.read.pages` for
+# what the time is for.
 _WATCH = "UPDATE feeds SET pulled_since = clock_timestamp() WHERE user_id = ANY(%s) AND pulled_since IS NULL"
 
 
 def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
-    """Store `posts` and put those that are pushed into their feeds. `careful`: their rows may exist already."""
+    """Store `posts` and put those that are pushed into their feeds.
+
+    `careful`: their rows may exist already.
+    """
     pulled, new = _store(posts)
     targets, statement = (
         {post.post_id: post.author_id for post in posts if post.author_id not in pulled},
@@ -148,9 +157,11 @@ def withdraw_later(deletion: PostDeleted) -> None:
 
 @transaction.atomic
 def withdraw_part() -> bool:
-    """Take a post that is being withdrawn out of the next feeds; return whether there was one that nobody is at.
+    """Take a post that is being withdrawn out of the next feeds; return whether there was one that
+    nobody is at.
 
-    Deletes at most `FEED_BATCH_MAX_ROWS` rows, and keeps no author's events waiting. Raises `DatabaseError`.
+    Deletes at most `FEED_BATCH_MAX_ROWS` rows, and keeps no author's events waiting. Raises
+    `DatabaseError`.
     """
     locks.join_workers()
     withdrawal = Withdrawal.objects.select_for_update(skip_locked=True).order_by("post_id").first()
@@ -185,7 +196,8 @@ def remove(entries: Sequence[tuple[int, int]]) -> None:
 
 
 def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
-    """Deliver one post to the next followers, in id order; return the last of them, or None when all are done.
+    """Deliver one post to the next followers, in id order; return the last of them, or None when
+    all are done.
 
     Each call writes at most `FEED_BATCH_MAX_ROWS` rows and may be repeated.
     """
@@ -204,7 +216,9 @@ def deliver_part(post: PostCreated, resume_after: int | None) -> int | None:
 
 
 def _deliver_to_author(post: PostCreated) -> bool:
-    """Store the post and put it into its author's own feed; tell whether it is to be pushed to the followers too."""
+    """Store the post and put it into its author's own feed; tell whether it is to be pushed to the
+    followers too.
+    """
     _store([post])
     if not _stored_to_push([post]):
         return False
@@ -213,7 +227,9 @@ def _deliver_to_author(post: PostCreated) -> bool:
 
 
 def pulled_from() -> int:
-    """Return the number of followers from which on new posts of an author are left to be pulled by readers."""
+    """Return the number of followers from which on new posts of an author are left to be pulled by
+    readers.
+    """
     match settings.FEED_STRATEGY:
         case "pull":
             return 0
@@ -224,12 +240,16 @@ def pulled_from() -> int:
 
 
 def follower_counts(author_ids: Iterable[int]) -> dict[int, int]:
-    """Return how many followers each author has; authors without a row have none and are left out."""
+    """Return how many followers each author has; authors without a row have none and are left
+    out.
+    """
     return dict(fetch(_FOLLOWER_COUNTS, [bigints(set(author_ids))]))
 
 
 def _store(posts: Sequence[PostCreated]) -> tuple[set[int], set[int]]:
-    """Store the posts, each with how it travels; return the authors who are pulled, and the ids that were new."""
+    """Store the posts, each with how it travels; return the authors who are pulled, and the ids
+    that were new.
+    """
     pulled = _pulled_authors({post.author_id for post in posts})
     new = Post.objects.store(posts, pulled)
     if pulled:
@@ -246,7 +266,10 @@ def _pulled_authors(author_ids: set[int]) -> set[int]:
 
 
 def _stored_to_push(posts: Sequence[PostCreated]) -> dict[int, int]:
-    """Return author by id of those of `posts` that are pushed and not deleted. Raises `InvalidEvent` on foreign ids."""
+    """Return author by id of those of `posts` that are pushed and not deleted.
+
+    Raises `InvalidEvent` on foreign ids.
+    """
     stored = Post.objects.in_bulk([post.post_id for post in posts])
     for post in posts:
         if stored[post.post_id].author_id != post.author_id:
@@ -259,7 +282,9 @@ def _stored_to_push(posts: Sequence[PostCreated]) -> dict[int, int]:
 
 
 def _pushed(deletions: Sequence[PostDeleted]) -> dict[int, int]:
-    """Return author by id of the posts that may have rows in feeds; of a post of somebody else nothing is deleted."""
+    """Return author by id of the posts that may have rows in feeds; of a post of somebody else
+    nothing is deleted.
+    """
     pushed = Post.objects.filter(
         id__in=[deletion.post_id for deletion in deletions], fanout=Fanout.PUSH
     )

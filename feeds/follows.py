@@ -1,4 +1,7 @@
-"""Following and unfollowing, and what they do to feeds. The highest event id of a pair wins, in whatever order."""
+"""Following and unfollowing, and what they do to feeds.
+
+The highest event id of a pair wins, in whatever order.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -35,8 +38,8 @@ WHERE follows.event_id <= EXCLUDED.event_id
 RETURNING follower_id, followee_id
 """
 
-# The newest posts of the followee above the follower's floor and the horizon; one more than fits tells where the floor
-# must go.
+# The newest posts of the followee above the follower's floor and the horizon; one more than fits
+# tells where the floor must go.
 _BACKFILL = f"""
 WITH found AS (
     SELECT follower, post.id, followee, row_number() OVER (PARTITION BY follower, followee ORDER BY post.id DESC) AS n
@@ -57,8 +60,8 @@ SELECT follower, id, followee FROM found WHERE n <= %(cap)s ORDER BY 1, 2
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - composed of constants
 
-# Found by the followee's posts, not by looking through all that the follower has; those that are deleted may have rows
-# for as long as they are being withdrawn.
+# Found by the followee's posts, not by looking through all that the follower has; those that are
+# deleted may have rows for as long as they are being withdrawn.
 _TO_REMOVE = f"""
 SELECT follower, post.id FROM {_PAIRS} AS pair (follower, followee)
 JOIN feeds ON feeds.user_id = follower
@@ -71,7 +74,8 @@ CROSS JOIN LATERAL (
 ORDER BY 1, 2
 """  # noqa: S608 - composed of constants
 
-# An author who comes to be pulled is watched by readers from now on, so that the first such post finds them ready.
+# An author who comes to be pulled is watched by readers from now on, so that the first such post
+# finds them ready.
 _COUNT = """
 UPDATE feeds SET
     follower_count = follower_count + change,
@@ -88,8 +92,8 @@ _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR 
 def lock_feeds(facts: Iterable[FollowFact]) -> None:
     """Hold the `feeds` rows of everyone in `facts` until the transaction ends.
 
-    To be called once a transaction, with all it will follow and unfollow: in one go and in id order, such transactions
-    cannot deadlock.
+    To be called once a transaction, with all it will follow and unfollow: in one go and in id
+    order, such transactions cannot deadlock.
     """
     users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
     execute(_LOCK_FEEDS, [list(users)])

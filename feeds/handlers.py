@@ -51,9 +51,11 @@ class FeedHandlers(Handlers[FeedFact]):
         return parse(event)
 
     def plan(self, facts: Sequence[FeedFact]) -> list[list[FeedFact]]:
-        """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about `FEED_BATCH_MAX_ROWS` rows at most.
+        """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about
+        `FEED_BATCH_MAX_ROWS` rows at most.
 
-        A fact that exceeds this on its own stands alone; `apply` then works it off in several transactions.
+        A fact that exceeds this on its own stands alone; `apply` then works it off in several
+        transactions.
         """
         followers = fanout.follower_counts(fact.key for fact in facts)
         parts: list[list[FeedFact]] = []
@@ -114,7 +116,9 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by its cap."""
+    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by
+    its cap.
+    """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit
 
@@ -131,10 +135,11 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
 
 
 def _steps(facts: Sequence[FeedFact]) -> Iterator[list[FeedFact]]:
-    """Group facts of one kind that may be applied at once, keeping the order of each author's own facts.
+    """Group facts of one kind that may be applied at once, keeping the order of each author's own
+    facts.
 
-    Facts about different authors touch different rows, so only the turns of one author matter: the n-th run of
-    equal kinds of every author goes into round n.
+    Facts about different authors touch different rows, so only the turns of one author matter: the
+    n-th run of equal kinds of every author goes into round n.
     """
     rounds: dict[tuple[int, type], list[FeedFact]] = {}
     turns: dict[int, tuple[int, type | None]] = {}

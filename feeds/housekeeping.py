@@ -1,8 +1,9 @@
-"""What is done for feeds off the hot path: rebuild those whose readers came back, put to rest, withdraw large posts.
+"""What is done for feeds off the hot path: rebuild those whose readers came back, put to rest,
+withdraw large posts.
 
-Every `run_fanout` does it in a thread of its own, sharing the work: a walk over all feeds whose place is kept in
-`housekeeping`, and two queues, `feeds.rebuild_wanted` and `withdrawals`. Feeds are right without any of it; it makes
-them cheap.
+Every `run_fanout` does it in a thread of its own, sharing the work: a walk over all feeds whose
+place is kept in `housekeeping`, and two queues, `feeds.rebuild_wanted` and `withdrawals`. Feeds are
+right without any of it; it makes them cheap.
 """
 
 import time
@@ -44,7 +45,8 @@ WITH resting AS (
 UPDATE follows SET idle = true FROM resting WHERE follower_id = user_id AND NOT follows.idle
 """
 
-# Taken off the queue first, so that no two workers do the same; what fails then is asked for by the next read.
+# Taken off the queue first, so that no two workers do the same; what fails then is asked for by the
+# next read.
 _CLAIM = """
 UPDATE feeds SET rebuild_wanted = false
 WHERE user_id IN (SELECT user_id FROM feeds WHERE rebuild_wanted ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED)
@@ -74,10 +76,12 @@ def _keep_house() -> float:
 
 
 def watch_pulled_authors() -> int:
-    """Have readers watch every author who is pulled by the present strategy; return how many were not watched yet.
+    """Have readers watch every author who is pulled by the present strategy; return how many were
+    not watched yet.
 
-    For a strategy or threshold that was changed: each of these would otherwise be marked by their next post, and all
-    their followers' pages be voided one by one. Workers wait meanwhile. Raises `DatabaseError`.
+    For a strategy or threshold that was changed: each of these would otherwise be marked by their
+    next post, and all their followers' pages be voided one by one. Workers wait meanwhile. Raises
+    `DatabaseError`.
     """
     values = {"from": fanout.pulled_from()}
     [(is_any_unwatched,)] = fetch(f"SELECT EXISTS ({_UNWATCHED})", values)
@@ -93,7 +97,10 @@ def watch_pulled_authors() -> int:
 
 
 def rebuild_wanted() -> int:
-    """Rebuild some of the feeds whose readers came back; return how many. Raises `DatabaseError`."""
+    """Rebuild some of the feeds whose readers came back; return how many.
+
+    Raises `DatabaseError`.
+    """
     users = _claim()
     if users:
         rebuild(users)
@@ -106,7 +113,9 @@ def _claim() -> list[int]:
 
 
 def walk() -> float:
-    """Take a step of the walk if it is due and nobody else is at it; return the seconds until the next."""
+    """Take a step of the walk if it is due and nobody else is at it; return the seconds until the
+    next.
+    """
     Housekeeping.objects.get_or_create(id=1)
     with transaction.atomic():
         locks.join_workers()
@@ -128,7 +137,8 @@ def walk() -> float:
 
 
 def put_to_rest(user_ids: Sequence[int]) -> None:
-    """Put those of the feeds to rest that nobody reads, within a transaction that holds their rows in `feeds`.
+    """Put those of the feeds to rest that nobody reads, within a transaction that holds their rows
+    in `feeds`.
 
     Their entries are read by nobody from then on, and go with their partitions.
     """

@@ -22,7 +22,8 @@ class Imported(NamedTuple):
     new_follows: int
 
 
-# Older than any event, for ids of events start at 1: whatever a user ever did about a pair counts more than a file.
+# Older than any event, for ids of events start at 1: whatever a user ever did about a pair counts
+# more than a file.
 OLDEST = 0
 
 _STAGE = """
@@ -38,8 +39,8 @@ FROM staged_follows LEFT JOIN follows USING (follower_id, followee_id)
 WHERE event_id IS NULL OR (NOT active AND event_id < %s)
 """
 
-# The highest event id of a pair wins, as everywhere. At equal ids the event does: an import has the first of its
-# millisecond.
+# The highest event id of a pair wins, as everywhere. At equal ids the event does: an import has the
+# first of its millisecond.
 _MERGE = """
 INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
 SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), %s::bigint
@@ -68,8 +69,9 @@ FROM (
 WHERE user_id = followee_id AND follower_count <> counted.n
 """
 
-# Instead of back-filling what may be millions of rows: above the newest post of those newly followed nothing is
-# missing, and below it reads take the join. The rows at or below the floor are then garbage.
+# Instead of back-filling what may be millions of rows: above the newest post of those newly
+# followed nothing is missing, and below it reads take the join. The rows at or below the floor are
+# then garbage.
 _RAISE_FLOORS = f"""
 UPDATE feeds SET floor = newest.id
 FROM (
@@ -86,14 +88,16 @@ WHERE user_id = newest.follower_id AND floor < newest.id
 
 @transaction.atomic
 def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) -> Imported:
-    """Make `pairs` (follower, followee) active but for those that a later event changed; none when reading fails.
+    """Make `pairs` (follower, followee) active but for those that a later event changed; none when
+    reading fails.
 
-    Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is closed with the
-    commit; call `here.pages.wait_until_noticed` afterwards.
+    Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is
+    closed with the commit; call `here.pages.wait_until_noticed` afterwards.
     """
     execute(_STAGE)
     lines = _copy(pairs)
-    # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes it to have.
+    # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes
+    # it to have.
     execute("ANALYZE staged_follows")
     locks.acquire_bulk_load()
     new = execute(_FIND_NEW, [event_id])

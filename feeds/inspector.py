@@ -1,4 +1,6 @@
-"""A feed as it is stored and as it is defined, side by side: the invariant of `feeds.models` for one user, to see."""
+"""A feed as it is stored and as it is defined, side by side: the invariant of `feeds.models` for
+one user, to see.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +82,9 @@ class Entry:
 
     @property
     def unread(self) -> bool:
-        """Tell whether this is a row that nobody reads: at or below the floor, or of a post that is being withdrawn."""
+        """Tell whether this is a row that nobody reads: at or below the floor, or of a post that is
+        being withdrawn.
+        """
         return not self.row.defined and (not self.above_floor or self.row.leaving)
 
     @property

@@ -1,8 +1,9 @@
 """What the live streams of a process wait for: how many posts are new in each of their feeds.
 
-One thread hears what workers announce and counts for all streams together, so that an announcement which concerns
-thousands of them is a few questions to PostgreSQL. What is announced while it counts waits in Redis' buffer and is
-counted together afterwards. While the cache cannot be trusted, or Redis is away, it counts all feeds now and then.
+One thread hears what workers announce and counts for all streams together, so that an announcement
+which concerns thousands of them is a few questions to PostgreSQL. What is announced while it counts
+waits in Redis' buffer and is counted together afterwards. While the cache cannot be trusted, or
+Redis is away, it counts all feeds now and then.
 """
 
 import threading
@@ -29,8 +30,8 @@ HEAR_SECONDS = 0.1
 POLL_SECONDS = 5.0
 PAUSE_SECONDS = 0.5
 
-# The posts above the floor that are newer than `since`: pushed ones by their rows, pulled ones by their authors. Where
-# `since` is below the floor there is no count, and the feed has to be read.
+# The posts above the floor that are newer than `since`: pushed ones by their rows, pulled ones by
+# their authors. Where `since` is below the floor there is no count, and the feed has to be read.
 _COUNT = f"""
 SELECT asked.user_id, asked.since, state.floor <= asked.since, found.count, found.newest
 FROM unnest(%(users)s::bigint[], %(sinces)s::bigint[]) AS asked(user_id, since)
@@ -110,7 +111,9 @@ class Streams(Protocol):
 
 
 class LiveCounts:
-    """Counts for the streams of one process, in one thread that calls `turn` again and again, then `close`."""
+    """Counts for the streams of one process, in one thread that calls `turn` again and again, then
+    `close`.
+    """
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
@@ -229,7 +232,9 @@ class LiveCounts:
 
 
 def count(wanted: Sequence[Wanted]) -> dict[Wanted, Count]:
-    """Return the counts of these feeds, by one query, and one more for each that reaches below its floor."""
+    """Return the counts of these feeds, by one query, and one more for each that reaches below its
+    floor.
+    """
     known = [one for one in wanted if one.since is not None]
     counts: dict[Wanted, Count] = {}
     for user_id, since, is_above_floor, number, newest in _above_floors(known):

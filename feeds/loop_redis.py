@@ -1,8 +1,9 @@
 """A connection to Redis for an event loop, which never waits for it.
 
-Commands go out at once and answers are told from each other by their order, so any number of callers share the
-connection and its round trips. A thread makes the connection, and makes it anew when it is lost; until then every
-command fails at once, and a command that has no answer after `ANSWER_SECONDS` makes the connection count as lost.
+Commands go out at once and answers are told from each other by their order, so any number of
+callers share the connection and its round trips. A thread makes the connection, and makes it anew
+when it is lost; until then every command fails at once, and a command that has no answer after
+`ANSWER_SECONDS` makes the connection count as lost.
 """
 
 import asyncio
@@ -99,7 +100,8 @@ class LoopRedis:
     def catch_up(self) -> None:
         """Take note of all that has arrived, at most once in each turn of the loop.
 
-        Every request of this turn had arrived before it began: what Redis had announced by then is known afterwards.
+        Every request of this turn had arrived before it began: what Redis had announced by then is
+        known afterwards.
         """
         if not self._caught_up:
             self._caught_up = True

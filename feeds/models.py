@@ -1,9 +1,10 @@
 """The tables of feeds and follows.
 
-`feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now. `feed_entries` only makes it
-fast: the rows above the floor of u are exactly the pushed part of that join above the floor, and nobody reads rows at
-or below it. The floor is `feeds.floor` or the `Horizon`, whichever is higher. A feed whose reader stays away rests: its
-floor is `RESTING`, and the fan-out leaves it out.
+`feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now.
+`feed_entries` only makes it fast: the rows above the floor of u are exactly the pushed part of that
+join above the floor, and nobody reads rows at or below it. The floor is `feeds.floor` or the
+`Horizon`, whichever is higher. A feed whose reader stays away rests: its floor is `RESTING`, and
+the fan-out leaves it out.
 """
 
 import secrets
@@ -44,15 +45,21 @@ ORDER BY followee_id {direction} LIMIT %(limit)s
 
 class FollowQuerySet(models.QuerySet["Follow"]):
     def followers_page(self, user_id: int, position: Position, limit: int) -> list[int]:
-        """Return up to `limit` followers of the user beyond `position`, nearest to it first (one index scan)."""
+        """Return up to `limit` followers of the user beyond `position`, nearest to it first (one
+        index scan).
+        """
         return _users_beyond(_FOLLOWERS_OF, user_id, position, limit)
 
     def following_page(self, user_id: int, position: Position, limit: int) -> list[int]:
-        """Return up to `limit` of those the user follows beyond `position`, nearest to it first (one index scan)."""
+        """Return up to `limit` of those the user follows beyond `position`, nearest to it first
+        (one index scan).
+        """
         return _users_beyond(_FOLLOWED_BY, user_id, position, limit)
 
     def pulled_by(self, user_id: int) -> list[int]:
-        """Return those the user follows, or is, whose posts may have to be pulled (one look-up a followee)."""
+        """Return those the user follows, or is, whose posts may have to be pulled (one look-up a
+        followee).
+        """
         return [author for (author,) in fetch(_PULLED_BY, {"user": user_id})]
 
 
@@ -68,10 +75,12 @@ TO_DELIVER = "active AND NOT idle"
 
 
 class Follow(models.Model):
-    """One user following another; `event_id` is the event that last changed it, and the highest one wins.
+    """One user following another; `event_id` is the event that last changed it, and the highest one
+    wins.
 
-    An unfollow keeps the row inactive, so that a late or replayed follow from before it changes nothing. `idle` repeats
-    `feeds.idle` of the follower, so that the fan-out finds whom to write for in one index.
+    An unfollow keeps the row inactive, so that a late or replayed follow from before it changes
+    nothing. `idle` repeats `feeds.idle` of the follower, so that the fan-out finds whom to write
+    for in one index.
     """
 
     pk = models.CompositePrimaryKey("follower_id", "followee_id")
@@ -125,7 +134,8 @@ class FeedQuerySet(models.QuerySet["Feed"]):
         execute(_ENSURE, [bigints(user_ids)])
 
     def note_read(self, user_id: int) -> int | None:
-        """Remember that the feed is read, and that it is to be materialised if it rests; return its floor.
+        """Remember that the feed is read, and that it is to be materialised if it rests; return its
+        floor.
 
         None: there is no such feed, or someone holds its row.
         """
@@ -133,10 +143,12 @@ class FeedQuerySet(models.QuerySet["Feed"]):
         return rows[0][0] if rows else None
 
     def watched_among(self, author_ids: Collection[int]) -> tuple[set[int], set[int]]:
-        """Return which of the authors cached pages watch: those of some readers, and those of all their readers.
+        """Return which of the authors cached pages watch: those of some readers, and those of all
+        their readers.
 
-        A page cached before an author was pulled for the first time does not watch them, but no page lives as long
-        as `FEED_CACHE_MAX_TTL` seconds, whatever the setting was when it was made.
+        A page cached before an author was pulled for the first time does not watch them, but no
+        page lives as long as `FEED_CACHE_MAX_TTL` seconds, whatever the setting was when it was
+        made.
         """
         pulled = self.filter(user_id__in=author_ids, pulled_since__isnull=False)
         oldest_page = timezone.now() - timedelta(
@@ -151,7 +163,9 @@ class FeedQuerySet(models.QuerySet["Feed"]):
 
 
 class Feed(models.Model):
-    """One row a user: what of the feed is materialised, when it was last read, and what the user is as an author."""
+    """One row a user: what of the feed is materialised, when it was last read, and what the user is
+    as an author.
+    """
 
     user_id = models.BigIntegerField(primary_key=True)
     floor = models.BigIntegerField(
@@ -203,16 +217,19 @@ class FeedEntry(models.Model):
         return f"post {self.post_id} in the feed of {self.user_id}"
 
 
-# The horizon within a statement, and so of the same snapshot as the floor and the rows it is compared with.
+# The horizon within a statement, and so of the same snapshot as the floor and the rows it is
+# compared with.
 HORIZON = "(SELECT coalesce(max(post_id), 0) FROM feed_horizon)"
 # The floor of a row of `feeds`, or the horizon: what is materialised is above it.
 FLOOR = f"greatest(floor, {HORIZON})"
 
 
 class Horizon(models.Model):
-    """The single row that says up to which post id nothing is materialised, in whoever's feed; see `feeds.partitions`.
+    """The single row that says up to which post id nothing is materialised, in whoever's feed; see
+    `feeds.partitions`.
 
-    `starts` are where the partitions that have begun start, lowest first: a hint for readers, right or not.
+    `starts` are where the partitions that have begun start, lowest first: a hint for readers, right
+    or not.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -236,7 +253,9 @@ class Horizon(models.Model):
 
 
 class Withdrawal(models.Model):
-    """A deleted post whose rows are still to be taken out of more feeds than fit one transaction."""
+    """A deleted post whose rows are still to be taken out of more feeds than fit one
+    transaction.
+    """
 
     post_id = models.BigIntegerField(primary_key=True)
     author_id = models.BigIntegerField()
@@ -270,12 +289,16 @@ class Housekeeping(models.Model):
 
 
 def new_generation() -> int:
-    """Return a number that no generation had before, also when PostgreSQL was emptied or restored and Redis was not."""
+    """Return a number that no generation had before, also when PostgreSQL was emptied or restored
+    and Redis was not.
+    """
     return secrets.randbits(63)
 
 
 class CacheState(models.Model):
-    """The single row that says whether cached pages count, and which generation on which Redis (`feeds.read.era`)."""
+    """The single row that says whether cached pages count, and which generation on which Redis
+    (`feeds.read.era`).
+    """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
     generation = models.BigIntegerField(default=new_generation)

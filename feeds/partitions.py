@@ -1,14 +1,18 @@
-"""`feed_entries` by age: partitions are made ahead of time, and the oldest is dropped below the horizon.
+"""`feed_entries` by age: partitions are made ahead of time, and the oldest is dropped below the
+horizon.
 
-Ids are time, so a partition holds the entries of the posts of a minute, an hour or a day: of so long as fills it at the
-rate of now. Rows go into the one that has begun last, and what a row costs depends on the size of its index, not of
-all that was ever written. Nobody waits for any of it:
+Ids are time, so a partition holds the entries of the posts of a minute, an hour or a day: of so
+long as fills it at the rate of now. Rows go into the one that has begun last, and what a row costs
+depends on the size of its index, not of all that was ever written. Nobody waits for any of it:
 
-- `ATTACH` of an empty table, with the bounds that it has, looks through nothing and keeps nobody off;
-- the horizon rises first, so that nobody reads what is below it; `DETACH … CONCURRENTLY` then waits for those who
-  still may, while everybody else goes on; what is detached is nobody's and is dropped.
+- `ATTACH` of an empty table, with the bounds that it has, looks through nothing and keeps nobody
+  off;
+- the horizon rises first, so that nobody reads what is below it; `DETACH … CONCURRENTLY` then waits
+  for those who still may, while everybody else goes on; what is detached is nobody's and is
+  dropped.
 
-A process that dies at any point leaves right feeds, and the next turn, of whichever worker, goes on from what there is.
+A process that dies at any point leaves right feeds, and the next turn, of whichever worker, goes on
+from what there is.
 """
 
 from bisect import bisect_right
@@ -29,8 +33,8 @@ from feeds.models import Horizon
 
 AHEAD = 3  # partitions that have not begun
 CHECK_SECONDS = 2.0
-# How long a turn may take to make partitions, and to drop one. A turn that fails, or dies, ends no sooner: so all
-# workers together try no more often than this.
+# How long a turn may take to make partitions, and to drop one. A turn that fails, or dies, ends no
+# sooner: so all workers together try no more often than this.
 TURN_SECONDS = 10
 DROP_SECONDS = 60
 LOCK_PATIENCE = (
@@ -41,10 +45,12 @@ MINUTE_MS = 60_000
 FIRST_MS = 60 * MINUTE_MS  # while no rate is known
 SHORTEST_MS = MINUTE_MS
 LONGEST_MS = 24 * 60 * MINUTE_MS
-# The busiest of so many partitions decides on the length of the next, so that a lull or an outage does not.
+# The busiest of so many partitions decides on the length of the next, so that a lull or an outage
+# does not.
 REMEMBERED = 4
 
-# Readers plan for so many at first, and for so many times as many with each further step, however many there are.
+# Readers plan for so many at first, and for so many times as many with each further step, however
+# many there are.
 FEW = 4
 FURTHER = 4
 
@@ -167,8 +173,11 @@ class Layout(NamedTuple):
 
     @property
     def next_ms(self) -> int:
-        """Return for how long the next partition is to be, so that it gets about `FEED_PARTITION_ROWS` rows."""
-        # One that has only just begun tells nothing of a rate, nor does the first, which begins with the first of ids.
+        """Return for how long the next partition is to be, so that it gets about
+        `FEED_PARTITION_ROWS` rows.
+        """
+        # One that has only just begun tells nothing of a rate, nor does the first, which begins
+        # with the first of ids.
         observed = [
             partition
             for partition in self.begun
@@ -200,9 +209,11 @@ def kept() -> Iterator[None]:
 
 
 def keep_up(now_ms: int | None = None) -> None:
-    """Make the partitions that are to be made, and drop those that are too old, unless somebody else is at it.
+    """Make the partitions that are to be made, and drop those that are too old, unless somebody
+    else is at it.
 
-    Not within a transaction. `now_ms` takes the place of PostgreSQL's clock. Raises `DatabaseError`.
+    Not within a transaction. `now_ms` takes the place of PostgreSQL's clock. Raises
+    `DatabaseError`.
     """
     found = layout(now_ms)
     _tell(found)
@@ -233,7 +244,9 @@ def partitions() -> Sequence[Partition]:
 
 @transaction.atomic
 def make_ahead(now_ms: int | None = None) -> None:
-    """Make the partitions that are missing, from where the last one ends, and raise the horizon. Keeps nobody off.
+    """Make the partitions that are missing, from where the last one ends, and raise the horizon.
+
+    Keeps nobody off.
 
     Raises `DatabaseError`, also if somebody else does it at the same time.
     """
@@ -257,8 +270,9 @@ def make(name: str, start: int, end: int) -> Partition:
 def drop(name: str) -> None:
     """Drop a partition that is below the horizon. Keeps nobody off. May be repeated.
 
-    Waits for those who may still read it, such as a dump, but no longer than `lock_timeout`; then, or when the process
-    dies, it stays detached by half, which nobody notices. Not within a transaction. Raises `DatabaseError`.
+    Waits for those who may still read it, such as a dump, but no longer than `lock_timeout`; then,
+    or when the process dies, it stays detached by half, which nobody notices. Not within a
+    transaction. Raises `DatabaseError`.
     """
     # First, for once it is detached nothing else tells that it is ours to drop.
     execute(_DROPPING, [name, DROP_SECONDS])
@@ -277,7 +291,9 @@ def first_id_of(ms: int) -> int:
 
 
 def low_of(starts: Sequence[int], high: int, few: int) -> int:
-    """Return an id below `high` between which and `high` there are only `few` partitions that have begun."""
+    """Return an id below `high` between which and `high` there are only `few` partitions that have
+    begun.
+    """
     first = bisect_right(starts, high) - few
     return starts[first] - 1 if first > 0 else 0
 

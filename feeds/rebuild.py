@@ -1,10 +1,13 @@
-"""Materialising a feed anew: after its reader was away, or by hand. Online: neither readers nor the fan-out wait.
+"""Materialising a feed anew: after its reader was away, or by hand.
+
+Online: neither readers nor the fan-out wait.
 
 Lowering a floor is the one delicate step, for above it not a single post may be missing:
 
     include the feed in the fan-out → wait for every transaction that may not have seen that → fill, lower the floor
 
-A crash between these leaves the floor where it was: the feed is right, and the next read asks for it again.
+A crash between these leaves the floor where it was: the feed is right, and the next read asks for
+it again.
 """
 
 from collections.abc import Sequence
@@ -21,17 +24,19 @@ from feeds.read import here
 from feeds.timeline import EVERYTHING, NEWEST_PUSHED_IDS
 from posts.models import ALIVE
 
-# Counts as a read where the walk might put the feed to rest before it is filled: another rebuild could then include
-# it anew, and this one would fill it without having waited for those who saw it at rest.
+# Counts as a read where the walk might put the feed to rest before it is filled: another rebuild
+# could then include it anew, and this one would fill it without having waited for those who saw it
+# at rest.
 NO_REST = timedelta(hours=1)
 _INCLUDE_FEED = """
 UPDATE feeds SET idle = false, last_read_at = now() WHERE user_id = %s AND (idle OR last_read_at < %s)
 """
 _INCLUDE_FOLLOWS = "UPDATE follows SET idle = false WHERE follower_id = %s AND idle"
 
-# One statement, hence one snapshot: rows that the fan-out adds meanwhile are neither seen nor touched. Of posts that
-# are being deleted this waits for the outcome, and the deletion of one found here waits for its row. What is left from
-# before the feed rested goes: its posts may be deleted by now, their authors no longer followed.
+# One statement, hence one snapshot: rows that the fan-out adds meanwhile are neither seen nor
+# touched. Of posts that are being deleted this waits for the outcome, and the deletion of one found
+# here waits for its row. What is left from before the feed rested goes: its posts may be deleted by
+# now, their authors no longer followed.
 _FILL = f"""
 {NEWEST_PUSHED_IDS}, floor AS (
     SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), {HORIZON}) AS id
@@ -51,7 +56,9 @@ ON CONFLICT DO NOTHING
 
 
 def rebuild(user_ids: Sequence[int]) -> None:
-    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed above the horizon. May be repeated.
+    """Materialise the newest `FEED_MAX_ENTRIES` pushed posts of each feed above the horizon.
+
+    May be repeated.
 
     A transaction a feed. Raises `DatabaseError`.
     """
@@ -78,12 +85,15 @@ def _fill(user_id: int) -> None:
     if feed is not None and not feed.idle:
         # One more than fits tells where the floor must be.
         values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING}
-        # A user's rows are in an index, also where statistics of a young partition know only a few users.
+        # A user's rows are in an index, also where statistics of a young partition know only a few
+        # users.
         execute("SET LOCAL enable_seqscan = off")
         execute(_FILL, values)
 
 
 def _lock(user_id: int) -> Feed | None:
-    """Hold the row of the feed until the transaction ends: follows, the walk and other rebuilds of it wait."""
+    """Hold the row of the feed until the transaction ends: follows, the walk and other rebuilds of
+    it wait.
+    """
     locks.join_workers()
     return Feed.objects.select_for_update().filter(user_id=user_id).first()

@@ -1,6 +1,8 @@
-"""Reading a feed: pushed rows and pulled posts above the floor, and below it the join that defines the feed.
+"""Reading a feed: pushed rows and pulled posts above the floor, and below it the join that defines
+the feed.
 
-A page is cut by post id, which never changes and is unique, so posts that arrive while someone pages shift nothing.
+A page is cut by post id, which never changes and is unique, so posts that arrive while someone
+pages shift nothing.
 """
 
 from collections.abc import Sequence
@@ -18,10 +20,11 @@ from posts.pagination import Position
 
 log = structlog.get_logger(__name__)
 
-# One statement, hence one snapshot, for the floor and the rows above it: a floor that rises meanwhile, and rows
-# deleted below it, cannot open a gap between this and the join. The bounds of the range are literals, from which
-# PostgreSQL sees which partitions it need not plan for. The limit is within the subquery, so that the index is read in
-# its order whatever statistics say; what is no post any more comes as an entry without one.
+# One statement, hence one snapshot, for the floor and the rows above it: a floor that rises
+# meanwhile, and rows deleted below it, cannot open a gap between this and the join. The bounds of
+# the range are literals, from which PostgreSQL sees which partitions it need not plan for. The
+# limit is within the subquery, so that the index is read in its order whatever statistics say; what
+# is no post any more comes as an entry without one.
 _PUSHED = f"""
 SELECT floor, is_to_note, starts, post_id, post.id, post.author_id, post.content, {CREATED_AT}
 FROM (
@@ -40,9 +43,9 @@ LEFT JOIN posts AS post ON post.id = post_id AND post.deleted_event_id IS NULL A
 ORDER BY post_id {{direction}}
 """  # noqa: S608 - composed of constants
 
-# The posts of many authors that are nearest to one end of a range of ids. Only the authors of the `limit` nearest
-# latest posts can matter, and of theirs only posts as near as the farthest of these. So a reader of 5,000 accounts
-# costs 5,000 look-ups in an index, not 5,000 pages.
+# The posts of many authors that are nearest to one end of a range of ids. Only the authors of the
+# `limit` nearest latest posts can matter, and of theirs only posts as near as the farthest of
+# these. So a reader of 5,000 accounts costs 5,000 look-ups in an index, not 5,000 pages.
 _NEAREST_IDS = """
 WITH authors AS ({authors}),
 nearest AS (
@@ -88,12 +91,14 @@ class _Direction(NamedTuple):
 _OLDER = _Direction("DESC", "min", ">=", 0)
 _NEWER = _Direction("ASC", "max", "<=", MAX_ID)
 
-# What a feed is made of, for those who compare or fill it: with the values `user`, `limit` and `EVERYTHING`.
+# What a feed is made of, for those who compare or fill it: with the values `user`, `limit` and
+# `EVERYTHING`.
 NEWEST_BY_DEFINITION = _NEAREST.format(authors=_FOLLOWED, kind=_ANY, **_OLDER._asdict())
 NEWEST_PUSHED_IDS = _NEAREST_IDS.format(authors=_FOLLOWED, kind=_PUSHED_ONES, **_OLDER._asdict())
 EVERYTHING = {"low": 0, "high": MAX_ID}
 
-# By the definition of a feed, and as soon as one is found: the nearest would cost a look-up an author.
+# By the definition of a feed, and as soon as one is found: the nearest would cost a look-up an
+# author.
 _ANY_BEYOND = f"""
 SELECT EXISTS (
     SELECT FROM ({_FOLLOWED}) AS authors CROSS JOIN LATERAL (
@@ -135,20 +140,24 @@ class Reader:
 
     def pulled_authors(self) -> Sequence[int]:
         """Return those the user follows, or is, whose posts may have to be pulled; asked once."""
-        # Not a cached_property: before Python 3.12 that holds one lock for all instances while it asks.
+        # Not a cached_property: before Python 3.12 that holds one lock for all instances while it
+        # asks.
         if self._pulled_authors is None:
             self._pulled_authors = Follow.objects.pulled_by(self.user_id)
         return self._pulled_authors
 
     @property
     def cacheable(self) -> bool:
-        """Tell whether changes will void a page that was read: they void none of a feed that rests, or soon may."""
+        """Tell whether changes will void a page that was read: they void none of a feed that rests,
+        or soon may.
+        """
         return not self._may_rest
 
     def read(self, position: Position, limit: int) -> list[PostRow]:
         """Return up to `limit` posts beyond `position`, nearest to it first.
 
-        One query for what was pushed, one if posts may have to be pulled, one if the page reaches below the floor.
+        One query for what was pushed, one if posts may have to be pulled, one if the page reaches
+        below the floor.
         """
         if position.newer:
             return self._read_newer(Range(position.id, MAX_ID), limit)
@@ -161,7 +170,9 @@ class Reader:
         return found
 
     def note(self) -> None:
-        """Remember that the feed was read, about once an hour, and have it materialised if it rests. Never fails."""
+        """Remember that the feed was read, about once an hour, and have it materialised if it
+        rests. Never fails.
+        """
         rests = self.floor == RESTING
         if not (rests or self._is_to_note):
             return
@@ -204,9 +215,11 @@ class Reader:
         return floor, posts[:limit]
 
     def _pushed_older(self, wanted: Range, limit: int) -> tuple[int, list[PostRow]]:
-        """Return the newest pushed posts, and the id above which none of them is missing if there are fewer than asked.
+        """Return the newest pushed posts, and the id above which none of them is missing if there
+        are fewer than asked.
 
-        The newest few partitions fill most pages. Further ones are asked only if they do not: each costs time to plan.
+        The newest few partitions fill most pages. Further ones are asked only if they do not: each
+        costs time to plan.
         """
         posts: list[PostRow] = []
         left, few = wanted, FEW
@@ -232,7 +245,8 @@ class Reader:
             posts += [entry.post for entry in entries if entry.post]
             highest_floor = max(highest_floor, floor)
             if len(posts) == limit or len(entries) < asked:
-                # Between two statements a floor may have gone up, or down: the join has what is below either.
+                # Between two statements a floor may have gone up, or down: the join has what is
+                # below either.
                 return highest_floor, [post for post in posts if post.id > highest_floor]
             left = Range(entries[-1].post_id, left.high)
 

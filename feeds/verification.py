@@ -1,13 +1,15 @@
-"""The proof that the materialised feeds equal their definition: the invariant of `feeds.models`, as set-based SQL.
+"""The proof that the materialised feeds equal their definition: the invariant of `feeds.models`, as
+set-based SQL.
 
     expected(u) = pushed, undeleted posts above floor(u) by u and by everyone u follows
     stored(u)   = feed_entries of u above floor(u)
 
 where the floor is `feeds.floor` or the horizon, whichever is higher.
 
-Users are taken in ranges; each comparison is one statement, hence one snapshot, so it is true also while workers run.
-A post to more followers than fit one transaction (`FEED_BATCH_MAX_ROWS`) shows as missing until its fan-out is through.
-One that is being withdrawn from so many is no difference: its rows, which nobody sees, are counted apart.
+Users are taken in ranges; each comparison is one statement, hence one snapshot, so it is true also
+while workers run. A post to more followers than fit one transaction (`FEED_BATCH_MAX_ROWS`) shows
+as missing until its fan-out is through. One that is being withdrawn from so many is no difference:
+its rows, which nobody sees, are counted apart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +26,8 @@ from feeds.partitions import partitions
 from feeds.read import era, here
 from posts.models import ALIVE, PULLED, PUSHED
 
-# What a range is made to hold, by the estimate of the table's size: enough for one hash join in memory.
+# What a range is made to hold, by the estimate of the table's size: enough for one hash join in
+# memory.
 ROWS_A_RANGE = 1_000_000
 WORK_MEM = "256MB"
 SHOWN = 20
@@ -92,9 +95,9 @@ INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT user_id, post_id, author_id FROM pairs WHERE kind = 'missing' ORDER BY 1, 2
 """
 
-# Users of whom `feeds` or `follows` does not say what it must: no row though they post or follow or are followed, a
-# wrong number of followers, a feed at rest that the fan-out serves or the other way round, an author with pulled posts
-# whom no reader watches.
+# Users of whom `feeds` or `follows` does not say what it must: no row though they post or follow or
+# are followed, a wrong number of followers, a feed at rest that the fan-out serves or the other way
+# round, an author with pulled posts whom no reader watches.
 _WRONG_STATES = """
 SELECT user_id FROM (
     SELECT coalesce(feeds.user_id, one.id) AS user_id,
@@ -174,7 +177,9 @@ Track = Callable[[Sequence[Scope]], Iterable[Scope]]
 
 
 def verify(users: Sequence[int] | None = None, track: Track = iter) -> Report:
-    """Compare the stored feeds of `users` (None: all) with their definition; `track` goes through the ranges."""
+    """Compare the stored feeds of `users` (None: all) with their definition; `track` goes through
+    the ranges.
+    """
     report = Report(wrong_states=len(_wrong_states(users)))
     for scope in track(scopes(users)):
         _verify(scope, report)
@@ -182,7 +187,8 @@ def verify(users: Sequence[int] | None = None, track: Track = iter) -> Report:
 
 
 def repair(users: Sequence[int] | None = None, track: Track = iter) -> None:
-    """Make the stored feeds of `users` (None: all) equal to their definition; for each range in turn workers wait.
+    """Make the stored feeds of `users` (None: all) equal to their definition; for each range in
+    turn workers wait.
 
     Every page cached so far is void, and no longer shown, when this returns.
     """

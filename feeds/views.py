@@ -62,7 +62,9 @@ class FeedView(APIView):
 class NewPostsView(APIView):
     @extend_schema(parameters=[SINCE], responses={200: NewPostsSchema})
     def get(self, request: Request, user_id: int) -> HttpResponse:
-        """Tell how many posts of a feed are newer than `since`, up to 100, and which is the newest."""
+        """Tell how many posts of a feed are newer than `since`, up to 100, and which is the
+        newest.
+        """
         _require_reader(request, user_id)
         since = since_of(request.query_params.get("since", ""))
         body, result = first_page.count_new(user_id, since)
@@ -80,7 +82,8 @@ class LiveView(APIView):
         parameters=[LIVE_SINCE], responses={(200, "text/event-stream"): OpenApiTypes.STR}
     )
     def get(self, request: Request, user_id: int) -> HttpResponse:
-        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`, `end`).
+        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`,
+        `end`).
 
         `new` tells how many posts are newer than the one named by `Last-Event-ID` or `since`, up
         to 100; without one, than the newest when the stream was opened.
@@ -125,7 +128,9 @@ class FollowView(APIView):
 class FollowersView(APIView):
     @extend_schema(parameters=PAGING, responses={200: UserList})
     def get(self, request: Request, user_id: int) -> Response:
-        """List who follows a user, by id from the highest; one's own list, or with `feeds:read` anyone's."""
+        """List who follows a user, by id from the highest; one's own list, or with `feeds:read`
+        anyone's.
+        """
         _require_knower(request, user_id)
         return _users(request, partial(Follow.objects.followers_page, user_id))
 
@@ -133,7 +138,9 @@ class FollowersView(APIView):
 class FollowingView(APIView):
     @extend_schema(parameters=PAGING, responses={200: UserList})
     def get(self, request: Request, user_id: int) -> Response:
-        """List whom a user follows, by id from the highest; one's own list, or with `feeds:read` anyone's."""
+        """List whom a user follows, by id from the highest; one's own list, or with `feeds:read`
+        anyone's.
+        """
         _require_knower(request, user_id)
         return _users(request, partial(Follow.objects.following_page, user_id))
 
@@ -151,7 +158,9 @@ def _require_reader(request: Request, user_id: int) -> None:
 
 
 def _require_knower(request: Request, user_id: int) -> None:
-    """Let pass who may know whom the user follows and who follows them: with posts, that is the feed."""
+    """Let pass who may know whom the user follows and who follows them: with posts, that is the
+    feed.
+    """
     if visibility.is_public() or may_read(principal(request), user_id):
         return
     raise PermissionDenied(

@@ -30,7 +30,9 @@ log = structlog.get_logger(__name__)
 
 
 class JSONParser(BaseParser):
-    """Strict JSON (RFC 8259, no NaN, no lone surrogates) of at most `DATA_UPLOAD_MAX_MEMORY_SIZE` bytes."""
+    """Strict JSON (RFC 8259, no NaN, no lone surrogates) of at most `DATA_UPLOAD_MAX_MEMORY_SIZE`
+    bytes.
+    """
 
     media_type = "application/json"
 
@@ -135,9 +137,12 @@ def error_body(code: str, detail: str) -> dict[str, str]:
 def only_reading(
     view: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """Have a view that is none of REST framework's answer GET and HEAD alone, and others as those do."""
+    """Have a view that is none of REST framework's answer GET and HEAD alone, and others as those
+    do.
+    """
 
-    # Nothing that could be forged is done, and else a POST would be refused for its missing token of a form.
+    # Nothing that could be forged is done, and else a POST would be refused for its missing token
+    # of a form.
     @csrf_exempt
     @wraps(view)
     def answer(request: HttpRequest) -> HttpResponse:

@@ -1,8 +1,8 @@
 """Who is asking: a JWT in `Authorization: Bearer …`, whose `sub` is the user id.
 
-Tokens are verified with `JWT_SIGNING_KEY` (HS256), or with `JWT_PUBLIC_KEY` or the keys at `JWT_JWKS_URL` (RS256,
-ES256). Verifying costs more than the rest of a cached read, so the principal of a verified token is kept until the
-token expires or its key is trusted no more.
+Tokens are verified with `JWT_SIGNING_KEY` (HS256), or with `JWT_PUBLIC_KEY` or the keys at
+`JWT_JWKS_URL` (RS256, ES256). Verifying costs more than the rest of a cached read, so the principal
+of a verified token is kept until the token expires or its key is trusted no more.
 """
 
 import threading
@@ -27,7 +27,8 @@ MAX_TOKEN_CHARS = 4_096
 LEEWAY_SECONDS = 5
 END_OF_9999 = 253_402_300_799
 TIMES = ("exp", "nbf", "iat")
-# What PyJWT lets through when the parts of a token are of types, sizes or depths that nobody expects.
+# What PyJWT lets through when the parts of a token are of types, sizes or depths that nobody
+# expects.
 UNREADABLE = (
     jwt.PyJWTError,
     ValueError,
@@ -83,7 +84,8 @@ def principal_of(token: str) -> Principal:
 
 
 def principal_without_waiting(token: str) -> Principal | None:
-    """Return who `token` was issued to where that can be told at once, without any I/O; None in any doubt.
+    """Return who `token` was issued to where that can be told at once, without any I/O; None in any
+    doubt.
 
     Never raises: what is wrong with a token is told by `principal_of`.
     """
@@ -186,7 +188,9 @@ def _is_time(value: object) -> bool:
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[str]:
-    """Return the scopes: words of a text (RFC 8693), or the entries of a list, each of which is one scope."""
+    """Return the scopes: words of a text (RFC 8693), or the entries of a list, each of which is one
+    scope.
+    """
     scope = claims.get("scope")
     if isinstance(scope, str):
         return frozenset(scope.split())

@@ -10,7 +10,9 @@ from django.core.exceptions import ImproperlyConfigured
 
 @register
 def servers_are_known(**_kwargs: Any) -> list[CheckMessage]:
-    """Without addresses no command can do its work: say so in one sentence instead of a traceback."""
+    """Without addresses no command can do its work: say so in one sentence instead of a
+    traceback.
+    """
     missing = [
         name
         for name in ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
@@ -24,7 +26,9 @@ def servers_are_known(**_kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.security, deploy=True)
 def tokens_are_for_this_site(**_kwargs: Any) -> list[CheckMessage]:
-    """A provider signs the tokens of all its clients with the same keys: only the audience tells whose they are."""
+    """A provider signs the tokens of all its clients with the same keys: only the audience tells
+    whose they are.
+    """
     messages: list[CheckMessage] = []
     if not tokens_have_an_audience():
         hint = "Set JWT_AUDIENCE to the `aud` that the provider gives to tokens for this API."
@@ -59,7 +63,9 @@ def tokens_have_an_audience() -> bool:
 
 
 def require_keys() -> None:
-    """Raise `ImproperlyConfigured` when no token or session could be verified: then the API must not start."""
+    """Raise `ImproperlyConfigured` when no token or session could be verified: then the API must
+    not start.
+    """
     if not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY or settings.JWT_SIGNING_KEY):
         raise ImproperlyConfigured(
             "Set JWT_SIGNING_KEY, JWT_PUBLIC_KEY or JWT_JWKS_URL: with servers of your own no default secret is used."

@@ -1,7 +1,9 @@
-"""How many connections to PostgreSQL a process may use at once: one for each of its threads that ask it anything.
+"""How many connections to PostgreSQL a process may use at once: one for each of its threads that
+ask it anything.
 
-Each gives its connection back when it has its answer, so an idle process holds none. `docs/scaling.md` has the same
-sums, and a test sees to it that they are the same, and that no other thread takes one.
+Each gives its connection back when it has its answer, so an idle process holds none.
+`docs/scaling.md` has the same sums, and a test sees to it that they are the same, and that no other
+thread takes one.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ from feedsite.front.limits import ADMIN, READS, WRITES, thread_counts
 
 # Beside the threads that answer requests.
 API_KEEPERS = ("cache-era", "live", "snowflake-lease", "watch-postgresql")
-# Beside the lanes: the consumer's own thread, which asks between batches, and those in the background.
+# Beside the lanes: the consumer's own thread, which asks between batches, and those in the
+# background.
 WORKER_THREADS = ("MainThread", "heartbeat", "watch-postgresql")
 FANOUT_THREADS = (*WORKER_THREADS, "housekeeping", "partitions")
 DLQ_THREADS = (*WORKER_THREADS, "dlq_size")
@@ -19,14 +22,19 @@ DLQ_LANES = 1
 
 
 class Need(NamedTuple):
-    """The connections that a process may use at once, and the setting that they follow from, if there is one."""
+    """The connections that a process may use at once, and the setting that they follow from, if
+    there is one.
+    """
 
     connections: int
     setting: str = ""
 
 
 def of_api(blocking_threads: int) -> int:
-    """Return the connections of one process of the API. Threads for what is local, such as `/docs/`, need none."""
+    """Return the connections of one process of the API.
+
+    Threads for what is local, such as `/docs/`, need none.
+    """
     counts = thread_counts(blocking_threads)
     return counts[READS] + counts[WRITES] + counts[ADMIN] + len(API_KEEPERS)
 
@@ -42,7 +50,9 @@ def of_dlq() -> int:
 
 
 def needs(values: Mapping[str, Any]) -> dict[str, Need]:
-    """Return what each kind of process needs under these settings; any other command needs one connection."""
+    """Return what each kind of process needs under these settings; any other command needs one
+    connection.
+    """
     return {
         "api": Need(of_api(values["BLOCKING_THREADS"]), "BLOCKING_THREADS"),
         "run_fanout": Need(of_fanout(values["FEED_FANOUT_LANES"]), "FEED_FANOUT_LANES"),

@@ -1,7 +1,8 @@
 """The settings that the environment gives, with type, default and unit.
 
-`docs/settings.md` is the same table for people, and has the few variables that others read: `bin/serve`, the embedded
-servers, OpenTelemetry. A wrong value raises `ImproperlyConfigured` with one sentence.
+`docs/settings.md` is the same table for people, and has the few variables that others read:
+`bin/serve`, the embedded servers, OpenTelemetry. A wrong value raises `ImproperlyConfigured` with
+one sentence.
 """
 
 import math
@@ -27,7 +28,8 @@ POSITIVE = validate.Range(min=1)
 DAYS = validate.Range(1, 36_500)
 LANES = validate.Range(1, 32)
 MAX_EVENTS_IN_HAND = 5_000
-# Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates it.
+# Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates
+# it.
 MAX_CACHE_TTL = 43_200
 REDIS_ADDRESS = validate.Regexp(
     r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://."
@@ -185,7 +187,10 @@ def _token_settings(env: Env, data_dir: Path, all_external: bool) -> dict[str, A
 
 
 def _secret_of_the_api(env: Env, variable: str, data_dir: Path, all_external: bool) -> str:
-    """Return the secret, or none: workers have no use for it. The API does not start without (feedsite/checks.py)."""
+    """Return the secret, or none: workers have no use for it.
+
+    The API does not start without (feedsite/checks.py).
+    """
     if all_external and not env.str(variable, ""):
         return ""
     return _secret(env, variable, data_dir)
@@ -265,7 +270,8 @@ def _check_pruning(values: dict[str, Any]) -> None:
 
 
 def _check_lanes(values: dict[str, Any]) -> None:
-    # Each event of a batch may lock a key. PostgreSQL has room for 64 locks times 100 connections, unless told other.
+    # Each event of a batch may lock a key. PostgreSQL has room for 64 locks times 100 connections,
+    # unless told other.
     if values["FEED_FANOUT_LANES"] * values["FEED_BATCH_MAX_EVENTS"] > MAX_EVENTS_IN_HAND:
         _refuse(
             f"FEED_FANOUT_LANES times FEED_BATCH_MAX_EVENTS must not exceed {MAX_EVENTS_IN_HAND:,}, "
@@ -306,7 +312,9 @@ def _is_embedded(variable: str, embedded: dict[str, str]) -> bool:
 
 
 def _secret(env: Env, variable: str, data_dir: Path) -> str:
-    """Return the secret given, or on the embedded stack one generated once and kept under `data_dir`."""
+    """Return the secret given, or on the embedded stack one generated once and kept under
+    `data_dir`.
+    """
     given = env.str(variable, "")
     if given:
         if len(given.encode()) < 32:
@@ -326,7 +334,9 @@ def _kept_secret(file: Path) -> str:
 
 
 def _link_once(draft: Path, file: Path) -> None:
-    """Publish `draft` as `file` unless another process was faster: all then read the same secret."""
+    """Publish `draft` as `file` unless another process was faster: all then read the same
+    secret.
+    """
     try:
         file.hardlink_to(draft)
     except FileExistsError:

@@ -24,7 +24,9 @@ def is_for_people(path: str) -> bool:
 
 
 def page(status: int, detail: str) -> str:
-    """Return a page that says what is wrong; asks nothing of any server, which may be what is wrong."""
+    """Return a page that says what is wrong; asks nothing of any server, which may be what is
+    wrong.
+    """
     title = TITLES.get(status, "Something went wrong")
     context = {"title": title, "detail": detail, "site_header": "Feed backend"}
     return render_to_string("admin/error.html", context)

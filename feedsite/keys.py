@@ -1,7 +1,8 @@
 """The keys that verify tokens: this site's own, one public key, or the set at `JWT_JWKS_URL`.
 
-A set is fetched by one thread a process, so that no request waits for somebody else's server. While that server is
-away the last good set goes on serving; a key that a newer set lacks is trusted no more.
+A set is fetched by one thread a process, so that no request waits for somebody else's server. While
+that server is away the last good set goes on serving; a key that a newer set lacks is trusted no
+more.
 """
 
 import json
@@ -21,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-# Below the 300 s within which a removed key stops being trusted, by what a fetch and its repetition may take.
+# Below the 300 s within which a removed key stops being trusted, by what a fetch and its repetition
+# may take.
 REFRESH_SECONDS = 240.0
 # Between two fetches, whether they succeed or not.
 COOLDOWN_SECONDS = 5.0
@@ -50,7 +52,10 @@ class UnknownKey(Exception):
 
 @dataclass(slots=True, eq=False)
 class Key:
-    """A key and the only algorithm it may be used with. `is_trusted` ends when a newer set lacks the key."""
+    """A key and the only algorithm it may be used with.
+
+    `is_trusted` ends when a newer set lacks the key.
+    """
 
     material: Any
     algorithm: str
@@ -73,7 +78,9 @@ class KeySet:
         threading.Thread(target=self._keep_fresh, name="key-set", daemon=True).start()
 
     def key(self, key_id: str) -> Key:
-        """Return the key, without waiting. Raises `UnknownKey`, and `KeysUnavailable` when only a newer set can tell.
+        """Return the key, without waiting.
+
+        Raises `UnknownKey`, and `KeysUnavailable` when only a newer set can tell.
 
         Asking for a key that the set lacks has the set fetched again soon.
         """
@@ -88,7 +95,9 @@ class KeySet:
         raise UnknownKey
 
     def wait_for_first(self) -> None:
-        """Let one caller wait a moment for the very first answer of the server; everybody else returns at once."""
+        """Let one caller wait a moment for the very first answer of the server; everybody else
+        returns at once.
+        """
         if self._tried_once.is_set() or not self._first_waiter.acquire(blocking=False):
             return
         try:
@@ -125,7 +134,10 @@ class KeySet:
         self._as_of, self._fails = started, False
 
     def _take_over(self, newer: dict[str, Key]) -> None:
-        """Serve `newer`. A key it has unchanged stays the same object, so that tokens verified with it stay kept."""
+        """Serve `newer`.
+
+        A key it has unchanged stays the same object, so that tokens verified with it stay kept.
+        """
         older = self._keys or {}
         for key_id, key in older.items():
             if key_id in newer and newer[key_id].described == key.described:
@@ -170,7 +182,8 @@ def _fetch(url: str) -> bytes:
     request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - environment.py allows http and https alone
     with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:  # noqa: S310
         body = bytearray()
-        # The time-out is that of one read: a server that sends byte by byte must come to an end too.
+        # The time-out is that of one read: a server that sends byte by byte must come to an end
+        # too.
         while part := response.read1(65_536):
             body += part
             if len(body) > MAX_SET_BYTES:
@@ -181,7 +194,10 @@ def _fetch(url: str) -> bytes:
 
 
 def _read_set(body: bytes) -> dict[str, Key]:
-    """Return the usable keys by their id. Raises `ValueError` when there is none: an error page is no key set."""
+    """Return the usable keys by their id.
+
+    Raises `ValueError` when there is none: an error page is no key set.
+    """
     described = json.loads(body)
     entries = described.get("keys") if isinstance(described, dict) else None
     keys: dict[str, Key] = {}

@@ -1,7 +1,8 @@
-"""The admin's login: who keeps guessing is locked out for a while, and every failure is a line of the log.
+"""The admin's login: who keeps guessing is locked out for a while, and every failure is a line of
+the log.
 
-django-axes counts failures in PostgreSQL, by user name and address together, so that nobody far away locks an
-operator out. Nothing here is asked for a request of the API.
+django-axes counts failures in PostgreSQL, by user name and address together, so that nobody far
+away locks an operator out. Nothing here is asked for a request of the API.
 """
 
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -54,9 +55,11 @@ def username(request: HttpRequest, credentials: dict[str, Any] | None) -> str:
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """Return the address of whoever sent the request; of IPv6 the network, of which anybody has 2^64 addresses.
+    """Return the address of whoever sent the request; of IPv6 the network, of which anybody has
+    2^64 addresses.
 
-    `X-Forwarded-For` is what a client says, but for the last `TRUSTED_PROXIES` entries, each added by one of ours.
+    `X-Forwarded-For` is what a client says, but for the last `TRUSTED_PROXIES` entries, each added
+    by one of ours.
     """
     addresses = [request.META.get("REMOTE_ADDR", "")]
     if settings.TRUSTED_PROXIES:

@@ -1,4 +1,6 @@
-"""Logging for every process: structlog over the standard library, one line an event, JSON or console."""
+"""Logging for every process: structlog over the standard library, one line an event, JSON or
+console.
+"""
 
 import logging
 import os
@@ -20,7 +22,9 @@ SHARED: list[structlog.types.Processor] = [
 
 
 def configure(log_format: str, level: str) -> dict[str, Any]:
-    """Configure structlog and return Django's `LOGGING` dict; both write the same lines to stderr."""
+    """Configure structlog and return Django's `LOGGING` dict; both write the same lines to
+    stderr.
+    """
     structlog.configure(
         processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -50,11 +54,11 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
             }
         },
         "root": {"handlers": ["stderr"], "level": level},
-        # A 4xx is the client's business and already counted; Django's own access lines would drown the log.
-        # SQL with its parameters, at DEBUG, would put what people wrote into the log.
-        # What django-axes says, feedsite.login says in one line.
-        # A foreign Host is the client's business too, and no reason for a traceback.
-        # Why the pool has no connection is said by whoever waits for one (feedsite.postgresql).
+        # A 4xx is the client's business and already counted; Django's own access lines would drown
+        # the log. SQL with its parameters, at DEBUG, would put what people wrote into the log. What
+        # django-axes says, feedsite.login says in one line. A foreign Host is the client's business
+        # too, and no reason for a traceback. Why the pool has no connection is said by whoever
+        # waits for one (feedsite.postgresql).
         "loggers": {
             "django.request": {"level": "ERROR"},
             "django.db.backends": {"level": "INFO"},

@@ -1,7 +1,8 @@
 """Middleware that costs the API nothing it does not need.
 
-Sessions, messages and static files belong to the pages for people (admin, API docs). An API request skips
-them: together with fewer request metrics this halves what Django spends on a cached read (see docs/benchmarks.md).
+Sessions, messages and static files belong to the pages for people (admin, API docs). An API request
+skips them: together with fewer request metrics this halves what Django spends on a cached read (see
+docs/benchmarks.md).
 """
 
 from collections.abc import Callable
@@ -41,7 +42,9 @@ PAGES = ("/admin/", "/docs/", "/schema/", "/static/")
 
 
 class RequestIds:
-    """Gives each request an id for log, event and answer: that of its `X-Request-ID`, or a new one."""
+    """Gives each request an id for log, event and answer: that of its `X-Request-ID`, or a new
+    one.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
@@ -86,7 +89,9 @@ class PagesOnly:
 
 
 class PagePolicy(PagesOnly, MiddlewareMixin):
-    """Gives pages a content security policy: what an attacker gets into one is not run, and tells nobody."""
+    """Gives pages a content security policy: what an attacker gets into one is not run, and tells
+    nobody.
+    """
 
     def process_response(
         self, request: HttpRequest, response: HttpResponseBase
@@ -113,7 +118,9 @@ class PageInput(PagesOnly, MiddlewareMixin):
     def process_exception(
         self, request: HttpRequest, exception: Exception
     ) -> HttpResponseBase | None:
-        """Answer 400 to a value that PostgreSQL refuses, such as a regular expression that is none."""
+        """Answer 400 to a value that PostgreSQL refuses, such as a regular expression that is
+        none.
+        """
         if not isinstance(exception, DataError):
             return None
         log.warning("page_refused", error=str(exception).partition("\n")[0])
@@ -155,7 +162,9 @@ def _labelled(metric: Any, labels: tuple[tuple[str, str], ...]) -> Any:
 
 
 class RequestMetrics(PrometheusAfterMiddleware):  # type: ignore[misc]
-    """django-prometheus with the four metrics people chart; all of its twenty cost a sixth of a cached read."""
+    """django-prometheus with the four metrics people chart; all of its twenty cost a sixth of a
+    cached read.
+    """
 
     def label_metric(
         self, metric: Any, request: HttpRequest, response: Any = None, **labels: str

@@ -1,7 +1,9 @@
-"""What the log says while a server is away: once that it went, once that it is back, and each minute how much was said.
+"""What the log says while a server is away: once that it went, once that it is back, and each
+minute how much was said.
 
-All who use a server notice its absence, each several times a second. The lines below say so in other words and again
-and again; of those about one server one passes each minute, with the number of those left out since the last one.
+All who use a server notice its absence, each several times a second. The lines below say so in
+other words and again and again; of those about one server one passes each minute, with the number
+of those left out since the last one.
 """
 
 import logging
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 MINUTE = 60.0  # seconds
 LEFT_OUT = "lines_left_out"
 
-# What each line is about, by its name. Lines that are not here always pass, and those with a traceback too.
+# What each line is about, by its name. Lines that are not here always pass, and those with a
+# traceback too.
 SUBJECTS = {
     "kafka_consumer_error": "kafka",
     "kafka_producer_error": "kafka",

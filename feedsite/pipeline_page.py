@@ -1,7 +1,8 @@
 """The pipeline page of the admin: is everything there, does it keep up, what waits for someone.
 
-Kafka and Redis are asked in other threads, none of which the page waits for longer than `ASK_SECONDS`, and each
-question to PostgreSQL has a time-out of its own. What cannot be told in time is shown as unknown.
+Kafka and Redis are asked in other threads, none of which the page waits for longer than
+`ASK_SECONDS`, and each question to PostgreSQL has a time-out of its own. What cannot be told in
+time is shown as unknown.
 """
 
 import threading
@@ -94,7 +95,9 @@ class Lag:
 
 
 def page(request: HttpRequest) -> TemplateResponse:
-    """Show the pipeline to those who may see heartbeats; its dead letters to those who may see these."""
+    """Show the pipeline to those who may see heartbeats; its dead letters to those who may see
+    these.
+    """
     if not request.user.has_perm("eventbus.view_workerheartbeat"):
         raise PermissionDenied
     started = time.monotonic()
@@ -131,7 +134,9 @@ def _ask_outside() -> dict[str, Future[Any]]:
 
 
 def _ask(name: tuple[str, ...], question: Callable[[], Any]) -> Future[Any]:
-    """Ask in another thread, or wait for the answer of who asked before: to a server that hangs, no second thread."""
+    """Ask in another thread, or wait for the answer of who asked before: to a server that hangs, no
+    second thread.
+    """
     with _asking:
         if name not in _asked or _asked[name].done():
             _asked[name] = _threads().submit(_timed, question)
@@ -160,7 +165,9 @@ def _collect(future: Future[Answer[T]], started: float) -> Answer[T]:
 
 
 def _query(read: Callable[[], T]) -> Answer[T]:
-    """Ask PostgreSQL, which may be so busy, or a table so locked, that it does not answer in time."""
+    """Ask PostgreSQL, which may be so busy, or a table so locked, that it does not answer in
+    time.
+    """
     started = time.monotonic()
     try:
         with transaction.atomic():
@@ -241,6 +248,8 @@ def _type_chart(rate: Rate) -> SafeString:
 
 
 def _minutes(rates: list[Rate]) -> list[tuple[int, int]]:
-    """Return (minutes ago, events) of the minutes in which something was processed, the latest first."""
+    """Return (minutes ago, events) of the minutes in which something was processed, the latest
+    first.
+    """
     counts = enumerate(reversed(_sums(rates)))
     return [(ago, count) for ago, count in counts if count]

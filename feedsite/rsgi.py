@@ -26,7 +26,9 @@ set_loop_signals = _signals.set_loop_signals
 
 
 def _set_loop_signals(loop: asyncio.AbstractEventLoop) -> Any:
-    """Do as granian does, and have the streams end: it waits for the last request before it tells the application."""
+    """Do as granian does, and have the streams end: it waits for the last request before it tells
+    the application.
+    """
     shutdown = set_loop_signals(loop)  # type: ignore[no-untyped-call]
 
     def end() -> None:

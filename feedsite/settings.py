@@ -1,4 +1,6 @@
-"""The one settings module; every deployment difference comes from the environment (`feedsite.environment`)."""
+"""The one settings module; every deployment difference comes from the environment
+(`feedsite.environment`).
+"""
 
 import warnings
 from datetime import timedelta
@@ -16,7 +18,7 @@ ENV = environment.read()
 
 FEED_DATA_DIR = ENV["FEED_DATA_DIR"]
 
-# Web ---------------------------------------------------------------------------------------------------------
+# Web ----------------------------------------------------------------------------------------------
 SECRET_KEY = ENV["DJANGO_SECRET_KEY"]
 DEBUG = ENV["DJANGO_DEBUG"]
 ALLOWED_HOSTS = ENV["DJANGO_ALLOWED_HOSTS"]
@@ -108,7 +110,8 @@ AXES_LOCKOUT_CALLABLE = "feedsite.login.locked_out"
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_FAILURE_LIMIT = 5
 AXES_COOLOFF_TIME = timedelta(minutes=5)
-# Attempts while locked out must not make it longer: a forgotten script would lock its owner out for ever.
+# Attempts while locked out must not make it longer: a forgotten script would lock its owner out for
+# ever.
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_RESET_ON_SUCCESS = True
 AXES_DISABLE_ACCESS_LOG = True
@@ -120,8 +123,8 @@ SILENCED_SYSTEM_CHECKS = [
     # Subdomains and the browsers' own list are a choice, see DJANGO_HSTS.
     "security.W005",
     "security.W021",
-    # Django 6 asks for its app for PostgreSQL where there is an array. That would look for types that nobody uses here
-    # at the first connection of each process.
+    # Django 6 asks for its app for PostgreSQL where there is an array. That would look for types
+    # that nobody uses here at the first connection of each process.
     "postgres.E005",
 ]
 
@@ -137,7 +140,7 @@ USE_I18N = False
 FORMAT_MODULE_PATH = ["feedsite.formats"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# REST --------------------------------------------------------------------------------------------------------
+# REST ---------------------------------------------------------------------------------------------
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["feedsite.authentication.JWTAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
@@ -173,7 +176,7 @@ JWT_JWKS_URL = ENV["JWT_JWKS_URL"]
 JWT_AUDIENCE = ENV["JWT_AUDIENCE"]
 JWT_ISSUER = ENV["JWT_ISSUER"]
 
-# PostgreSQL --------------------------------------------------------------------------------------------------
+# PostgreSQL ---------------------------------------------------------------------------------------
 DATABASES: dict[str, Any] = {
     "default": {
         **environment.database(
@@ -214,8 +217,8 @@ DATABASES["default"]["OPTIONS"] = {
         "max_size": ENV["DATABASE_POOL_MAX"],
         "timeout": 5,  # seconds
         "max_idle": 60,  # seconds
-        # The pool tries again ever more rarely for so long; after that, at the next request. Its default of 300 s would
-        # keep a process down for a minute after an outage of a minute.
+        # The pool tries again ever more rarely for so long; after that, at the next request. Its
+        # default of 300 s would keep a process down for a minute after an outage of a minute.
         "reconnect_timeout": 2,  # seconds
     },
 }
@@ -224,7 +227,7 @@ CONNECTIONS_NEEDED = connections.needs(ENV)
 # For how long a request may wait for PostgreSQL, in seconds.
 DATABASE_ANSWER_SECONDS = 5.0
 
-# Redis -------------------------------------------------------------------------------------------------------
+# Redis --------------------------------------------------------------------------------------------
 REDIS_TIMEOUT = 0.5  # seconds
 CACHES: dict[str, Any] = {
     "default": {
@@ -241,7 +244,7 @@ CACHES: dict[str, Any] = {
     }
 }
 
-# Kafka -------------------------------------------------------------------------------------------------------
+# Kafka --------------------------------------------------------------------------------------------
 KAFKA_BOOTSTRAP_SERVERS = ENV["KAFKA_BOOTSTRAP_SERVERS"]
 KAFKA_SECURITY = {
     "security.protocol": ENV["KAFKA_SECURITY_PROTOCOL"],
@@ -262,7 +265,7 @@ KAFKA_PUBLISH_TIMEOUT_MS = ENV["KAFKA_PUBLISH_TIMEOUT_MS"]
 KAFKA_LINGER_MS = ENV["KAFKA_LINGER_MS"]
 KAFKA_QUEUE_MAX_MESSAGES = ENV["KAFKA_QUEUE_MAX_MESSAGES"]
 
-# Feeds -------------------------------------------------------------------------------------------------------
+# Feeds --------------------------------------------------------------------------------------------
 FEED_STRATEGY = ENV["FEED_STRATEGY"]
 FEED_PUSH_MAX_FOLLOWERS = ENV["FEED_PUSH_MAX_FOLLOWERS"]
 FEED_MAX_ENTRIES = ENV["FEED_MAX_ENTRIES"]
@@ -276,20 +279,20 @@ FEED_IDLE_DAYS = ENV["FEED_IDLE_DAYS"]
 FEED_CACHE_TTL = ENV["FEED_CACHE_TTL"]
 FEED_CACHE_MAX_TTL = environment.MAX_CACHE_TTL
 
-# Dead letters -------------------------------------------------------------------------------------------------
+# Dead letters -------------------------------------------------------------------------------------
 DLQ_FLOOD_COUNT = ENV["DLQ_FLOOD_COUNT"]
 DLQ_FLOOD_SECONDS = ENV["DLQ_FLOOD_SECONDS"]
 DLQ_MAX_REPLAYS = ENV["DLQ_MAX_REPLAYS"]
 
-# Pruning -----------------------------------------------------------------------------------------------------
+# Pruning ------------------------------------------------------------------------------------------
 PROCESSED_EVENTS_DAYS = ENV["PROCESSED_EVENTS_DAYS"]
 IDEMPOTENCY_KEY_DAYS = ENV["IDEMPOTENCY_KEY_DAYS"]
 DEAD_LETTERS_DAYS = ENV["DEAD_LETTERS_DAYS"]
 
-# Workers -----------------------------------------------------------------------------------------------------
+# Workers ------------------------------------------------------------------------------------------
 WORKER_STUCK_SECONDS = ENV["WORKER_STUCK_SECONDS"]
 
-# Logs and traces ---------------------------------------------------------------------------------------------
+# Logs and traces ----------------------------------------------------------------------------------
 LOG_FORMAT = ENV["LOG_FORMAT"]
 OTEL_TRACES_EXPORTER = ENV["OTEL_TRACES_EXPORTER"]
 LOGGING = logs.configure(LOG_FORMAT, ENV["LOG_LEVEL"])

@@ -1,8 +1,10 @@
-"""Waits before an API process starts, for as long as migrations are missing: `python -m feedsite.wait_for_migrations`.
+"""Waits before an API process starts, for as long as migrations are missing: `python -m
+feedsite.wait_for_migrations`.
 
-A PostgreSQL that cannot be reached is waited for only a little: an outage must not hold back an API process, which
-takes up its work by itself once the server is back. A worker has nothing to do without PostgreSQL and must never work
-on tables of another version, so the pods of workers wait for both as long as it takes.
+A PostgreSQL that cannot be reached is waited for only a little: an outage must not hold back an API
+process, which takes up its work by itself once the server is back. A worker has nothing to do
+without PostgreSQL and must never work on tables of another version, so the pods of workers wait for
+both as long as it takes.
 """
 
 import os

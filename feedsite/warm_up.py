@@ -14,7 +14,9 @@ log = structlog.get_logger(__name__)
 
 
 def warm_up() -> None:
-    """Load all views, which the first request would wait for, and begin to fetch the keys; waits for no server."""
+    """Load all views, which the first request would wait for, and begin to fetch the keys; waits
+    for no server.
+    """
     get_resolver().url_patterns  # noqa: B018 - loads all views
     if settings.JWT_JWKS_URL:
         keys.key_set(settings.JWT_JWKS_URL)
@@ -23,13 +25,15 @@ def warm_up() -> None:
             "no_audience", detail="JWT_AUDIENCE is not set: tokens issued for others are taken."
         )
     drop_gauges_of_the_dead()
-    # What is loaded stays. Without this, each full collection would walk all of Django while every request waits.
+    # What is loaded stays. Without this, each full collection would walk all of Django while every
+    # request waits.
     gc.collect()
     gc.freeze()
 
 
 def drop_gauges_of_the_dead() -> None:
-    """Have `/metrics` forget what processes that run no more have said of themselves, such as an open breaker.
+    """Have `/metrics` forget what processes that run no more have said of themselves, such as an
+    open breaker.
 
     Prometheus's client takes a file for that of a running process until somebody removes it.
     """

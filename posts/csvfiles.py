@@ -55,7 +55,10 @@ class BadLines:
 
 
 class SetAside(BadLines):
-    """Lines that cannot be used are written to a CSV file of their own, with the reason. A context manager."""
+    """Lines that cannot be used are written to a CSV file of their own, with the reason.
+
+    A context manager.
+    """
 
     def __init__(self, path: Path) -> None:
         """Make the file, or empty it. Raises `OSError`."""
@@ -104,7 +107,10 @@ def add_skip_option(parser: ArgumentParser) -> None:
 
 @contextmanager
 def bad_lines_to(path: Path | None, *, source: Path) -> Iterator[BadLines]:
-    """Have bad lines of `source` written to `path`; without one, the first ends the import. Raises `CommandError`."""
+    """Have bad lines of `source` written to `path`; without one, the first ends the import.
+
+    Raises `CommandError`.
+    """
     if path is None:
         yield BadLines()
         return
@@ -127,7 +133,9 @@ def open_csv(path: Path) -> TextIO:
 
 
 def open_csv_twice(path: Path) -> TextIO:
-    """Open like `open_csv`, so that `seek(0)` goes back to the beginning: what a pipe holds is copied first."""
+    """Open like `open_csv`, so that `seek(0)` goes back to the beginning: what a pipe holds is
+    copied first.
+    """
     file: IO[bytes] = path.open("rb")
     if not file.seekable():
         with file as pipe:

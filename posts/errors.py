@@ -1,4 +1,6 @@
-"""Errors the API answers with, beside those of Django REST framework: each has a status and a stable code."""
+"""Errors the API answers with, beside those of Django REST framework: each has a status and a
+stable code.
+"""
 
 from rest_framework.exceptions import APIException
 

@@ -26,7 +26,9 @@ _UNIX_TIME = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,9})?")
 
 
 class Draft(NamedTuple):
-    """A post to be: its ids are given when it is published, its time too unless the file has one."""
+    """A post to be: its ids are given when it is published, its time too unless the file has
+    one.
+    """
 
     author_id: int
     content: str
@@ -34,7 +36,9 @@ class Draft(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What a file holds; `fingerprint` is that of its posts, in their order, whatever else is in it."""
+    """What a file holds; `fingerprint` is that of its posts, in their order, whatever else is in
+    it.
+    """
 
     posts: int
     fingerprint: str
@@ -52,7 +56,10 @@ class Published:
 
 
 class Publication:
-    """Posts on their way to Kafka: the n-th draft gets the n-th ids. `done` is what has become of them so far."""
+    """Posts on their way to Kafka: the n-th draft gets the n-th ids.
+
+    `done` is what has become of them so far.
+    """
 
     def __init__(self, ids: IdRange) -> None:
         self.done = Published()
@@ -61,14 +68,20 @@ class Publication:
         self._started = time.monotonic()
 
     def publish(self, drafts: Iterable[Draft]) -> None:
-        """Queue a post for each draft, waiting for room. Raises `PublishFailed`, such as `ProducerQueueFull`."""
+        """Queue a post for each draft, waiting for room.
+
+        Raises `PublishFailed`, such as `ProducerQueueFull`.
+        """
         for number, draft in enumerate(drafts):
             event = _to_post(draft, self._ids.write(number)).to_event()
             key, value = envelope.encode_key(event.key), envelope.encode(event)
             producer.get().send(kafka.FEED_EVENTS, key, value, (), self._count)
 
     def finish(self) -> Published:
-        """Return once each is acknowledged or refused. Raises `PublishTimedOut` when reports stay out for a minute."""
+        """Return once each is acknowledged or refused.
+
+        Raises `PublishTimedOut` when reports stay out for a minute.
+        """
         if producer.get().flush(DELIVERY_SECONDS):
             raise PublishTimedOut
         self.done.seconds = time.monotonic() - self._started
@@ -101,7 +114,8 @@ def check(drafts: Iterable[Draft]) -> Checked:
 
 
 def read_drafts(file: TextIO, bad_lines: BadLines | None = None) -> Iterator[Draft]:
-    """Yield each line of CSV with the columns author, text and optionally t_unix; others are ignored.
+    """Yield each line of CSV with the columns author, text and optionally t_unix; others are
+    ignored.
 
     Raises `BadLine`, unless `bad_lines` takes them.
     """

@@ -35,7 +35,8 @@ class PostRow(NamedTuple):
 # To have PostgreSQL write the time costs a tenth of making a `datetime` of it and a text of that.
 CREATED_AT = """to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
 
-# Not by the ORM, which takes longer to compose this than PostgreSQL and the network take to answer it.
+# Not by the ORM, which takes longer to compose this than PostgreSQL and the network take to answer
+# it.
 _PAGE_OF = f"""
 SELECT id, author_id, content, {CREATED_AT} FROM posts
 WHERE author_id = %(author)s AND {ALIVE} AND {{beyond}} LIMIT %(limit)s
@@ -51,7 +52,8 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id
 """
 
-# The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post away.
+# The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
+# away.
 _TOMBSTONE = """
 INSERT INTO posts (id, author_id, content, created_at, fanout, deleted_event_id)
 SELECT id, author_id, '', created_at, 0, event_id
@@ -67,13 +69,16 @@ class PostQuerySet(models.QuerySet["Post"]):
         return self.filter(deleted_event_id__isnull=True)
 
     def page_of(self, author_id: int, position: Position, limit: int) -> list[PostRow]:
-        """Return up to `limit` posts of the author beyond `position`, nearest to it first (one index scan)."""
+        """Return up to `limit` posts of the author beyond `position`, nearest to it first (one
+        index scan).
+        """
         statement = _PAGE_OF_NEWER if position.newer else _PAGE_OF_OLDER
         values = {"author": author_id, "id": position.id, "limit": limit}
         return [PostRow(*row) for row in fetch(statement, values)]
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
-        """Insert `posts` in one statement; return the ids that were new (an existing row, or tombstone, stays).
+        """Insert `posts` in one statement; return the ids that were new (an existing row, or
+        tombstone, stays).
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
@@ -89,7 +94,9 @@ class PostQuerySet(models.QuerySet["Post"]):
         return {post_id for (post_id,) in fetch(_INSERT, columns)}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
-        """Turn the posts into tombstones without content, in one statement; of a wrong author: no effect."""
+        """Turn the posts into tombstones without content, in one statement; of a wrong author: no
+        effect.
+        """
         unique = {deletion.post_id: deletion for deletion in deletions}.values()
         columns: list[list[Any]] = [
             [deletion.post_id for deletion in unique],
@@ -115,7 +122,8 @@ class Post(models.Model):
     class Meta:
         db_table = "posts"
         indexes = [
-            # Serves an author's list, the back-fill after a follow, and the join a feed is defined by.
+            # Serves an author's list, the back-fill after a follow, and the join a feed is defined
+            # by.
             models.Index(
                 "author_id",
                 models.F("id").desc(),

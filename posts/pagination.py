@@ -1,7 +1,7 @@
 """Keyset pages with the shape of Django REST framework's lists and an opaque cursor.
 
-The cursor is a position between two rows: an id and the side of it to read. Ids never change and are unique, so no
-row is skipped or shown twice, whatever is written while someone pages.
+The cursor is a position between two rows: an id and the side of it to read. Ids never change and
+are unique, so no row is skipped or shown twice, whatever is written while someone pages.
 """
 
 import base64
@@ -70,9 +70,11 @@ def paginate(
     limit: int,
     any_beyond: Callable[[Position], bool] | None = None,
 ) -> Page:
-    """Return the page at `position` from `read(position, limit)`, which lists rows nearest to the position first.
+    """Return the page at `position` from `read(position, limit)`, which lists rows nearest to the
+    position first.
 
-    `any_beyond` tells whether there is any row beyond a position, for lists that know it cheaper than by reading one.
+    `any_beyond` tells whether there is any row beyond a position, for lists that know it cheaper
+    than by reading one.
     """
     any_beyond = any_beyond or (lambda place: bool(read(place, 1)))
     rows = read(position, limit + 1)
@@ -80,7 +82,8 @@ def paginate(
     rows = rows[:limit]
     if position.newer:
         rows = rows[::-1]
-        # What was at the position may be gone by now; reading on from just below finds all that is left.
+        # What was at the position may be gone by now; reading on from just below finds all that is
+        # left.
         older = Position(id_of(rows[-1]) - 1 if rows else position.id, newer=False)
         return Page(
             rows,
@@ -104,7 +107,9 @@ def link(request: Request, position: Position | None) -> str | None:
 
 
 def link_at(address: str, cursor: str, limit: str | None) -> str:
-    """Return the URL of the page at `cursor` of the list at `address`, with the `limit` that was asked for."""
+    """Return the URL of the page at `cursor` of the list at `address`, with the `limit` that was
+    asked for.
+    """
     query = f"cursor={cursor}&limit={limit}" if limit else f"cursor={cursor}"
     return f"{address}?{query}"
 

@@ -1,7 +1,7 @@
 """How many writes a user may make in a time (`API_POST_RATE`), counted in Redis in one step.
 
-The time begins with a user's first write in it (a fixed window). Without Redis nothing is counted and every write goes
-through: Kafka takes them, and a limit that fails must not fail the writes.
+The time begins with a user's first write in it (a fixed window). Without Redis nothing is counted
+and every write goes through: Kafka takes them, and a limit that fails must not fail the writes.
 """
 
 from functools import cache
@@ -40,7 +40,9 @@ class Limit(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where a user stands after a write: the limit, the number of this write, the milliseconds until it starts anew."""
+    """Where a user stands after a write: the limit, the number of this write, the milliseconds
+    until it starts anew.
+    """
 
     limit: Limit
     number: int
@@ -69,7 +71,9 @@ def limit() -> Limit | None:
 
 
 def command(user_id: int, limit: Limit) -> tuple[str | int, ...]:
-    """Return the command to Redis that counts one write of the user; `standing` reads its answer."""
+    """Return the command to Redis that counts one write of the user; `standing` reads its
+    answer.
+    """
     return ("EVAL", _TAKE, 1, f"rate:writes:{user_id}", limit.seconds * 1_000)
 
 

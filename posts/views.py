@@ -114,7 +114,8 @@ def accepted_post_json(post: PostCreated) -> dict[str, str]:
 
 def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
     """Return the 202 of a write whose event Kafka has acknowledged."""
-    # Not REST framework's Response: what it adds, negotiation and a template engine's hooks, costs a tenth of a write.
+    # Not REST framework's Response: what it adds, negotiation and a template engine's hooks, costs
+    # a tenth of a write.
     headers = {"Location": event_address(event_id), **rates.headers_of(request)}
     body = accepted_body(event_id, fields)
     return HttpResponse(body, content_type="application/json", status=202, headers=headers)
@@ -154,7 +155,8 @@ def event_headers(request: Request) -> list[tuple[str, bytes]]:
 
 
 def write_ids(request: Request, body: str = "") -> Ids:
-    """Return the ids of a write: those reserved under its `Idempotency-Key`, or new ones without one.
+    """Return the ids of a write: those reserved under its `Idempotency-Key`, or new ones without
+    one.
 
     Raises `ParseError` on a key that is none, `Unprocessable` on one used for another request.
     """

@@ -6,5 +6,7 @@ PRIVATE, PUBLIC = "private", "public"
 
 
 def is_public() -> bool:
-    """Tell whether everybody with a token may see them; else only the user and who has the scope."""
+    """Tell whether everybody with a token may see them; else only the user and who has the
+    scope.
+    """
     return bool(settings.API_VISIBILITY == PUBLIC)

@@ -11,7 +11,9 @@ from feeds.read import here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have several processes begin with the tests that take longest: else one of them ends long after the others."""
+    """Have several processes begin with the tests that take longest: else one of them ends long
+    after the others.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
@@ -26,7 +28,8 @@ def nothing_outlives_the_servers(django_db_setup: None) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def a_lease_of_this_test() -> Iterator[None]:
-    """Drop the snowflake lease with the test: emptying the tables gives its node to anyone who asks.
+    """Drop the snowflake lease with the test: emptying the tables gives its node to anyone who
+    asks.
 
     The clock that it was made by goes too, for some tests set it wrong.
     """
@@ -37,5 +40,7 @@ def a_lease_of_this_test() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def a_cache_of_this_test() -> None:
-    """Forget the state of the cache, which this process trusts for a second: the tables may be other ones by then."""
+    """Forget the state of the cache, which this process trusts for a second: the tables may be
+    other ones by then.
+    """
     here.trust.forget()

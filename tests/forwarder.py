@@ -8,7 +8,9 @@ READ_BYTES = 65_536
 
 
 class Forwarder:
-    """Forwards new connections to `target`, a local port; those that exist stay where they are until cut."""
+    """Forwards new connections to `target`, a local port; those that exist stay where they are
+    until cut.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target

@@ -1,4 +1,6 @@
-"""Tables large enough for their indexes to matter, filled once a module, and the plans of queries on them."""
+"""Tables large enough for their indexes to matter, filled once a module, and the plans of queries
+on them.
+"""
 
 import json
 import re
@@ -30,7 +32,9 @@ ANALYZE posts, follows, feeds, feed_entries, processed_events;
 
 @contextmanager
 def filled(blocker: DjangoDbBlocker, statements: str) -> Iterator[None]:
-    """Fill the tables for every test of a module, each of which undoes what it changes; empty them afterwards."""
+    """Fill the tables for every test of a module, each of which undoes what it changes; empty them
+    afterwards.
+    """
     with blocker.unblock(), connection.cursor() as cursor:
         cursor.execute(statements)
     try:

@@ -1,8 +1,9 @@
-"""Early pytest plugin (`-p tests.servers`): real servers for the tests, up before Django reads its settings.
+"""Early pytest plugin (`-p tests.servers`): real servers for the tests, up before Django reads its
+settings.
 
-Each run has its own servers and data directory, named by `FEED_DATA_DIR`, and removes them at its end. Where
-`DATABASE_URL`, `REDIS_URL` or `KAFKA_BOOTSTRAP_SERVERS` is set, that server is used as it is. With `KAFKA=apache` the
-broker is an Apache Kafka, as in `make test-kafka`.
+Each run has its own servers and data directory, named by `FEED_DATA_DIR`, and removes them at its
+end. Where `DATABASE_URL`, `REDIS_URL` or `KAFKA_BOOTSTRAP_SERVERS` is set, that server is used as
+it is. With `KAFKA=apache` the broker is an Apache Kafka, as in `make test-kafka`.
 """
 
 import os

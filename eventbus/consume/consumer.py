@@ -1,8 +1,8 @@
 """The consumer loop: poll → batch → process → commit offsets, until told to stop.
 
-Offsets are committed explicitly and only after the effects are committed in PostgreSQL: first there, then in Kafka.
-That order alone loses nothing; `processed_events` makes the redelivery it allows harmless. Where to start is for
-`eventbus.consume.positions` to find.
+Offsets are committed explicitly and only after the effects are committed in PostgreSQL: first
+there, then in Kafka. That order alone loses nothing; `processed_events` makes the redelivery it
+allows harmless. Where to start is for `eventbus.consume.positions` to find.
 """
 
 import itertools
@@ -29,12 +29,12 @@ POLL_SECONDS = 1.0
 JOIN_POLL_SECONDS = 0.1
 # So often the consumer looks after its lanes while they are at work.
 LOOK_SECONDS = 0.2
-# Within a batch Kafka is asked again when so much of `max.poll.interval.ms` is over. Not more often: partitions are
-# paused for that, which discards what was fetched ahead.
+# Within a batch Kafka is asked again when so much of `max.poll.interval.ms` is over. Not more
+# often: partitions are paused for that, which discards what was fetched ahead.
 POLL_AGAIN_AFTER = 0.25
 
-# A lane that has been silent for `max.poll.interval.ms`, after which Kafka gives its partitions to others, and for so
-# long beyond, does not come back: the process ends.
+# A lane that has been silent for `max.poll.interval.ms`, after which Kafka gives its partitions to
+# others, and for so long beyond, does not come back: the process ends.
 HANG_SECONDS = 30.0
 # So often the loop makes sure that PostgreSQL and the topic are those that it knows.
 CHECK_SECONDS = 5.0
@@ -47,7 +47,10 @@ log = structlog.get_logger(__name__)
 
 
 class EventConsumer:
-    """A member of a consumer group, which has its lanes process what it takes. One thread calls it."""
+    """A member of a consumer group, which has its lanes process what it takes.
+
+    One thread calls it.
+    """
 
     def __init__(
         self, topic: str, group: str, batch_max_events: int, batch_max_wait: float, leaving: Leaving
@@ -59,12 +62,14 @@ class EventConsumer:
         self._leaving = leaving
         self._poll_interval = settings.KAFKA_MAX_POLL_INTERVAL_MS / 1_000
         self.polled_at = time.monotonic()
-        # Each assignment of a partition gets a number of its own: a partition that left and came back while a
-        # batch was in hand is read again from its committed offset, so that batch must not commit it.
+        # Each assignment of a partition gets a number of its own: a partition that left and came
+        # back while a batch was in hand is read again from its committed offset, so that batch must
+        # not commit it.
         self._assignments: dict[Place, int] = {}
         self._in_hand: dict[Place, int] = {}
         self._numbers = itertools.count()
-        # Partitions of ours, paused since their assignment, of which we do not know yet where to start.
+        # Partitions of ours, paused since their assignment, of which we do not know yet where to
+        # start.
         self._unsettled: set[Place] = set()
         self._out_of_range: set[Place] = set()
         self._paused: set[Place] = set()
@@ -83,10 +88,11 @@ class EventConsumer:
         self._positions = Positions(topic, group, self._consumer)
 
     def run(self, lanes: Lanes) -> None:
-        """Have `lanes` process batches and commit each that is done; return when it is time to leave.
+        """Have `lanes` process batches and commit each that is done; return when it is time to
+        leave.
 
-        What a lane raises leaves its batch uncommitted and propagates after a clean leave of the group. Raises
-        `WorkerHangs` for a lane that gives no sign of life.
+        What a lane raises leaves its batch uncommitted and propagates after a clean leave of the
+        group. Raises `WorkerHangs` for a lane that gives no sign of life.
         """
         self._consumer.subscribe(
             [self.topic],
@@ -114,7 +120,9 @@ class EventConsumer:
         return sorted(partition for _topic, partition in self._assignments.copy())
 
     def still_ours(self, record: Record) -> bool:
-        """Tell whether the record's partition has stayed with this consumer since the batch was taken."""
+        """Tell whether the record's partition has stayed with this consumer since the batch was
+        taken.
+        """
         return self._still_held(record.topic_partition)
 
     def _still_held(self, place: Place) -> bool:
@@ -137,20 +145,23 @@ class EventConsumer:
     def _keep_place(self, batch: Batch) -> None:
         """Show Kafka that we live, as long as each lane of `batch` does."""
         self._tell_leaving()
-        # No poll for a lane that hangs: it would keep us a member, and its partitions ours, for ever.
+        # No poll for a lane that hangs: it would keep us a member, and its partitions ours, for
+        # ever.
         if not batch.all_asked_since(self.polled_at):
             self._bear_silence()
             return
         self._silent_looks = 0
         quiet = time.monotonic() - self.polled_at
-        # Once paused, or while nothing gets done, another poll costs nothing and lets other members come and go.
+        # Once paused, or while nothing gets done, another poll costs nothing and lets other members
+        # come and go.
         if self._paused or batch.some_wait() or quiet > POLL_AGAIN_AFTER * self._poll_interval:
             self._poll_paused()
 
     def _bear_silence(self) -> None:
         """Raise `WorkerHangs` when a lane has been silent for too long.
 
-        Looks are counted, not seconds: a process that was frozen as a whole has looked at nothing meanwhile.
+        Looks are counted, not seconds: a process that was frozen as a whole has looked at nothing
+        meanwhile.
         """
         self._silent_looks += 1
         if self._silent_looks * LOOK_SECONDS > self._poll_interval + HANG_SECONDS:
@@ -182,10 +193,12 @@ class EventConsumer:
         self._consumer.resume(_partitions(self._paused - self._unsettled))
         self._paused &= self._unsettled
 
-    # Where to start ------------------------------------------------------------------------------------------
+    # Where to start -------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Find where to start in each partition that is new to us, however long that takes, and go there."""
+        """Find where to start in each partition that is new to us, however long that takes, and go
+        there.
+        """
         self._unsettle(self._out_of_range)
         attempt = 0
         while self._unsettled:
@@ -215,12 +228,15 @@ class EventConsumer:
         except KafkaException as error:
             if error.args[0].code() != KafkaError._STATE:
                 raise
-            # librdkafka has given up this partition, whose topic is another one or which was out of range.
+            # librdkafka has given up this partition, whose topic is another one or which was out of
+            # range.
             self._consumer.incremental_unassign([start])
             self._consumer.incremental_assign([start])
 
     def _check(self) -> None:
-        """Start again where PostgreSQL went back, or the topic is another one, while nothing has come to process."""
+        """Start again where PostgreSQL went back, or the topic is another one, while nothing has
+        come to process.
+        """
         if time.monotonic() - self._checked_at < CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -235,7 +251,9 @@ class EventConsumer:
             self._unsettle({(self.topic, partition) for partition in astray})
 
     def _unsettle(self, places: Iterable[Place]) -> None:
-        """Have what we hold of these partitions count for nothing, and their start be found anew."""
+        """Have what we hold of these partitions count for nothing, and their start be found
+        anew.
+        """
         ours = self._assignments.keys() & places
         if not ours:
             return
@@ -249,24 +267,29 @@ class EventConsumer:
         self._paused |= set(places)
 
     def _ask(self, question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the answer of `question(…)`, and give the connection to PostgreSQL back for the lanes."""
+        """Return the answer of `question(…)`, and give the connection to PostgreSQL back for the
+        lanes.
+        """
         close_old_connections()
         try:
             return question(*args, **kwargs)
         finally:
             connection.close()
 
-    # Taking and committing --------------------------------------------------------------------------------------
+    # Taking and committing ------------------------------------------------------------------------
 
     def _take_batch(self) -> list[Record]:
-        """Return the records of one poll: at once when there are any, after a second when there are none."""
+        """Return the records of one poll: at once when there are any, after a second when there are
+        none.
+        """
         messages, self._early = self._early, []
         if not messages:
             first = self._consumer.poll(POLL_SECONDS if self._assignments else JOIN_POLL_SECONDS)
             if first is None:
                 self._raise_callback_failure()
                 return []
-            # A single record is worth a few milliseconds' wait for others: they share a transaction.
+            # A single record is worth a few milliseconds' wait for others: they share a
+            # transaction.
             messages = [
                 first,
                 *self._consumer.consume(self._batch_max_events - 1, self._batch_max_wait),
@@ -293,7 +316,9 @@ class EventConsumer:
         return False
 
     def _commit(self, records: Iterable[Record]) -> None:
-        """Commit last offset + 1 of every partition still assigned, synchronously: in PostgreSQL, then in Kafka."""
+        """Commit last offset + 1 of every partition still assigned, synchronously: in PostgreSQL,
+        then in Kafka.
+        """
         ends = {record.topic_partition: record.offset + 1 for record in records}
         moved = retry.until_possible(self._wait, self._ask, self._advance, ends)
         offsets = {place: end for place, end in ends.items() if place in moved}
@@ -333,8 +358,8 @@ class EventConsumer:
             if result.error:
                 raise KafkaException(result.error)
 
-    # An exception that escapes a rebalance callback makes librdkafka discard fetched records (measured), so each
-    # callback records its failure for the loop to raise.
+    # An exception that escapes a rebalance callback makes librdkafka discard fetched records
+    # (measured), so each callback records its failure for the loop to raise.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
@@ -355,8 +380,8 @@ class EventConsumer:
             self._callback_failure = error
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # Nothing to commit here: every batch is committed before the next poll, and one in hand drops
-        # the records of these partitions (`still_ours`).
+        # Nothing to commit here: every batch is committed before the next poll, and one in hand
+        # drops the records of these partitions (`still_ours`).
         self._forget(partitions)
         log.info(
             "partitions_revoked",

@@ -1,8 +1,9 @@
 """Lanes: the threads of one worker that process a batch side by side.
 
-A batch is split by key, so that the events of a key stay in order, in one lane. To PostgreSQL, and so to everything
-that guards a feed, a lane is what another worker is: a connection, transactions and key locks of its own. While
-PostgreSQL writes the rows of one lane, another decodes events or makes cached pages void.
+A batch is split by key, so that the events of a key stay in order, in one lane. To PostgreSQL, and
+so to everything that guards a feed, a lane is what another worker is: a connection, transactions
+and key locks of its own. While PostgreSQL writes the rows of one lane, another decodes events or
+makes cached pages void.
 """
 
 import threading
@@ -29,7 +30,9 @@ PATIENCE_SECONDS = 10.0
 
 
 class LaneTurn:
-    """The `Turn` of one lane: its share of a batch, and the signs of life it gives while it works on that."""
+    """The `Turn` of one lane: its share of a batch, and the signs of life it gives while it works
+    on that.
+    """
 
     def __init__(
         self, records: Sequence[Record], members: Membership, burial: Burial, leaving: Leaving
@@ -96,7 +99,9 @@ class Batch:
         return True
 
     def all_asked_since(self, moment: float) -> bool:
-        """Tell whether each lane that is not done has given a sign of life since `moment` (monotonic seconds)."""
+        """Tell whether each lane that is not done has given a sign of life since `moment`
+        (monotonic seconds).
+        """
         return all(turn.asked_at >= moment for turn in self._at_work())
 
     def some_wait(self) -> bool:
@@ -108,7 +113,10 @@ class Batch:
 
 
 class Lanes:
-    """`count` threads that do `work`. After one has failed, all are asked to leave and take nothing more."""
+    """`count` threads that do `work`.
+
+    After one has failed, all are asked to leave and take nothing more.
+    """
 
     def __init__(self, count: int, work: Work, burial: Burial, leaving: Leaving) -> None:
         self._burial = burial
@@ -116,7 +124,9 @@ class Lanes:
         self._lanes = [_Lane(number, work, leaving) for number in range(count)]
 
     def start(self, records: Sequence[Record], members: Membership) -> Batch:
-        """Have the lanes process `records`, which belong to a member of the group as long as `members` says so."""
+        """Have the lanes process `records`, which belong to a member of the group as long as
+        `members` says so.
+        """
         shares = split(records, self._lanes_for(len(records)))
         turns = [LaneTurn(share, members, self._burial, self._leaving) for share in shares]
         for lane, turn in zip(self._lanes, turns, strict=False):
@@ -124,7 +134,10 @@ class Lanes:
         return Batch(turns)
 
     def process(self, records: Sequence[Record], members: Membership) -> None:
-        """Return when all lanes are done, where there is no place in a group to keep. Raises what a lane raises."""
+        """Return when all lanes are done, where there is no place in a group to keep.
+
+        Raises what a lane raises.
+        """
         batch = self.start(records, members)
         while not batch.done(LOOK_SECONDS):
             pass
@@ -134,7 +147,10 @@ class Lanes:
 
 
 class _Lane:
-    """One thread. A daemon: Python would wait at its exit for any other, for ever for one that hangs."""
+    """One thread.
+
+    A daemon: Python would wait at its exit for any other, for ever for one that hangs.
+    """
 
     def __init__(self, number: int, work: Work, leaving: Leaving) -> None:
         self._work = work
@@ -143,7 +159,8 @@ class _Lane:
         threading.Thread(target=self._run, name=f"lane-{number}", daemon=True).start()
 
     def take(self, turn: LaneTurn) -> None:
-        # In a copy of the context, what is bound to the log or the trace of the batch holds in each lane too.
+        # In a copy of the context, what is bound to the log or the trace of the batch holds in each
+        # lane too.
         self._turns.put((turn, copy_context()))
 
     def _run(self) -> None:
@@ -170,13 +187,16 @@ class _Lane:
 
 
 def split(records: Iterable[Record], count: int) -> list[list[Record]]:
-    """Return at most `count` shares of `records`, about equally long; those of a key are in one, in order."""
+    """Return at most `count` shares of `records`, about equally long; those of a key are in one, in
+    order.
+    """
     shares: list[list[Record]] = [[] for _ in range(count)]
     share_of: dict[bytes | None, list[Record]] = {}
     for record in records:
         share = share_of.get(record.key)
         if share is None:
-            # The shortest so far, not one by hash: that may put the few busy keys into the same lane.
+            # The shortest so far, not one by hash: that may put the few busy keys into the same
+            # lane.
             share = share_of[record.key] = min(shares, key=len)
         share.append(record)
     return [share for share in shares if share]

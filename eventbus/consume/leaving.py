@@ -1,4 +1,6 @@
-"""Ending a worker: asked for by a signal or a failure, obeyed between two transactions, enforced by a watchdog."""
+"""Ending a worker: asked for by a signal or a failure, obeyed between two transactions, enforced by
+a watchdog.
+"""
 
 import os
 import threading
@@ -25,7 +27,10 @@ class Leaving:
         return self._reason
 
     def begin(self, reason: str) -> None:
-        """Ask everybody to leave. A signal handler may call it: it takes no lock that the loop might hold."""
+        """Ask everybody to leave.
+
+        A signal handler may call it: it takes no lock that the loop might hold.
+        """
         self._reason = self._reason or reason
         # The one queue of Python that may be filled while the same thread is in the middle of it.
         self._told.put(None)

@@ -1,9 +1,11 @@
-"""The offsets that a group goes on from, kept in PostgreSQL beside the effects of what lies before them.
+"""The offsets that a group goes on from, kept in PostgreSQL beside the effects of what lies before
+them.
 
-Kafka keeps offsets as well, and PostgreSQL may go back in time without Kafka: an asynchronous standby takes over, a
-backup is restored. Its own offsets go back with it. So they are written after the effects and before Kafka's, a worker
-starts from the lower of the two, and it moves them only from where it has left them, on the server where it has: when
-they are elsewhere, or the server is another one, effects may be gone, and the worker starts again from them.
+Kafka keeps offsets as well, and PostgreSQL may go back in time without Kafka: an asynchronous
+standby takes over, a backup is restored. Its own offsets go back with it. So they are written after
+the effects and before Kafka's, a worker starts from the lower of the two, and it moves them only
+from where it has left them, on the server where it has: when they are elsewhere, or the server is
+another one, effects may be gone, and the worker starts again from them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,8 +13,9 @@ from dataclasses import dataclass
 
 from eventbus.database.sql import bigints, execute, fetch
 
-# When the server that answers was started, and which of its databases this is: a standby that took over, a server
-# that recovered and a database that was restored beside the old one each give another answer.
+# When the server that answers was started, and which of its databases this is: a standby that took
+# over, a server that recovered and a database that was restored beside the old one each give
+# another answer.
 _SERVER = """
 SELECT pg_postmaster_start_time()::text || ' ' || oid::text FROM pg_database WHERE datname = current_database()
 """
@@ -50,7 +53,10 @@ class Move:
 
 
 def server() -> str:
-    """Return what tells this database, since its server was started, from any other. Raises `DatabaseError`."""
+    """Return what tells this database, since its server was started, from any other.
+
+    Raises `DatabaseError`.
+    """
     [(answer,)] = fetch(_SERVER, [])
     return str(answer)
 

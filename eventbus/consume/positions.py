@@ -1,8 +1,9 @@
-"""Where a member of a group goes on in each partition: found at its assignment, moved with each batch, watched.
+"""Where a member of a group goes on in each partition: found at its assignment, moved with each
+batch, watched.
 
-PostgreSQL's offset and Kafka's are compared by the rule in `eventbus.consume.offsets`. A topic that was
-made anew under the same name, and records that Kafka deleted before they were processed, are noticed here
-too, and told.
+PostgreSQL's offset and Kafka's are compared by the rule in `eventbus.consume.offsets`. A topic that
+was made anew under the same name, and records that Kafka deleted before they were processed, are
+noticed here too, and told.
 """
 
 from collections.abc import Collection, Mapping
@@ -38,8 +39,8 @@ class Positions:
     def starts(self, partitions: Collection[int], out_of_range: Collection[int]) -> dict[int, int]:
         """Return the offset to start from in each of `partitions`.
 
-        In those that are `out_of_range` Kafka had no record at the offset we were at. Raises `KafkaException` and
-        `DatabaseError`.
+        In those that are `out_of_range` Kafka had no record at the offset we were at. Raises
+        `KafkaException` and `DatabaseError`.
         """
         topic_id = kafka.topic_id(self._admin, self._topic)
         committed = self._committed(partitions)
@@ -70,8 +71,8 @@ class Positions:
     def advance(self, ends: Mapping[int, int]) -> set[int]:
         """Have PostgreSQL keep these offsets, by partition; return the partitions of which it does.
 
-        Not of those whose offset is not where we left it: what we take for processed may be gone. Raises
-        `DatabaseError`.
+        Not of those whose offset is not where we left it: what we take for processed may be gone.
+        Raises `DatabaseError`.
         """
         moves = {number: Move(self._left_at[number], end) for number, end in ends.items()}
         moved = offsets.advance(self._group, self._topic, self._topic_id, self._server, moves)
@@ -79,7 +80,8 @@ class Positions:
         return moved
 
     def astray(self, partitions: Collection[int]) -> set[int]:
-        """Return the partitions in which we are not where PostgreSQL is, or read a topic that is no more.
+        """Return the partitions in which we are not where PostgreSQL is, or read a topic that is no
+        more.
 
         Raises `KafkaException` and `DatabaseError`.
         """
@@ -94,8 +96,9 @@ class Positions:
     ) -> int:
         """Return the lower of PostgreSQL's offset and Kafka's.
 
-        Where PostgreSQL has none that is Kafka's, which is also how a group from before this table goes on; the oldest
-        record's, `first`, for a group that has neither and for a topic that is another one.
+        Where PostgreSQL has none that is Kafka's, which is also how a group from before this table
+        goes on; the oldest record's, `first`, for a group that has neither and for a topic that is
+        another one.
         """
         if kept is None:
             return first if committed is None else committed

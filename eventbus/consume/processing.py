@@ -1,10 +1,11 @@
-"""From a batch of Kafka records to committed effects: exactly once each, or a dead letter, never neither.
+"""From a batch of Kafka records to committed effects: exactly once each, or a dead letter, never
+neither.
 
     records → decode → plan → [ lock keys → drop processed → apply → record as processed ] → after commit
 
-The bracket is one PostgreSQL transaction. When it fails for a reason that lies in an event, or is too much at once,
-the batch is halved until the culprits stand alone: their neighbours commit at once, later events of a culprit's key
-wait behind it.
+The bracket is one PostgreSQL transaction. When it fails for a reason that lies in an event, or is
+too much at once, the batch is halved until the culprits stand alone: their neighbours commit at
+once, later events of a culprit's key wait behind it.
 """
 
 import time
@@ -34,7 +35,10 @@ log = structlog.get_logger(__name__)
 
 
 class Processor:
-    """The `Work` of lanes: has batches applied by an app's handlers. Several lanes may be in `process` at once."""
+    """The `Work` of lanes: has batches applied by an app's handlers.
+
+    Several lanes may be in `process` at once.
+    """
 
     def __init__(self, handlers: Handlers[Any]) -> None:
         self._handlers = handlers
@@ -56,7 +60,9 @@ class Processor:
         self._work_off(turn, list(culprits.values()))
 
     def _plan(self, turn: Turn, facts: Facts) -> list[list[Any]]:
-        """Return the parts of the plan; a fact that cannot be planned stands alone, and `apply` decides."""
+        """Return the parts of the plan; a fact that cannot be planned stands alone, and `apply`
+        decides.
+        """
         try:
             return retry.until_too_much(turn.wait, self._handlers.plan, facts)
         except WorkerStopping:
@@ -69,7 +75,10 @@ class Processor:
         return self._plan(turn, facts[:middle]) + self._plan(turn, facts[middle:])
 
     def _decode(self, turn: Turn, records: Iterable[Record]) -> list[Delivery]:
-        """Decode records; what can never be applied is a dead letter at once. The first of twins wins."""
+        """Decode records; what can never be applied is a dead letter at once.
+
+        The first of twins wins.
+        """
         deliveries: dict[int, Delivery] = {}
         for record in records:
             delivery = None
@@ -91,7 +100,9 @@ class Processor:
     def _commit_neighbours(
         self, turn: Turn, deliveries: list[Delivery], culprits: dict[int, Chain]
     ) -> None:
-        """Commit all that can be; move the chains of failing keys, and what follows them, into `culprits`."""
+        """Commit all that can be; move the chains of failing keys, and what follows them, into
+        `culprits`.
+        """
         for delivery in deliveries:
             if delivery.event.key in culprits:
                 culprits[delivery.event.key].append(delivery)
@@ -128,7 +139,9 @@ class Processor:
         return True
 
     def _give_up(self, turn: Turn, delivery: Delivery, error: Exception) -> bool:
-        """Make the event a dead letter when another attempt is useless; False to have it tried again."""
+        """Make the event a dead letter when another attempt is useless; False to have it tried
+        again.
+        """
         delivery.first_failed_at = delivery.first_failed_at or datetime.now(UTC)
         delivery.attempts += 1
         if retry.is_poison(error) or delivery.attempts >= retry.MAX_ATTEMPTS:
@@ -170,21 +183,23 @@ class Processor:
         return None
 
     def _apply_and_follow_up(self, turn: Turn, deliveries: list[Delivery], careful: bool) -> None:
-        """Commit `deliveries`, in several transactions if they are a large one, then make their pages void.
+        """Commit `deliveries`, in several transactions if they are a large one, then make their
+        pages void.
 
         Raises `WorkerStopping` before any of these transactions when it is time to leave.
         """
         if not deliveries:
             return
         facts = [delivery.fact for delivery in deliveries]
-        # What is too much together may fit in halves. One event alone cannot be made less: that waits, and is no
-        # dead letter for it.
+        # What is too much together may fit in halves. One event alone cannot be made less: that
+        # waits, and is no dead letter for it.
         repeat = retry.until_too_much if len(deliveries) > 1 else retry.until_possible
         resume_after: Any = None
         while True:
             if turn.stopping():
                 raise WorkerStopping
-            # Part by part, so that what passes does not send a large post back to its first follower.
+            # Part by part, so that what passes does not send a large post back to its first
+            # follower.
             resume_after = repeat(turn.wait, self._transaction, deliveries, careful, resume_after)
             if resume_after is None:
                 break

@@ -1,4 +1,6 @@
-"""The slowest event of each minute of the last hour, kept in a worker's memory for its heartbeat."""
+"""The slowest event of each minute of the last hour, kept in a worker's memory for its
+heartbeat.
+"""
 
 import threading
 import time
@@ -12,14 +14,19 @@ SHOWN = 10
 
 
 class Slowest:
-    """At most `MINUTES` events. The worker notes them, its heartbeat reads them in another thread."""
+    """At most `MINUTES` events.
+
+    The worker notes them, its heartbeat reads them in another thread.
+    """
 
     def __init__(self) -> None:
         self._by_minute: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def note(self, deliveries: Sequence[Delivery]) -> None:
-        """Look at events that have just got done together, at least one: the first taken was the slowest of them."""
+        """Look at events that have just got done together, at least one: the first taken was the
+        slowest of them.
+        """
         slowest = min(deliveries, key=lambda delivery: delivery.taken_at)
         seconds = time.monotonic() - slowest.taken_at
         minute = int(time.time() // 60)

@@ -1,6 +1,7 @@
 """Reading a topic again from its beginning, to rebuild what was lost from the log.
 
-The events take the ordinary path, so those that were processed before change nothing, and workers may go on running.
+The events take the ordinary path, so those that were processed before change nothing, and workers
+may go on running.
 """
 
 from collections.abc import Callable
@@ -33,10 +34,12 @@ class _WholeTopic:
 
 
 def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
-    """Process all that the topic holds now; return the number of records. `track` hears of each batch's size.
+    """Process all that the topic holds now; return the number of records.
 
-    What cannot be processed becomes a dead letter, stored once for each origin. Commits no offsets: when interrupted,
-    start again. Raises `KafkaException`, `DeadLetterFlood`.
+    `track` hears of each batch's size.
+
+    What cannot be processed becomes a dead letter, stored once for each origin. Commits no offsets:
+    when interrupted, start again. Raises `KafkaException`, `DeadLetterFlood`.
     """
     burial = DeadLetterWriter(subscription.group)
     lanes = Lanes(subscription.lanes, Processor(subscription.handlers), burial, Leaving())

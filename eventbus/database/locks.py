@@ -1,7 +1,9 @@
-"""Advisory locks that order everything about one key, whichever partition or worker it comes through.
+"""Advisory locks that order everything about one key, whichever partition or worker it comes
+through.
 
-Kafka orders events of a key only within one partition and one living worker. A partition count that grew, a replay
-or a frozen worker that wakes up breaks that order; the lock, held to the end of the transaction, does not.
+Kafka orders events of a key only within one partition and one living worker. A partition count that
+grew, a replay or a frozen worker that wakes up breaks that order; the lock, held to the end of the
+transaction, does not.
 """
 
 import time
@@ -9,7 +11,8 @@ from collections.abc import Iterable
 
 from eventbus.database.sql import bigints, execute, fetch
 
-# PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this number.
+# PostgreSQL keeps one-argument and two-argument advisory locks apart, so no user id meets this
+# number.
 BULK_LOAD = 1
 _KEYS = """
 SELECT pg_advisory_xact_lock(key) FROM (SELECT DISTINCT unnest(%s::bigint[]) AS key ORDER BY 1) AS keys
@@ -26,7 +29,9 @@ WAIT_STEP_SECONDS = 0.005
 
 
 def acquire_keys(keys: Iterable[int]) -> None:
-    """Hold the lock of each key until the transaction ends; in ascending order, so workers cannot deadlock."""
+    """Hold the lock of each key until the transaction ends; in ascending order, so workers cannot
+    deadlock.
+    """
     join_workers()
     execute(_KEYS, [bigints(keys)])
 
@@ -49,5 +54,7 @@ def _open_transactions() -> set[str]:
 
 
 def acquire_bulk_load() -> None:
-    """Keep every worker out until the transaction ends: for imports and repairs that change many keys at once."""
+    """Keep every worker out until the transaction ends: for imports and repairs that change many
+    keys at once.
+    """
     execute(_BULK_EXCLUSIVE, [BULK_LOAD])

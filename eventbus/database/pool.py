@@ -1,11 +1,15 @@
-"""The process's pool of connections to PostgreSQL: large enough that no thread of it waits for another."""
+"""The process's pool of connections to PostgreSQL: large enough that no thread of it waits for
+another.
+"""
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 
 def require(process: str) -> None:
-    """Raise `ImproperlyConfigured` if the pool has fewer connections than `process` may use at once."""
+    """Raise `ImproperlyConfigured` if the pool has fewer connections than `process` may use at
+    once.
+    """
     need = settings.CONNECTIONS_NEEDED[process]
     if need.connections <= settings.DATABASE_POOL_MAX:
         return

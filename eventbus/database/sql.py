@@ -9,7 +9,8 @@ from django.db import connection
 def execute(statement: str, values: Any = None) -> int:
     """Run `statement`; return how many rows it has changed or found. Raises `DatabaseError`.
 
-    Without `values` there are no placeholders: a `%` in it stands for itself, and there may be several statements.
+    Without `values` there are no placeholders: a `%` in it stands for itself, and there may be
+    several statements.
     """
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
@@ -17,7 +18,10 @@ def execute(statement: str, values: Any = None) -> int:
 
 
 def fetch(statement: str, values: Any = None) -> list[tuple[Any, ...]]:
-    """Return all rows of `statement`; without `values` as `execute` does. Raises `DatabaseError`."""
+    """Return all rows of `statement`; without `values` as `execute` does.
+
+    Raises `DatabaseError`.
+    """
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
@@ -25,5 +29,7 @@ def fetch(statement: str, values: Any = None) -> list[tuple[Any, ...]]:
 
 
 def bigints(numbers: Iterable[int]) -> str:
-    """Return an array literal, as for `%s::bigint[]`; of a list, psycopg looks into each item for what to quote."""
+    """Return an array literal, as for `%s::bigint[]`; of a list, psycopg looks into each item for
+    what to quote.
+    """
     return "{" + ",".join(map(str, numbers)) + "}"

@@ -1,4 +1,6 @@
-"""How many dead letters wait for someone, counted by a thread of its own: however many scrapes ask, one counts."""
+"""How many dead letters wait for someone, counted by a thread of its own: however many scrapes ask,
+one counts.
+"""
 
 import math
 import time

@@ -1,8 +1,10 @@
-"""What a dead letter is: an event that cannot be processed, kept whole, with the reason in its headers.
+"""What a dead letter is: an event that cannot be processed, kept whole, with the reason in its
+headers.
 
-The record keeps its key, its value bytes and its own headers. The context goes into headers named `dlq.*`, which
-replace any of an earlier round, so a record that fails, is replayed and fails again does not grow. Only the claim to
-replay an entry stays, so that another failure, or success, finds that entry.
+The record keeps its key, its value bytes and its own headers. The context goes into headers named
+`dlq.*`, which replace any of an earlier round, so a record that fails, is replayed and fails again
+does not grow. Only the claim to replay an entry stays, so that another failure, or success, finds
+that entry.
 """
 
 import traceback
@@ -36,7 +38,9 @@ def make(record: Record, error: BaseException, delivery: Delivery | None, group:
 
 
 def entry_of(record: Record) -> int | None:
-    """Return the id of the entry that `record` claims to replay, if it does; see `proven_entries`."""
+    """Return the id of the entry that `record` claims to replay, if it does; see
+    `proven_entries`.
+    """
     claim = Claim.of(record)
     return claim.entry_id if claim else None
 

@@ -9,7 +9,9 @@ SHOWN_BYTES = 20_000
 
 
 def pretty(value: bytes | memoryview | None) -> str:
-    """Return JSON indented, other UTF-8 as it is, anything else as a hex dump; long values are cut, and say so."""
+    """Return JSON indented, other UTF-8 as it is, anything else as a hex dump; long values are cut,
+    and say so.
+    """
     if value is None:
         return "(no value)"
     raw = bytes(value)

@@ -1,8 +1,9 @@
 """Replaying and discarding dead letters; the admin and `manage.py dlq` call the same functions.
 
-A replay publishes the very record again: key, bytes, own headers and hence event id, plus the header that lets its
-outcome find the entry. An entry counts as replayed only once Kafka has acknowledged it; it is resolved by the worker
-that processes it, or opened again by the next failure.
+A replay publishes the very record again: key, bytes, own headers and hence event id, plus the
+header that lets its outcome find the entry. An entry counts as replayed only once Kafka has
+acknowledged it; it is resolved by the worker that processes it, or opened again by the next
+failure.
 """
 
 import base64
@@ -29,7 +30,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay did: `skipped` entries were not replayable (any more), or their topic is not."""
+    """What a replay did: `skipped` entries were not replayable (any more), or their topic is
+    not.
+    """
 
     acknowledged: int = 0
     skipped: int = 0
@@ -43,7 +46,8 @@ def replay(
     parked: bool = False,
     overdue: bool = False,
 ) -> Iterator[Replayed]:
-    """Replay entries, oldest first, at most `rate` a second; yield the running totals after each batch.
+    """Replay entries, oldest first, at most `rate` a second; yield the running totals after each
+    batch.
 
     Only open entries are taken; for `parked` and `overdue` see `DeadLetterQuerySet.replayable`.
     """
@@ -59,8 +63,8 @@ def replay(
 
 @transaction.atomic
 def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool, overdue: bool) -> None:
-    # The rows stay locked until Kafka has answered: nobody else replays them meanwhile, and the worker that
-    # processes one waits for its new state.
+    # The rows stay locked until Kafka has answered: nobody else replays them meanwhile, and the
+    # worker that processes one waits for its new state.
     entries = list(
         DeadLetter.objects.replayable(parked=parked, overdue=overdue)
         .filter(id__in=ids, topic__in=_replayable_topics())
@@ -115,7 +119,9 @@ def discard(entry_ids: Iterable[int], *, reason: str) -> int:
 
 
 def _replayable_topics() -> list[str]:
-    """Return where replays may go: a dead letter's origin is only a header, which anyone could have written."""
+    """Return where replays may go: a dead letter's origin is only a header, which anyone could have
+    written.
+    """
     return [kafka.FEED_EVENTS]
 
 

@@ -20,7 +20,8 @@ from eventbus.subscription import Turn
 from eventbus.telemetry import correlation
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
-# What people read keeps small numbers: "a number from 1 to 2^63" says more than "a number from … to …^…".
+# What people read keeps small numbers: "a number from 1 to 2^63" says more than "a number from … to
+# …^…".
 _PRIVATE = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'|\b[0-9a-fA-F]{8,}\b|\d{5,}")
 MAX_GROUP_MESSAGE_CHARS = 300
 
@@ -29,7 +30,10 @@ class DeadLetterStore:
     """Stores batches of dead letters, each once: the work of `run_dlq`."""
 
     def process(self, records: Sequence[Record], turn: Turn) -> None:
-        """Return when every record is stored, however long PostgreSQL is away. Raises `WorkerStopping`."""
+        """Return when every record is stored, however long PostgreSQL is away.
+
+        Raises `WorkerStopping`.
+        """
         correlation.bind_records(records)
         try:
             self._process(records, turn)
@@ -52,7 +56,9 @@ class DeadLetterStore:
 
 @transaction.atomic
 def store(records: Sequence[Record]) -> None:
-    """Store dead letters: a new entry each, or one more failure of the entry that a replay belongs to."""
+    """Store dead letters: a new entry each, or one more failure of the entry that a replay belongs
+    to.
+    """
     for record in records:
         _store(record, Failure.of(record))
 
@@ -65,7 +71,8 @@ def fingerprint(event_type: str, exception: str, message: str) -> str:
 
 
 def normalise(message: str) -> str:
-    """Return the message with quoted values, numbers and hashes replaced, so that like failures look alike.
+    """Return the message with quoted values, numbers and hashes replaced, so that like failures
+    look alike.
 
     PostgreSQL's `DETAIL` is left out: it shows the row, a post's text included.
     """
@@ -74,7 +81,9 @@ def normalise(message: str) -> str:
 
 
 def readable(message: str) -> str:
-    """Return the message for people: without quoted values, ids and hashes, and without PostgreSQL's `DETAIL`."""
+    """Return the message for people: without quoted values, ids and hashes, and without
+    PostgreSQL's `DETAIL`.
+    """
     message = message.partition("\nDETAIL:")[0]
     return _PRIVATE.sub("…", message)[:MAX_GROUP_MESSAGE_CHARS]
 
@@ -84,7 +93,8 @@ def _store(record: Record, failure: Failure) -> None:
     if known is not None:
         if _is_of(record, known.entry):
             return
-        # Whoever wrote these headers names an origin that is another record's. This one is known by where it is.
+        # Whoever wrote these headers names an origin that is another record's. This one is known by
+        # where it is.
         failure = replace(
             failure, topic=record.topic, partition=record.partition, offset=record.offset, group=""
         )

@@ -1,4 +1,6 @@
-"""Writing dead letters: durable before the source offset is committed, and stopped before they become a flood."""
+"""Writing dead letters: durable before the source offset is committed, and stopped before they
+become a flood.
+"""
 
 import time
 from collections import deque
@@ -18,8 +20,8 @@ log = structlog.get_logger(__name__)
 class DeadLetterWriter:
     """Writes dead letters for one consumer group and stops the worker when they become a flood.
 
-    A replay that fails again is none: somebody asked for it, it is in the dead letters already, and a worker that
-    stopped for it would meet the rest of the replay at its next start.
+    A replay that fails again is none: somebody asked for it, it is in the dead letters already, and
+    a worker that stopped for it would meet the rest of the replay at its next start.
     """
 
     def __init__(self, group: str) -> None:
@@ -27,10 +29,11 @@ class DeadLetterWriter:
         self._recent: deque[float] = deque(maxlen=settings.DLQ_FLOOD_COUNT)
 
     def write(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
-        """Return once the dead letter is durable: in Kafka, or stored at once where it is too big for Kafka.
+        """Return once the dead letter is durable: in Kafka, or stored at once where it is too big
+        for Kafka.
 
-        Raises `PublishFailed` or `DatabaseError` (try again; the source offset must not be committed) and
-        `DeadLetterFlood`.
+        Raises `PublishFailed` or `DatabaseError` (try again; the source offset must not be
+        committed) and `DeadLetterFlood`.
         """
         is_replay = bool(letters.proven_entries([record]))
         if not is_replay:

@@ -1,11 +1,13 @@
 """What time it is by PostgreSQL: the one clock by which ids are minted and leases are counted.
 
-The clocks of hosts differ by seconds, and the highest event id wins. So a process reads PostgreSQL's clock now and
-then, and in between counts on from the reading by the time that has passed here, which no one can set. How wrong that
-may be is known: half of what the reading took, and `DRIFT` of its age.
+The clocks of hosts differ by seconds, and the highest event id wins. So a process reads
+PostgreSQL's clock now and then, and in between counts on from the reading by the time that has
+passed here, which no one can set. How wrong that may be is known: half of what the reading took,
+and `DRIFT` of its age.
 
-What counts the time goes on while a Linux host is suspended. Elsewhere, and in a virtual machine that was paused, it
-may stand still; then this host's own clock, once set right, disagrees with it, and the reading is not trusted any more.
+What counts the time goes on while a Linux host is suspended. Elsewhere, and in a virtual machine
+that was paused, it may stand still; then this host's own clock, once set right, disagrees with it,
+and the reading is not trusted any more.
 """
 
 import time
@@ -17,9 +19,11 @@ from django.db import connection
 from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
 
-# The most that a reading may be wrong by. Two changes that are further apart get ids in their order, on any hosts.
+# The most that a reading may be wrong by. Two changes that are further apart get ids in their
+# order, on any hosts.
 MAX_DOUBT_MS = 500
-# A reading that took longer is repeated. With the drift of ten minutes on top, `MAX_DOUBT_MS` is kept.
+# A reading that took longer is repeated. With the drift of ten minutes on top, `MAX_DOUBT_MS` is
+# kept.
 MAX_ROUND_TRIP_MS = 400
 READINGS = 3
 # Linux lets nobody correct the pace of its clocks by more than this.
@@ -48,7 +52,9 @@ class Reading:
         return self.round_trip_ms / 2 + self._age_ns() / NS_PER_MS * DRIFT
 
     def is_contradicted(self) -> bool:
-        """Tell whether this host's own clock has not gone on as far: it was set, or what counts stood still."""
+        """Tell whether this host's own clock has not gone on as far: it was set, or what counts
+        stood still.
+        """
         passed_on_host = host_ms() - self.host_ms
         return abs(passed_on_host - self._age_ns() / NS_PER_MS) > MAX_DOUBT_MS
 
@@ -60,9 +66,11 @@ _reading: Reading | None = None
 
 
 def read() -> int:
-    """Read PostgreSQL's clock, remember the reading for this process, and return its time in milliseconds.
+    """Read PostgreSQL's clock, remember the reading for this process, and return its time in
+    milliseconds.
 
-    A server that is slow to answer is asked again, and a reading that knows better is kept. Raises `DatabaseError`.
+    A server that is slow to answer is asked again, and a reading that knows better is kept. Raises
+    `DatabaseError`.
     """
     global _reading
     connection.ensure_connection()  # connecting is not to count
@@ -83,10 +91,11 @@ def read() -> int:
 
 
 def now_ms() -> int:
-    """Return the time in milliseconds as well as this process knows it: by PostgreSQL, or by this host.
+    """Return the time in milliseconds as well as this process knows it: by PostgreSQL, or by this
+    host.
 
-    Never waits. This host's clock counts before the first reading; where it contradicts the reading,
-    the later of both.
+    Never waits. This host's clock counts before the first reading; where it contradicts the
+    reading, the later of both.
     """
     reading = _reading
     if reading is None:
@@ -142,7 +151,9 @@ def _read() -> Reading:
 
 
 def _counted_ns() -> int:
-    """Return a count of nanoseconds that nobody can set; on Linux it goes on while the host is suspended."""
+    """Return a count of nanoseconds that nobody can set; on Linux it goes on while the host is
+    suspended.
+    """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return time.monotonic_ns()

@@ -1,4 +1,6 @@
-"""Ranges of ids for what is imported: the n-th thing of a file always has the n-th id, however often it is imported."""
+"""Ranges of ids for what is imported: the n-th thing of a file always has the n-th id, however
+often it is imported.
+"""
 
 from typing import NamedTuple, Self
 
@@ -41,7 +43,8 @@ class Reserved(NamedTuple):
 
 
 def reserve(name: str, writes: int) -> Reserved:
-    """Return the ids kept under `name`, as `eventbus.ids.idempotency` keeps those of one request, and as long.
+    """Return the ids kept under `name`, as `eventbus.ids.idempotency` keeps those of one request,
+    and as long.
 
     Raises `IdsUnavailable`.
     """
@@ -70,7 +73,8 @@ def _lease(count: int) -> int:
         )
         if node is None:
             raise IdsUnavailable
-        # A range of a node always starts after its last one (eventbus.ids.node_lease), so this one is ours for good.
+        # A range of a node always starts after its last one (eventbus.ids.node_lease), so this one
+        # is ours for good.
         node.owner, node.leased_until_ms = None, now + count // IDS_A_MS
         node.save()
         return compose(now, node.node_id, 0)

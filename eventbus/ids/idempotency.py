@@ -1,8 +1,9 @@
 """`Idempotency-Key`: a client may repeat a write, and it happens once.
 
-The ids of the write are reserved in PostgreSQL under the user's key before anything is published. A repeated request
-finds them and publishes the same event again, whose event id makes it harmless; so it does not matter where the first
-request died. PostgreSQL rather than Redis: a Redis that loses a second of writes would let a post be made twice.
+The ids of the write are reserved in PostgreSQL under the user's key before anything is published. A
+repeated request finds them and publishes the same event again, whose event id makes it harmless; so
+it does not matter where the first request died. PostgreSQL rather than Redis: a Redis that loses a
+second of writes would let a post be made twice.
 """
 
 import hashlib
@@ -33,7 +34,8 @@ def fresh_without_waiting() -> Ids:
 
 
 def reserve(user_id: int, key: str, request: str) -> Ids:
-    """Return the ids kept under the user's `key`: new ones at first, the same ones for the same `request` again.
+    """Return the ids kept under the user's `key`: new ones at first, the same ones for the same
+    `request` again.
 
     Raises `IdempotencyKeyReused` when the key was used for another request, and `IdsUnavailable`.
     """

@@ -1,10 +1,12 @@
 """Leases of snowflake node ids, so that two processes never mint the same id.
 
-A lease is a node and a time range, by PostgreSQL's clock. The row of a node keeps the end of its last range, and a new
-range always starts after it: ranges of one node cannot overlap, whatever any clock says.
+A lease is a node and a time range, by PostgreSQL's clock. The row of a node keeps the end of its
+last range, and a new range always starts after it: ranges of one node cannot overlap, whatever any
+clock says.
 
-One thread of the process, the keeper, talks to PostgreSQL: it leases, renews and gives back. All others mint from what
-it holds, and wait for it a bounded time at most. So PostgreSQL may hang or be away without holding anyone up.
+One thread of the process, the keeper, talks to PostgreSQL: it leases, renews and gives back. All
+others mint from what it holds, and wait for it a bounded time at most. So PostgreSQL may hang or be
+away without holding anyone up.
 """
 
 import atexit
@@ -25,8 +27,9 @@ from eventbus.ids import clock
 from eventbus.ids.snowflake import NODES, Generator
 from eventbus.models import SnowflakeNode
 
-# A range reaches ten times as far ahead as its lease has lasted. So a process that crashes again and again blocks its
-# node for seconds, and one that has served for a minute can do without PostgreSQL for at least seven.
+# A range reaches ten times as far ahead as its lease has lasted. So a process that crashes again
+# and again blocks its node for seconds, and one that has served for a minute can do without
+# PostgreSQL for at least seven.
 FIRST_LEASE_MS = 10_000
 LEASE_MS = 600_000
 AHEAD_FACTOR = 10
@@ -59,7 +62,9 @@ log = structlog.get_logger(__name__)
 
 
 class Keeper:
-    """Holds a lease from its start until `stop`; a thread of its own gets it, renews it and gives it back."""
+    """Holds a lease from its start until `stop`; a thread of its own gets it, renews it and gives
+    it back.
+    """
 
     def __init__(self) -> None:
         self.owner = uuid.uuid4()
@@ -76,7 +81,10 @@ class Keeper:
         self._thread.start()
 
     def mint(self) -> int:
-        """Return a new id, without waiting. Raises `IdsUnavailable`, and has the keeper see to it."""
+        """Return a new id, without waiting.
+
+        Raises `IdsUnavailable`, and has the keeper see to it.
+        """
         try:
             return self._leased().next_id()
         except IdsUnavailable as error:
@@ -102,7 +110,10 @@ class Keeper:
             raise IdsUnavailable(self._failure) from error
 
     def next_id(self) -> int:
-        """Return a new id; wait up to `WAIT_SECONDS` for a lease if there is none. Raises `IdsUnavailable`."""
+        """Return a new id; wait up to `WAIT_SECONDS` for a lease if there is none.
+
+        Raises `IdsUnavailable`.
+        """
         turns = self._turns
         try:
             return self.mint()
@@ -116,11 +127,15 @@ class Keeper:
         return self.mint()
 
     def renew_soon(self) -> None:
-        """Have the keeper take its turn now, unless its last one failed: then it keeps to its pauses."""
+        """Have the keeper take its turn now, unless its last one failed: then it keeps to its
+        pauses.
+        """
         self._wake.set()
 
     def stop(self, *, release: bool) -> None:
-        """End the keeper, and with `release` give the node back; does not wait longer for it than for an id."""
+        """End the keeper, and with `release` give the node back; does not wait longer for it than
+        for an id.
+        """
         self._releasing = release
         self._stopping.set()
         self._wake.set()
@@ -182,8 +197,8 @@ class Keeper:
     def _renew(self, generator: Generator, now_ms: int) -> bool:
         """Extend the range; False if there is none to extend.
 
-        That is so when it was over and the node given away; when PostgreSQL went back to before this lease; and when
-        its clock did, by so much that ids would be from the future for long.
+        That is so when it was over and the node given away; when PostgreSQL went back to before
+        this lease; and when its clock did, by so much that ids would be from the future for long.
         """
         if not _is_near(generator, now_ms):
             return False
@@ -215,7 +230,9 @@ class Keeper:
 
 @contextmanager
 def _durably() -> Iterator[None]:
-    """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the server is set."""
+    """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the
+    server is set.
+    """
     with transaction.atomic():
         execute("SET LOCAL synchronous_commit = on")
         yield
@@ -238,15 +255,18 @@ def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
 
 
 def _is_near(generator: Generator, now_ms: int) -> bool:
-    """Tell whether the last id is not further ahead of the time than a clock that is being corrected explains."""
+    """Tell whether the last id is not further ahead of the time than a clock that is being
+    corrected explains.
+    """
     return generator.last_ms <= now_ms + LEASE_MS
 
 
 def _order() -> int:
     """Return 1 to have the nodes that were free for longest given away first, -1 for last.
 
-    A standby that takes over may not know the latest leases, whose holders mint on. Those were the nodes at one end of
-    this order, so on the next timeline PostgreSQL gives away those at the other end.
+    A standby that takes over may not know the latest leases, whose holders mint on. Those were the
+    nodes at one end of this order, so on the next timeline PostgreSQL gives away those at the other
+    end.
     """
     [(timeline,)] = fetch(_TIMELINE)
     return 1 if timeline % 2 else -1
@@ -267,7 +287,8 @@ _keeper_lock = threading.Lock()  # nobody waits for PostgreSQL under it
 
 
 def keep() -> Keeper:
-    """Start this process's keeper, unless it has one: a lease is there as soon as PostgreSQL can be reached.
+    """Start this process's keeper, unless it has one: a lease is there as soon as PostgreSQL can be
+    reached.
 
     Returns at once. A forked child has none: its own is made at the first call there.
     """
@@ -282,15 +303,18 @@ def keep() -> Keeper:
 
 
 def next_id() -> int:
-    """Return a new snowflake id; wait up to `WAIT_SECONDS` for this process's lease. Raises `IdsUnavailable`."""
+    """Return a new snowflake id; wait up to `WAIT_SECONDS` for this process's lease.
+
+    Raises `IdsUnavailable`.
+    """
     return keep().next_id()
 
 
 def two_ids_without_waiting() -> tuple[int, int]:
     """Return two new ids, the lower one first, from the lease that this process holds.
 
-    No I/O, and no lock that is held during any. Raises `IdsUnavailable` when there is no lease, or it has run out; the
-    keeper then sees to it.
+    No I/O, and no lock that is held during any. Raises `IdsUnavailable` when there is no lease, or
+    it has run out; the keeper then sees to it.
     """
     return keep().mint_two()
 

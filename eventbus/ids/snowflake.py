@@ -1,7 +1,8 @@
 """64-bit, time-ordered, unique ids: 41 bits of milliseconds since 2024, 10 of node, 12 of sequence.
 
-The layout is Twitter's snowflake. A generator may only mint ids of a node and a time range that it has leased
-(`eventbus.ids.node_lease`), so uniqueness rests on the leases never overlapping and not on any clock.
+The layout is Twitter's snowflake. A generator may only mint ids of a node and a time range that it
+has leased (`eventbus.ids.node_lease`), so uniqueness rests on the leases never overlapping and not
+on any clock.
 """
 
 import threading
@@ -25,7 +26,9 @@ def is_id(number: object) -> bool:
 
 
 def number_in(text: str) -> int | None:
-    """Return the number of 0 to `MAX_ID` that `text` has in the digits 0 to 9; None for anything else."""
+    """Return the number of 0 to `MAX_ID` that `text` has in the digits 0 to 9; None for anything
+    else.
+    """
     if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS:
         number = int(text)
         return number if number <= MAX_ID else None
@@ -67,7 +70,8 @@ class Generator:
     def next_id(self) -> int:
         """Return an id above every earlier one, also when the clock steps back. Never waits.
 
-        Raises `IdsUnavailable` when the leased time range is used up, or the clock does not know the time.
+        Raises `IdsUnavailable` when the leased time range is used up, or the clock does not know
+        the time.
         """
         with self._lock:
             return self._next(self._clock())

@@ -1,6 +1,8 @@
-"""What ties together the log lines of one event, on both sides of Kafka: its id, the request's id and the trace's id.
+"""What ties together the log lines of one event, on both sides of Kafka: its id, the request's id
+and the trace's id.
 
-The request brings them in HTTP headers, the record carries them in Kafka headers, and each side binds them to its log.
+The request brings them in HTTP headers, the record carries them in Kafka headers, and each side
+binds them to its log.
 """
 
 import logging
@@ -42,7 +44,9 @@ def trace_id(traceparent: str) -> str | None:
 
 
 def kafka_headers(request_id: str, traceparent: str, tracestate: str) -> list[tuple[str, bytes]]:
-    """Return the Kafka headers that carry on what a request brought in its HTTP headers, as far as valid."""
+    """Return the Kafka headers that carry on what a request brought in its HTTP headers, as far as
+    valid.
+    """
     headers = []
     if is_request_id(request_id):
         headers.append((REQUEST_ID, request_id.encode()))
@@ -54,7 +58,9 @@ def kafka_headers(request_id: str, traceparent: str, tracestate: str) -> list[tu
 
 
 def ids_of(headers: Headers) -> LogFields:
-    """Return what a record's headers tell: request, trace and, of a dead letter, event; anyone may have written it."""
+    """Return what a record's headers tell: request, trace and, of a dead letter, event; anyone may
+    have written it.
+    """
     ids: LogFields = {}
     for name, value in headers:
         text = (value or b"")[:100].decode("ascii", "replace")
@@ -68,7 +74,9 @@ def ids_of(headers: Headers) -> LogFields:
 
 
 def bind_request(meta: Mapping[str, str]) -> None:
-    """Have the log lines from here on name the request with these WSGI variables, and nothing from before."""
+    """Have the log lines from here on name the request with these WSGI variables, and nothing from
+    before.
+    """
     clear_contextvars()
     bind_contextvars(request_id=meta["HTTP_X_REQUEST_ID"])
     if found := trace_id(meta.get("HTTP_TRACEPARENT", "")):
@@ -76,7 +84,9 @@ def bind_request(meta: Mapping[str, str]) -> None:
 
 
 def bind_headers(headers: Headers, event_id: int) -> None:
-    """Have the log lines from here on name this event, and what these Kafka headers tell of its request."""
+    """Have the log lines from here on name this event, and what these Kafka headers tell of its
+    request.
+    """
     _bind([{**ids_of(headers), "event_id": str(event_id)}])
 
 
@@ -91,7 +101,9 @@ def bind_deliveries(deliveries: Sequence[Delivery]) -> None:
 
 
 def bind_failure(record: Record, delivery: Delivery | None) -> None:
-    """Have the log lines from here on name the event that failed; of one that could not be decoded, its headers."""
+    """Have the log lines from here on name the event that failed; of one that could not be decoded,
+    its headers.
+    """
     _bind([_ids(delivery) if delivery else ids_of(record.headers)])
 
 

@@ -1,4 +1,7 @@
-"""The spans of an event: the request, the publication, the processing. Imported only while tracing is on."""
+"""The spans of an event: the request, the publication, the processing.
+
+Imported only while tracing is on.
+"""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +28,9 @@ _tracer = trace.get_tracer("feed-backend")
 
 
 def start(service: str, exporter: str) -> None:
-    """Send spans to `exporter`; OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say where and how."""
+    """Send spans to `exporter`; OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …)
+    say where and how.
+    """
     named = "OTEL_SERVICE_NAME" in os.environ
     provider = TracerProvider(resource=Resource.create({} if named else {"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(EXPORTERS[exporter]()))
@@ -81,7 +86,9 @@ def publishing(event: Event, headers: Headers) -> Iterator[Headers]:
 
 @contextmanager
 def processing(records: Sequence[Record], group: str) -> Iterator[None]:
-    """Be within the span of a batch, and have one for each of its records in the trace that brought it."""
+    """Be within the span of a batch, and have one for each of its records in the trace that brought
+    it.
+    """
     topic = records[0].topic
     spans = [_record_span(record, group) for record in records]
     links = [Link(span.get_span_context()) for span in spans]

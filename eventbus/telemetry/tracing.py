@@ -1,6 +1,8 @@
-"""OpenTelemetry, off unless `OTEL_TRACES_EXPORTER` says otherwise: then nothing of it is imported or paid for.
+"""OpenTelemetry, off unless `OTEL_TRACES_EXPORTER` says otherwise: then nothing of it is imported
+or paid for.
 
-`eventbus.telemetry.spans` makes the spans. A request's trace context goes through Kafka either way, see `correlation`.
+`eventbus.telemetry.spans` makes the spans. A request's trace context goes through Kafka either way,
+see `correlation`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,8 @@ _spans: Any = None  # eventbus.telemetry.spans, once started
 
 
 def start(service: str) -> None:
-    """Export spans of this process from now on, if that is wanted; call it in each process, after any fork.
+    """Export spans of this process from now on, if that is wanted; call it in each process, after
+    any fork.
 
     Raises `ImproperlyConfigured` where OpenTelemetry is wanted and not installed.
     """
@@ -36,7 +39,9 @@ def start(service: str) -> None:
 
 
 def serving(meta: Mapping[str, str]) -> AbstractContextManager[Any]:
-    """Return the span of a request with these WSGI variables, as a context manager; only while tracing."""
+    """Return the span of a request with these WSGI variables, as a context manager; only while
+    tracing.
+    """
     span: AbstractContextManager[Any] = _spans.serving(meta)
     return span
 
@@ -58,7 +63,9 @@ def publishing(event: Event, headers: Headers) -> AbstractContextManager[Headers
 
 
 def processing(records: Sequence[Record], group: str) -> AbstractContextManager[None]:
-    """Return, as a context manager, a span for each record, in the trace its headers name; only while tracing."""
+    """Return, as a context manager, a span for each record, in the trace its headers name; only
+    while tracing.
+    """
     if _spans is None:
         return nullcontext()
     spans: AbstractContextManager[None] = _spans.processing(records, group)

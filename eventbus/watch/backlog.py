@@ -1,7 +1,8 @@
-"""What a consumer group has not processed yet, asked from outside the group: it works also while no worker lives.
+"""What a consumer group has not processed yet, asked from outside the group: it works also while no
+worker lives.
 
-A fetch from the committed offset tells where the partition ends, on every broker. The direct question does not: the
-embedded broker answers it with the start of the last batch.
+A fetch from the committed offset tells where the partition ends, on every broker. The direct
+question does not: the embedded broker answers it with the start of the last batch.
 """
 
 import time
@@ -25,7 +26,10 @@ class Standing:
 
 
 class Backlog:
-    """Asks for one group on one topic. Not a member of the group; one thread at a time may use it."""
+    """Asks for one group on one topic.
+
+    Not a member of the group; one thread at a time may use it.
+    """
 
     def __init__(self, topic: str, group: str) -> None:
         self.topic = topic
@@ -41,9 +45,11 @@ class Backlog:
                 "fetch.wait.max.ms": 10,
                 "max.partition.fetch.bytes": 1,
                 "queued.min.messages": 1,
-                # Else a partition whose turn comes when another one has answered waits for a second.
+                # Else a partition whose turn comes when another one has answered waits for a
+                # second.
                 "fetch.queue.backoff.ms": 10,
-                # What fails is raised. A line for each try to connect would be some 200 for each question.
+                # What fails is raised. A line for each try to connect would be some 200 for each
+                # question.
                 "log_level": 2,
             }
         )
@@ -52,7 +58,10 @@ class Backlog:
         self._consumer.close()
 
     def read(self) -> dict[int, Standing]:
-        """Return the standing in each partition; nothing for a topic that does not exist. Raises `KafkaException`."""
+        """Return the standing in each partition; nothing for a topic that does not exist.
+
+        Raises `KafkaException`.
+        """
         committed = self._committed()
         # Assigned by hand, so this consumer does not join the group.
         self._consumer.assign(
@@ -74,7 +83,9 @@ class Backlog:
         return {partition.partition: partition.offset for partition in answered}
 
     def _lags(self, waiting: set[int]) -> dict[int, int]:
-        """Wait for the first answer of each partition: the first record not committed, or the end."""
+        """Wait for the first answer of each partition: the first record not committed, or the
+        end.
+        """
         lags: dict[int, int] = {}
         deadline = time.monotonic() + TIMEOUT
         while waiting:
@@ -92,7 +103,10 @@ class Backlog:
 
 
 def lags(topic: str, group: str) -> dict[int, int]:
-    """Return how many records of each partition lie beyond what `group` has committed. Raises `KafkaException`."""
+    """Return how many records of each partition lie beyond what `group` has committed.
+
+    Raises `KafkaException`.
+    """
     with closing(Backlog(topic, group)) as backlog:
         return {number: standing.lag for number, standing in backlog.read().items()}
 

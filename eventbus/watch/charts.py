@@ -1,4 +1,6 @@
-"""Small bar charts as inline SVG: no script, no file of their own, the colour of the text around them."""
+"""Small bar charts as inline SVG: no script, no file of their own, the colour of the text around
+them.
+"""
 
 from collections.abc import Sequence
 
@@ -9,7 +11,8 @@ from django.utils.safestring import SafeString
 def bars(
     counts: Sequence[int], *, title: str, description: str = "", step: int = 5, height: int = 20
 ) -> SafeString:
-    """Return a bar for each of `counts`, the highest `height` units high; for screen readers a title and description.
+    """Return a bar for each of `counts`, the highest `height` units high; for screen readers a
+    title and description.
 
     A count above 0 is always to be seen.
     """

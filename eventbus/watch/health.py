@@ -1,4 +1,6 @@
-"""Whether this process can do its work: what `/healthz` and `/readyz` say, on the API and on each worker."""
+"""Whether this process can do its work: what `/healthz` and `/readyz` say, on the API and on each
+worker.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -74,7 +76,10 @@ def dependencies() -> Health:
 
 
 def summary(states: Mapping[str, str]) -> Health:
-    """Return whether PostgreSQL and Kafka can be used. Redis may be away: reads then come from PostgreSQL."""
+    """Return whether PostgreSQL and Kafka can be used.
+
+    Redis may be away: reads then come from PostgreSQL.
+    """
     good = states["postgresql"] == states["kafka"] == OK
     lines = dict(states)
     if lines["redis"] != OK:

@@ -1,6 +1,8 @@
-"""A worker's heartbeat: a row in `worker_heartbeats` that says, every few seconds, that it lives and what it does.
+"""A worker's heartbeat: a row in `worker_heartbeats` that says, every few seconds, that it lives
+and what it does.
 
-Written by a thread of its own, so it goes on while a batch waits for something; the row then shows for how long.
+Written by a thread of its own, so it goes on while a batch waits for something; the row then shows
+for how long.
 """
 
 import itertools

@@ -1,4 +1,6 @@
-"""The HTTP port of a worker: `/metrics`, `/healthz` and `/readyz`, answered by threads beside the loop."""
+"""The HTTP port of a worker: `/metrics`, `/healthz` and `/readyz`, answered by threads beside the
+loop.
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +28,10 @@ class _Handler(WSGIRequestHandler):
 
 
 def serve(address: MetricsAddress, pages: Pages) -> None:
-    """Answer at `address` from now on, in the background. Raises `OSError` when the port cannot be had."""
+    """Answer at `address` from now on, in the background.
+
+    Raises `OSError` when the port cannot be had.
+    """
     metrics_app = make_wsgi_app()
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -1,4 +1,6 @@
-"""Watching a worker from a thread of its own, so that one that hangs is seen too: lag, progress and health."""
+"""Watching a worker from a thread of its own, so that one that hangs is seen too: lag, progress and
+health.
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,8 +39,8 @@ class Waiting:
 class Monitor:
     """Looks at a worker and its servers while `watching`.
 
-    It exports the lag of every group and partition, not only of this worker's: so there is a value while a group has
-    no worker, or one that hangs, and it is the same from each process.
+    It exports the lag of every group and partition, not only of this worker's: so there is a value
+    while a group has no worker, or one that hangs, and it is the same from each process.
     """
 
     def __init__(self, consumer: EventConsumer) -> None:
@@ -59,7 +61,9 @@ class Monitor:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch from a thread each: asking a server that is away takes seconds, and must not make the rest old."""
+        """Watch from a thread each: asking a server that is away takes seconds, and must not make
+        the rest old.
+        """
         backlogs = [Backlog(topic, group) for group, topic in kafka.groups().items()]
         look, close = partial(self._look_at_all, backlogs), partial(_close, backlogs)
         with ExitStack() as threads:
@@ -80,14 +84,18 @@ class Monitor:
             yield
 
     def healthz(self) -> Health:
-        """Answer that the loop goes round, or waits within the time after which Kafka gives its partitions away."""
+        """Answer that the loop goes round, or waits within the time after which Kafka gives its
+        partitions away.
+        """
         silent = time.monotonic() - self._consumer.polled_at
         if silent * 1_000 > settings.KAFKA_MAX_POLL_INTERVAL_MS:
             return Health(False, f"hangs: Kafka has not been polled for {silent:.0f} s\n")
         return health.ALIVE
 
     def readyz(self) -> Health:
-        """Answer at once for the dependencies, as the API does, and whether the worker gets on with its partitions."""
+        """Answer at once for the dependencies, as the API does, and whether the worker gets on with
+        its partitions.
+        """
         found = health.summary({name: watch.state() for name, watch in self._watches.items()})
         stuck, lag = self.stuck_seconds(), sum(waiting.lag for waiting in self._waiting.values())
         getting_on = stuck <= settings.WORKER_STUCK_SECONDS
@@ -99,7 +107,9 @@ class Monitor:
         return Health(found.good and getting_on, f"{found.text}progress: {progress}\n")
 
     def stuck_seconds(self) -> float:
-        """Return for how long a partition of ours has had lag and no commit; 0 when there is none."""
+        """Return for how long a partition of ours has had lag and no commit; 0 when there is
+        none.
+        """
         now = time.monotonic()
         return max((now - waiting.since for waiting in self._waiting.values()), default=0.0)
 

@@ -22,9 +22,11 @@ class Outcome:
     actor_id: int | None  # not known while pending, nor of what cannot be decoded, nor of old ones
 
     def is_business_of(self, user_id: int) -> bool:
-        """Tell whether this user may know it: whose event it was, or anybody where it tells nothing.
+        """Tell whether this user may know it: whose event it was, or anybody where it tells
+        nothing.
 
-        Every id of the last days may be pending. Events from before the actor was kept are told to anybody.
+        Every id of the last days may be pending. Events from before the actor was kept are told to
+        anybody.
         """
         if self.state == "dead_lettered":
             return self.actor_id == user_id
@@ -32,9 +34,11 @@ class Outcome:
 
 
 def outcome_of(event_id: int) -> Outcome | None:
-    """Return the outcome of an event, or None for an id that cannot be one of an event still on record.
+    """Return the outcome of an event, or None for an id that cannot be one of an event still on
+    record.
 
-    Pending events are only in Kafka, so an id counts as pending when its time lies within the topic's retention.
+    Pending events are only in Kafka, so an id counts as pending when its time lies within the
+    topic's retention.
     """
     processed = ProcessedEvent.objects.filter(event_id=event_id).first()
     if processed:

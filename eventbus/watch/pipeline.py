@@ -49,7 +49,9 @@ SELECT count(*) FROM (
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """The events of a type processed in each of the last `MINUTES` minutes, the one that runs last."""
+    """The events of a type processed in each of the last `MINUTES` minutes, the one that runs
+    last.
+    """
 
     type: str
     events: Sequence[int]
@@ -82,7 +84,9 @@ class Worker:
 
     @property
     def busy_seconds(self) -> float:
-        """For how long the batch in hand has been worked on, also by a worker that tells it no more."""
+        """For how long the batch in hand has been worked on, also by a worker that tells it no
+        more.
+        """
         silent = self.silent_seconds if self.state == "silent" else 0.0
         return self.row.busy_seconds + silent if self.row.records_in_hand else 0.0
 
@@ -112,7 +116,10 @@ def at_most(count: int) -> str:
 
 
 def rates() -> list[Rate]:
-    """Return the rate of each type that was processed within the last hour, by type. Raises `DatabaseError`."""
+    """Return the rate of each type that was processed within the last hour, by type.
+
+    Raises `DatabaseError`.
+    """
     events: dict[str, list[int]] = defaultdict(lambda: [0] * MINUTES)
     seconds: dict[str, float] = defaultdict(float)
     for event_type, ago, count, spent in fetch(_RATES, [MINUTES]):
@@ -139,7 +146,9 @@ def owners(found: Sequence[Worker], group: str) -> dict[int, Worker]:
 
 
 def slowest(found: Sequence[Worker]) -> list[dict[str, Any]]:
-    """Return the slowest events of the last hour, each worker's slowest of a minute, slowest first."""
+    """Return the slowest events of the last hour, each worker's slowest of a minute, slowest
+    first.
+    """
     oldest = (datetime.now(UTC) - timedelta(minutes=MINUTES)).timestamp()
     told = (event | {"worker": worker.row} for worker in found for event in worker.row.slowest)
     fresh = [
@@ -151,7 +160,10 @@ def slowest(found: Sequence[Worker]) -> list[dict[str, Any]]:
 
 
 def dead_letters() -> DeadLetters:
-    """Return the causes seen last, and how many entries wait for someone. Raises `DatabaseError`."""
+    """Return the causes seen last, and how many entries wait for someone.
+
+    Raises `DatabaseError`.
+    """
     rows = list(DeadLetterGroup.objects.order_by("-last_seen")[:GROUPS_SHOWN])
     counts = unresolved([row.id for row in rows])
     [[waiting]], [[last_hour]] = (
@@ -164,7 +176,10 @@ def dead_letters() -> DeadLetters:
 
 
 def unresolved(groups: Sequence[int]) -> dict[int, int]:
-    """Return how many entries of each group are unresolved, `COUNTED` + 1 of any more. Raises `DatabaseError`."""
+    """Return how many entries of each group are unresolved, `COUNTED` + 1 of any more.
+
+    Raises `DatabaseError`.
+    """
     values = {
         "groups": list(groups),
         "unresolved": [state.value for state in DeadLetter.UNRESOLVED],

@@ -1,14 +1,18 @@
-"""Which Redis counts, since when its pages do, and for how long a process may rely on what it knows of that.
+"""Which Redis counts, since when its pages do, and for how long a process may rely on what it knows
+of that.
 
-The row `cache_state` in PostgreSQL says it for everybody: a generation, the identity of one Redis, and whether the
-cache is closed. An *era* is a generation on that Redis. It is part of every key, so what another era has left behind is
-never read. Several servers may answer as Redis while one takes over from another; these rules keep readers right:
+The row `cache_state` in PostgreSQL says it for everybody: a generation, the identity of one Redis,
+and whether the cache is closed. An *era* is a generation on that Redis. It is part of every key, so
+what another era has left behind is never read. Several servers may answer as Redis while one takes
+over from another; these rules keep readers right:
 
-- Only a master is trusted, and only the one that PostgreSQL names. Every connection asks who answers when it is made,
-  and again several times a second; one that leads elsewhere is dropped with all the others.
-- Who meets another master closes the cache. Once everybody must have noticed, somebody opens it again under a new
-  generation, with the Redis that a new connection then leads to.
-- No clock is compared with another: a closure is timed from when a process saw it first, which is after its commit.
+- Only a master is trusted, and only the one that PostgreSQL names. Every connection asks who
+  answers when it is made, and again several times a second; one that leads elsewhere is dropped
+  with all the others.
+- Who meets another master closes the cache. Once everybody must have noticed, somebody opens it
+  again under a new generation, with the Redis that a new connection then leads to.
+- No clock is compared with another: a closure is timed from when a process saw it first, which is
+  after its commit.
 """
 
 import threading
@@ -32,8 +36,8 @@ TRUST_SECONDS = 1.0
 CLOSED_AT_LEAST_SECONDS = 2 * TRUST_SECONDS
 PROBE_EVERY_SECONDS = 2.0
 REFRESH_PATIENCE_SECONDS = 0.25
-# A process that alone cannot read PostgreSQL hears of a closure by Redis. This bounds what it may miss of those that
-# Redis could not be told of.
+# A process that alone cannot read PostgreSQL hears of a closure by Redis. This bounds what it may
+# miss of those that Redis could not be told of.
 UNREADABLE_SECONDS = 60.0
 
 log = structlog.get_logger(__name__)
@@ -48,12 +52,16 @@ class AnotherRedis(RedisConnectionError):
 
 
 def identity_of(info: Mapping[str, Any]) -> str:
-    """Return what is another for each Redis, and for one that was demoted in between. Raises `NoMaster`."""
+    """Return what is another for each Redis, and for one that was demoted in between.
+
+    Raises `NoMaster`.
+    """
     if info.get("role") != "master":
         raise NoMaster("Redis is a replica: REDIS_URL must lead to the master.")
     if "run_id" not in info:
         raise RedisConnectionError("Redis does not tell its run id (INFO server).")
-    # A master that becomes a replica and master again keeps its run id, but may have lost what it was told last.
+    # A master that becomes a replica and master again keeps its run id, but may have lost what it
+    # was told last.
     return f"{info['run_id']}-{info.get('master_replid', '')[:8]}"
 
 
@@ -89,7 +97,10 @@ class CountedRedis:
         _require_same(self.identity, identity_of(server | replication))
 
     def check_role(self) -> None:
-        """Do so with one short question. It is answered after what was done before has been announced to others."""
+        """Do so with one short question.
+
+        It is answered after what was done before has been announced to others.
+        """
         replication = self.client.info("replication")
         if replication.get("role") != "master":
             raise NoMaster("Redis has become a replica.")
@@ -111,7 +122,10 @@ def _require_same(expected: str, found: str) -> None:
 
 
 def probe(pool: ConnectionPool) -> str:
-    """Return the identity of the Redis that a new connection leads to, if it takes writes. Raises `RedisError`."""
+    """Return the identity of the Redis that a new connection leads to, if it takes writes.
+
+    Raises `RedisError`.
+    """
     found: list[str] = []
 
     def look(connection: Connection) -> None:
@@ -135,7 +149,8 @@ class Era:
 
 def name_of(state: CacheState) -> str:
     """Return the part of each key that changes whenever earlier pages must not be read any more."""
-    # The generation alone would do. The release before has the run id in it, and both run side by side for a while.
+    # The generation alone would do. The release before has the run id in it, and both run side by
+    # side for a while.
     return f"{state.generation}.{state.run_id.partition('-')[0]}"
 
 
@@ -145,7 +160,9 @@ def read_state() -> CacheState:
 
 
 def mark_closed() -> None:
-    """Close the cache with the commit of the current transaction; whoever commits then calls `wait_until_noticed`."""
+    """Close the cache with the commit of the current transaction; whoever commits then calls
+    `wait_until_noticed`.
+    """
     CacheState.objects.update_or_create(id=1, defaults={"closed_at": Now()})
     log.info("cache_closed")
 
@@ -185,7 +202,8 @@ class Trust:
         """Return the era whose pages count, or None while the cache is closed or Redis is away."""
         if time.monotonic() < self._until:
             return self._era
-        # One thread asks. With PostgreSQL away that takes its connection time-out, for which nobody else waits.
+        # One thread asks. With PostgreSQL away that takes its connection time-out, for which nobody
+        # else waits.
         if not self._lock.acquire(timeout=0 if self._unreadable else REFRESH_PATIENCE_SECONDS):
             return self._without_postgresql() if self._unreadable else None
         try:
@@ -196,16 +214,24 @@ class Trust:
             self._lock.release()
 
     def now(self) -> Era | None:
-        """Return what `era` does, without waiting for anyone: None also when nobody has asked for a while."""
+        """Return what `era` does, without waiting for anyone: None also when nobody has asked for a
+        while.
+        """
         return self._era if time.monotonic() < self._until else None
 
     def refresh(self) -> None:
-        """Ask, however fresh the last answer is; for a thread that keeps it fresh for the others. Never fails."""
+        """Ask, however fresh the last answer is; for a thread that keeps it fresh for the others.
+
+        Never fails.
+        """
         with self._lock:
             self._refresh()
 
     def redis_of(self, state: CacheState) -> CountedRedis:
-        """Return the Redis that counts by `state`, where none does the one that answers. Raises `RedisError`."""
+        """Return the Redis that counts by `state`, where none does the one that answers.
+
+        Raises `RedisError`.
+        """
         if not state.run_id:
             found = probe(self.pool)
             CacheState.objects.filter(id=1, run_id="").update(run_id=found)
@@ -225,7 +251,9 @@ class Trust:
         self._era, self._until = None, time.monotonic() + TRUST_SECONDS
 
     def close_for(self, state: CacheState, error: RedisError) -> None:
-        """Close the cache because Redis could not be told of a change, and return when everybody must have noticed."""
+        """Close the cache because Redis could not be told of a change, and return when everybody
+        must have noticed.
+        """
         self._drop(error)
         _close(state)
         # If it was closed and opened since, everybody has noticed by now.
@@ -238,7 +266,9 @@ class Trust:
         time.sleep(max(0.0, self._seen_at(closed_at) + TRUST_SECONDS - time.monotonic()))
 
     def tell_closed(self) -> None:
-        """Tell those who cannot read PostgreSQL that the cache is closed, if Redis can be reached."""
+        """Tell those who cannot read PostgreSQL that the cache is closed, if Redis can be
+        reached.
+        """
         state = read_state()
         if state.closed_at is None:
             return
@@ -294,7 +324,9 @@ class Trust:
         return Era(name_of(state), redis.identity, redis.client)
 
     def _try_to_open(self, state: CacheState) -> None:
-        """Open a cache that has been closed for long enough, if Redis answers; `state` tells then."""
+        """Open a cache that has been closed for long enough, if Redis answers; `state` tells
+        then.
+        """
         self._seen_at(state.closed_at)
         if time.monotonic() < self._probe_at:
             return
@@ -309,8 +341,8 @@ class Trust:
     def _without_postgresql(self) -> Era | None:
         """Return the era as last read: if PostgreSQL is away for all, nothing can change a feed.
 
-        If it is away for this process alone, Redis knows of a closure, unless it was away for who closed. So not for
-        longer than `UNREADABLE_SECONDS`.
+        If it is away for this process alone, Redis knows of a closure, unless it was away for who
+        closed. So not for longer than `UNREADABLE_SECONDS`.
         """
         state = self._state
         if state is None or state.closed_at is not None:

@@ -1,11 +1,14 @@
 """Reading the first page of a feed: the one place that knows in which order.
 
-1. The *near cache*, on the event loop alone: a page that this process keeps, and has heard of no change to.
+1. The *near cache*, on the event loop alone: a page that this process keeps, and has heard of no
+   change to.
 2. *Redis*: a page whose seal is whole, or a lease to store one.
-3. *PostgreSQL*. The authors that the page watches are sealed before anything of it is read, so that a post of theirs
-   which is not on it breaks the seal. It is stored only if changes to the feed will void it, and in place of the lease.
+3. *PostgreSQL*. The authors that the page watches are sealed before anything of it is read, so that
+   a post of theirs which is not on it breaks the seal. It is stored only if changes to the feed
+   will void it, and in place of the lease.
 
-An event loop looks in the first two, with `NearCache.find`, and hands over to `read` on a thread what is in neither.
+An event loop looks in the first two, with `NearCache.find`, and hands over to `read` on a thread
+what is in neither.
 """
 
 from typing import NamedTuple
@@ -32,7 +35,9 @@ def read(user_id: int) -> FirstPage:
 
 
 def count_new(user_id: int, since: int) -> tuple[bytes, str]:
-    """Return the answer to how many posts are newer than `since`, and whether the page came from the cache."""
+    """Return the answer to how many posts are newer than `since`, and whether the page came from
+    the cache.
+    """
     found, lookup = _read(user_id)
     body = page.new_posts_body(found, since)
     if body is None:

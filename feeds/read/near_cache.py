@@ -1,10 +1,12 @@
-"""First pages of feeds kept in the API's process, for its event loop, until Redis says that they changed.
+"""First pages of feeds kept in the API's process, for its event loop, until Redis says that they
+changed.
 
-A round trip to Redis costs more than the rest of a cached read. So the loop reads through one connection, on which
-Redis announces every change to a key that was read on it (RESP3 client tracking). Announcements and answers come in
-order on that connection, so whoever has read all that has arrived knows what changed; a page is used only then, and
-only while an answer on the connection is not older than a moment. What is not kept here, all who want it in a turn of
-the loop ask for in one round trip.
+A round trip to Redis costs more than the rest of a cached read. So the loop reads through one
+connection, on which Redis announces every change to a key that was read on it (RESP3 client
+tracking). Announcements and answers come in order on that connection, so whoever has read all that
+has arrived knows what changed; a page is used only then, and only while an answer on the connection
+is not older than a moment. What is not kept here, all who want it in a turn of the loop ask for in
+one round trip.
 """
 
 import asyncio
@@ -38,7 +40,9 @@ TOUCH_EVERY_SECONDS = 60.0
 
 
 class KeptPage:
-    """A cached page in this process, and the bodies of answers made of it, by the address they were asked at."""
+    """A cached page in this process, and the bodies of answers made of it, by the address they were
+    asked at.
+    """
 
     __slots__ = ("_answers", "bytes", "page", "seal", "used", "watched", "whole_as_of")
 
@@ -65,7 +69,9 @@ class KeptPage:
 
 
 class Reading:
-    """A value on its way from Redis, for all who want it; void once Redis has announced that it changed meanwhile."""
+    """A value on its way from Redis, for all who want it; void once Redis has announced that it
+    changed meanwhile.
+    """
 
     __slots__ = ("value", "void")
 
@@ -75,7 +81,9 @@ class Reading:
 
 
 class NearCache:
-    """Finds first pages without waiting for anyone else; all methods are for the loop it was made for."""
+    """Finds first pages without waiting for anyone else; all methods are for the loop it was made
+    for.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
         self._loop = loop
@@ -111,7 +119,9 @@ class NearCache:
         return page
 
     async def find(self, user_id: int) -> KeptPage | None:
-        """Return the cached first page of the user's feed; None: there is none, or that cannot be told now."""
+        """Return the cached first page of the user's feed; None: there is none, or that cannot be
+        told now.
+        """
         key = self._key(user_id)
         era = self._trust.now()
         if key is None or era is None:
@@ -140,7 +150,9 @@ class NearCache:
             self._loop.call_later(TOUCH_EVERY_SECONDS, self.touch)
 
     def touch(self) -> None:
-        """Have Redis know which pages were read here: a full Redis drops what it takes for unused."""
+        """Have Redis know which pages were read here: a full Redis drops what it takes for
+        unused.
+        """
         era = self._trust.now()
         keys: list[bytes] = []
         for key, page in self._pages.items():
@@ -154,7 +166,9 @@ class NearCache:
         self._touch_later()
 
     def _key(self, user_id: int) -> bytes | None:
-        """Return the key of the user's page, with all known that Redis has announced; None if it cannot be trusted."""
+        """Return the key of the user's page, with all known that Redis has announced; None if it
+        cannot be trusted.
+        """
         era = self._trust.now()
         if era is None or era.identity != self._identity or not self.redis.connected:
             return None
@@ -179,7 +193,9 @@ class NearCache:
         return kept
 
     async def _checked(self, kept: KeptPage, era: str) -> KeptPage | None:
-        """Return the page if no author that it watches has posted since, as far as Redis has told."""
+        """Return the page if no author that it watches has posted since, as far as Redis has
+        told.
+        """
         as_of = self._tokens_changed
         tokens = await self._tokens_of(kept.watched, era)
         if None in tokens or sealed(kept.watched, tokens) != kept.seal:
@@ -272,7 +288,10 @@ class NearCache:
         self._forget_all()
 
     def lost(self) -> None:
-        """Trust nothing that was kept. The views ask Redis themselves meanwhile: it may only have stumbled."""
+        """Trust nothing that was kept.
+
+        The views ask Redis themselves meanwhile: it may only have stumbled.
+        """
         self._identity = ""
         self._forget_all()
 

@@ -1,7 +1,8 @@
 """What a first page looks like: as it is kept in Redis, and in the answers made of it.
 
-Kept is a *value*: a lease, or a page in five lines. Its body holds the cursors of its neighbours and the JSON of its
-posts, three lines more: links depend on the host name that a request came by, so they are put in last.
+Kept is a *value*: a lease, or a page in five lines. Its body holds the cursors of its neighbours
+and the JSON of its posts, three lines more: links depend on the host name that a request came by,
+so they are put in last.
 """
 
 import hashlib
@@ -15,10 +16,11 @@ from posts.models import PostRow
 from posts.pagination import Page
 from posts.views import post_json
 
-# A value is a lease, or a page: the nonce of the lease that it replaced, its seal, the authors it watches, the newest
-# ids, and the body, a line each. The nonce tells a page from one that looks the same and was made after a change in
-# between: who adds to the one must not replace the other. The number is raised with every change to what a page looks
-# like. It is not part of the key, for old and new processes that run side by side during a release void each other's.
+# A value is a lease, or a page: the nonce of the lease that it replaced, its seal, the authors it
+# watches, the newest ids, and the body, a line each. The nonce tells a page from one that looks the
+# same and was made after a change in between: who adds to the one must not replace the other. The
+# number is raised with every change to what a page looks like. It is not part of the key, for old
+# and new processes that run side by side during a release void each other's.
 LEASE, PAGE = b"L", b"P3"
 AUTHOR_KEYS = b"author:"
 NEWEST_COUNTED = 100
@@ -89,7 +91,9 @@ def body_of(page: Page) -> bytes:
 
 
 def with_links(body: bytes, address: str, limit: str | None) -> bytes:
-    """Return a body as it is sent, with links to its neighbours at `address`, its own URL without a query."""
+    """Return a body as it is sent, with links to its neighbours at `address`, its own URL without a
+    query.
+    """
     following, previous, results = body.split(b"\n", 2)
     links = (
         orjson.dumps(pagination.link_at(address, cursor.decode(), limit) if cursor else None)
@@ -99,12 +103,16 @@ def with_links(body: bytes, address: str, limit: str | None) -> bytes:
 
 
 def newest_of(rows: Sequence[PostRow], *, more: bool) -> bytes:
-    """Return the ids of the newest posts, with a sign at the end if that is not all and not yet `NEWEST_COUNTED`."""
+    """Return the ids of the newest posts, with a sign at the end if that is not all and not yet
+    `NEWEST_COUNTED`.
+    """
     return ",".join([str(row.id) for row in rows] + [_MORE] * more).encode()
 
 
 def new_posts_body(page: CachedPage, since: int) -> bytes | None:
-    """Return the answer to how many posts are newer than `since`; None if the page does not reach so far back."""
+    """Return the answer to how many posts are newer than `since`; None if the page does not reach
+    so far back.
+    """
     ids = page.newest.decode().split(",") if page.newest else []
     more = ids[-1:] == [_MORE]
     if more:

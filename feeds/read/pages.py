@@ -1,17 +1,22 @@
-"""The cached first page of each feed in Redis, and how it never shows what an invalidation has outdated.
+"""The cached first page of each feed in Redis, and how it never shows what an invalidation has
+outdated.
 
-The API's event loop also keeps pages in the process itself (`feeds.read.near_cache`). Four rules keep them all fresh:
+The API's event loop also keeps pages in the process itself (`feeds.read.near_cache`). Four rules
+keep them all fresh:
 
-1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very lease with its
-   page. An invalidation deletes the key, lease or page: a reader that loaded before it can store nothing after it.
-2. **Watching.** A post that is pulled invalidates no page, of which there may be millions. Instead a page names the
-   authors it may have to pull from, sealed with a token of each; a new post gives its author a new token, and a page
-   whose seal is broken is a miss.
-3. **Closing.** A worker that cannot reach Redis to invalidate closes the cache in PostgreSQL (`cache_state`) and waits
-   `TRUST_SECONDS`, the time for which a process may rely on what it last read there. From then on every process reads
-   from PostgreSQL alone. Once Redis answers again, someone opens the cache with a new generation; pages of the old
-   one are never read again, whatever Redis kept.
-4. **One Redis.** PostgreSQL names the Redis that counts, and nobody reads or invalidates on another (`feeds.read.era`).
+1. **Lease.** A reader that misses puts a lease under the page's key and may replace only that very
+   lease with its page. An invalidation deletes the key, lease or page: a reader that loaded before
+   it can store nothing after it.
+2. **Watching.** A post that is pulled invalidates no page, of which there may be millions. Instead
+   a page names the authors it may have to pull from, sealed with a token of each; a new post gives
+   its author a new token, and a page whose seal is broken is a miss.
+3. **Closing.** A worker that cannot reach Redis to invalidate closes the cache in PostgreSQL
+   (`cache_state`) and waits `TRUST_SECONDS`, the time for which a process may rely on what it last
+   read there. From then on every process reads from PostgreSQL alone. Once Redis answers again,
+   someone opens the cache with a new generation; pages of the old one are never read again,
+   whatever Redis kept.
+4. **One Redis.** PostgreSQL names the Redis that counts, and nobody reads or invalidates on another
+   (`feeds.read.era`).
 """
 
 import time
@@ -61,7 +66,9 @@ return 0
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What the cache answered: a page (`hit`), the right to store one (`miss`), or neither (`bypass`)."""
+    """What the cache answered: a page (`hit`), the right to store one (`miss`), or neither
+    (`bypass`).
+    """
 
     result: str
     page: CachedPage | None = None
@@ -93,7 +100,10 @@ class Pages:
         self.trust = trust
 
     def look_up(self, user_id: int) -> Lookup:
-        """Return the cached first page of the user's feed, or a lease to `store` it. Redis down: a bypass."""
+        """Return the cached first page of the user's feed, or a lease to `store` it.
+
+        Redis down: a bypass.
+        """
         era = self.trust.era()
         if era is None:
             return BYPASS
@@ -104,7 +114,9 @@ class Pages:
             return BYPASS
 
     def watch(self, lookup: Lookup, authors: Sequence[int]) -> Lookup:
-        """Return `lookup` for a page that watches `authors`; to be called before what goes into the page is read."""
+        """Return `lookup` for a page that watches `authors`; to be called before what goes into the
+        page is read.
+        """
         if not (authors and lookup.replaces and lookup.era):
             return lookup
         if len(authors) > MAX_WATCHED:
@@ -117,11 +129,14 @@ class Pages:
         return replace(lookup, seal=sealed(authors, tokens))
 
     def store(self, lookup: Lookup, page: CachedPage) -> bool:
-        """Store the page in place of what `lookup` found; False if an invalidation came between, or Redis is away."""
+        """Store the page in place of what `lookup` found; False if an invalidation came between, or
+        Redis is away.
+        """
         if not (lookup.replaces and lookup.era):
             return False
         value = to_value(KeptValue(lookup.nonce, lookup.seal, page))
-        # A page that is added to lives no longer for it: it watches only those who were pulled when it was made.
+        # A page that is added to lives no longer for it: it watches only those who were pulled when
+        # it was made.
         expiry = ["KEEPTTL"] if lookup.page else ["EX", settings.FEED_CACHE_TTL]
         try:
             return _replace(lookup.era.redis, lookup.key, lookup.replaces, value, *expiry)
@@ -143,10 +158,11 @@ class Pages:
     def invalidate(self, user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
         """Make void the pages and leases of these users, and all pages that watch these authors.
 
-        Call it after the commit of what changes their feeds. Returns only when no reader can see an outdated page any
-        more. Raises `DatabaseError`.
+        Call it after the commit of what changes their feeds. Returns only when no reader can see an
+        outdated page any more. Raises `DatabaseError`.
         """
-        # Read after the commit: a reader that stores in a later era than this one has loaded after it too.
+        # Read after the commit: a reader that stores in a later era than this one has loaded after
+        # it too.
         state = read_state()
         if state.closed_at is not None:
             self.trust.wait_until_noticed(state.closed_at)
@@ -157,9 +173,11 @@ class Pages:
             self.trust.close_for(state, error)
 
     def close(self) -> None:
-        """Make every page cached so far void, for every process, and return when each must have noticed.
+        """Make every page cached so far void, for every process, and return when each must have
+        noticed.
 
-        For changes to more feeds than are worth naming. The cache opens again by itself after a moment.
+        For changes to more feeds than are worth naming. The cache opens again by itself after a
+        moment.
         """
         mark_closed()
         self.wait_until_noticed()
@@ -243,6 +261,6 @@ def _void(user_ids: Sequence[int], authors: Collection[int], redis: CountedRedis
         )
     announcements.announce(pipeline, user_ids, authors)
     pipeline.execute()
-    # Redis answers us before it announces the change to others, but announces it before it answers another question.
-    # And a replica that may be written to has taken all this in silence.
+    # Redis answers us before it announces the change to others, but announces it before it answers
+    # another question. And a replica that may be written to has taken all this in silence.
     redis.check_role()

@@ -11,7 +11,9 @@ NAME = "admin"
 
 
 def ensure(password_file: Path) -> str | None:
-    """Make sure there is a superuser `admin`; return the password, None if it is not the one in `password_file`."""
+    """Make sure there is a superuser `admin`; return the password, None if it is not the one in
+    `password_file`.
+    """
     user = User.objects.filter(username=NAME).first()
     if user is None:
         if not password_file.exists():

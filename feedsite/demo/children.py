@@ -1,4 +1,6 @@
-"""The processes of the demo: started, watched, started again and stopped, their output in one log."""
+"""The processes of the demo: started, watched, started again and stopped, their output in one
+log.
+"""
 
 import json
 import os
@@ -26,7 +28,8 @@ NOTHING: Mapping[int, str] = {}
 
 @dataclass
 class Child:
-    """One process and how to start it again; `mark` is the word of its command line by which it is recognised.
+    """One process and how to start it again; `mark` is the word of its command line by which it is
+    recognised.
 
     With an exit status of `stays_down`, which says why, it is not started again.
     """
@@ -42,7 +45,9 @@ class Child:
 
 
 class Children:
-    """Child processes, each the leader of a session of its own: Ctrl-C reaches the demo alone, which stops them."""
+    """Child processes, each the leader of a session of its own: Ctrl-C reaches the demo alone,
+    which stops them.
+    """
 
     def __init__(self, log: Log, record: Path) -> None:
         self._log = log
@@ -64,7 +69,10 @@ class Children:
         self._write_record()
 
     def revive(self) -> None:
-        """Start what has died again, and say so. Raises `CommandError` when it dies again and again."""
+        """Start what has died again, and say so.
+
+        Raises `CommandError` when it dies again and again.
+        """
         for child in self._children.values():
             status = child.process.poll()
             if status is None or child.is_down:
@@ -92,7 +100,9 @@ class Children:
         return name in self._children and self._children[name].process.poll() is None
 
     def stop(self, name: str, is_impatient: Callable[[], bool]) -> None:
-        """Ask a process to leave and wait; kill it when it takes too long or `is_impatient` says so."""
+        """Ask a process to leave and wait; kill it when it takes too long or `is_impatient` says
+        so.
+        """
         child = self._children.pop(name, None)
         if child is None or child.is_down:
             return
@@ -149,7 +159,9 @@ def _wait_for_end(pid: int, mark: str) -> None:
 
 
 def _kill_group(leader: int) -> None:
-    """Kill what is left of a child's process group: workers of a dead API would go on holding its port."""
+    """Kill what is left of a child's process group: workers of a dead API would go on holding its
+    port.
+    """
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 

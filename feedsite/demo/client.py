@@ -1,4 +1,6 @@
-"""The demo's way to the API: like any client, with a token a user, repeating what was not accepted."""
+"""The demo's way to the API: like any client, with a token a user, repeating what was not
+accepted.
+"""
 
 import http.client
 import json
@@ -16,7 +18,9 @@ PAUSE_SECONDS = 0.2
 
 
 class Client:
-    """One connection to the API at `port`; `pause(seconds)` is called before each request and between attempts."""
+    """One connection to the API at `port`; `pause(seconds)` is called before each request and
+    between attempts.
+    """
 
     def __init__(self, port: int, pause: Callable[[float], None]) -> None:
         self.base_url = f"http://127.0.0.1:{port}"
@@ -57,7 +61,9 @@ class Client:
         )
 
     def _persist(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> bytes:
-        """Return the answer, asking again while there is none or only a 503: every request here is idempotent."""
+        """Return the answer, asking again while there is none or only a 503: every request here is
+        idempotent.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         self._pause(0)
         while True:

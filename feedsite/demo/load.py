@@ -25,7 +25,9 @@ class Load:
         self._failures: list[Exception] = []
 
     def run(self, progress: Callable[[int], object]) -> None:
-        """Return at the end of the time; `progress` hears of each post. Raises `CommandError` of a client."""
+        """Return at the end of the time; `progress` hears of each post. Raises `CommandError` of a
+        client.
+        """
         threads = [
             threading.Thread(target=self._client, args=[number, progress])
             for number in range(THREADS)

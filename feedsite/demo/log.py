@@ -35,7 +35,10 @@ class Log:
         self.line("demo", text)
 
     def block(self, text: str) -> None:
-        """Write lines that belong together. A terminal that is gone must not keep the demo from stopping."""
+        """Write lines that belong together.
+
+        A terminal that is gone must not keep the demo from stopping.
+        """
         if not self._coloured:
             text = _ESCAPES.sub("", text)
         with self._lock, suppress(OSError):
@@ -43,7 +46,9 @@ class Log:
             self._stream.flush()
 
     def status(self, text: str) -> None:
-        """Show what changes all the time: as the last line of a terminal, elsewhere as a line in the log."""
+        """Show what changes all the time: as the last line of a terminal, elsewhere as a line in
+        the log.
+        """
         if not self._terminal:
             self.say(text)
             return

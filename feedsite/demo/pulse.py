@@ -1,4 +1,6 @@
-"""What the running system does at the moment, in one line: from the same metrics that Prometheus reads."""
+"""What the running system does at the moment, in one line: from the same metrics that Prometheus
+reads.
+"""
 
 import math
 import time
@@ -73,7 +75,9 @@ def _sum(samples: Iterable[Sample], name: str, **labels: str) -> float:
 
 
 def _lag(samples: Iterable[Sample]) -> float:
-    """Return the records not processed yet; each worker tells the lag of every partition, so the highest counts."""
+    """Return the records not processed yet; each worker tells the lag of every partition, so the
+    highest counts.
+    """
     lags: dict[tuple[tuple[str, str], ...], float] = {}
     for sample, labels, value in samples:
         if sample == "kafka_consumer_lag":

@@ -1,4 +1,6 @@
-"""A small network that is the same every time, and how it gets into the system: through the API alone."""
+"""A small network that is the same every time, and how it gets into the system: through the API
+alone.
+"""
 
 import itertools
 import random
@@ -34,7 +36,9 @@ Draft = tuple[int, str]  # author, content
 
 
 def follows() -> dict[int, list[int]]:
-    """Return whom each user follows; low ids have more followers, as few have many in any network."""
+    """Return whom each user follows; low ids have more followers, as few have many in any
+    network.
+    """
     dice = random.Random(1)  # noqa: S311 - the same network every time
     popularity = {user: 1 / user for user in USERS}
     return {
@@ -53,7 +57,10 @@ def posts() -> list[Draft]:
 
 
 def load(client: Client) -> list[Any]:
-    """Put the network into the system: first who follows whom, then the posts in their order. Return the posts."""
+    """Put the network into the system: first who follows whom, then the posts in their order.
+
+    Return the posts.
+    """
     for user, followees in follows().items():
         for followee in followees:
             client.put(user, f"/follows/{followee}")

@@ -69,7 +69,10 @@ class Demo:
         self._children = Children(log, data_dir / "demo.json")
 
     def run(self) -> NoReturn:
-        """Start and show everything, then watch it. Raises `Stopping` after a signal, `CommandError` on a failure."""
+        """Start and show everything, then watch it.
+
+        Raises `Stopping` after a signal, `CommandError` on a failure.
+        """
         self._start_servers()
         places = ports.choose()
         self._start_processes(places)
@@ -95,7 +98,9 @@ class Demo:
             before = now or before
 
     def stop(self) -> bool:
-        """Stop the API, let the workers finish, stop them and the servers; tell whether nothing was cut short."""
+        """Stop the API, let the workers finish, stop them and the servers; tell whether nothing was
+        cut short.
+        """
         self._log.end_status()
         self._children.stop("api", self._signals.is_impatient)
         drained = True
@@ -112,7 +117,8 @@ class Demo:
         if any(
             settings.ENV[name] != url for name, url in stack.environment(self._data_dir).items()
         ):
-            # The settings were read before the servers had their addresses. Signals wait for the new program.
+            # The settings were read before the servers had their addresses. Signals wait for the
+            # new program.
             hold()
             os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606 - this very command
         self._log.say("Migrating the database and creating the topics.")

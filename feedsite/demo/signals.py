@@ -12,7 +12,9 @@ class Stopping(Exception):
 
 
 class Signals:
-    """Counts signals while its `with` block runs; the main thread looks at them when it suits it."""
+    """Counts signals while its `with` block runs; the main thread looks at them when it suits
+    it.
+    """
 
     def __init__(self) -> None:
         self._received = 0

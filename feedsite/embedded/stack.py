@@ -1,7 +1,7 @@
 """Start, stop and watch the embedded servers together.
 
-Every function takes the data directory. A server whose environment variable names another address is external
-and left alone.
+Every function takes the data directory. A server whose environment variable names another address
+is external and left alone.
 """
 
 import fcntl
@@ -29,7 +29,8 @@ Say = Callable[[str], object]
 
 
 def start(data_dir: Path, say: Say = print) -> None:
-    """Start what is not running and return once each server answers; one line a server goes to `say`.
+    """Start what is not running and return once each server answers; one line a server goes to
+    `say`.
 
     Raises `EmbeddedError` if one does not come up. Concurrent calls wait for each other.
     """
@@ -64,7 +65,9 @@ def status(data_dir: Path, say: Say = print) -> bool:
 
 
 def environment(data_dir: Path) -> dict[str, str]:
-    """Return the address each client should use, by environment variable; external servers included."""
+    """Return the address each client should use, by environment variable; external servers
+    included.
+    """
     external = {s.variable: os.environ[s.variable] for s in SERVERS if os.environ.get(s.variable)}
     return addresses(data_dir) | external
 
@@ -79,7 +82,9 @@ def users(data_dir: Path) -> str:
 
 
 def remove(data_dir: Path, say: Say = print) -> None:
-    """Stop the servers and delete what they and this package wrote; other files in `data_dir` stay."""
+    """Stop the servers and delete what they and this package wrote; other files in `data_dir`
+    stay.
+    """
     stop(data_dir, say)
     postgres.remove(data_dir)
     for server in SERVERS:
@@ -100,7 +105,8 @@ def _start(server: Server, data_dir: Path) -> str:
             raise EmbeddedError(
                 f"{server.name} runs but does not answer; see {server.log(data_dir)}."
             )
-        # The port may be taken between our look and the server's, or a killed server's children still leave.
+        # The port may be taken between our look and the server's, or a killed server's children
+        # still leave.
         time.sleep(attempt)
         record = _launch(server, data_dir, record)
         if _wait(server, record):
@@ -171,7 +177,8 @@ def _is_locked(file: Path) -> bool:
 def _locked(data_dir: Path) -> Iterator[None]:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.geteuid() == 0:
-        # PostgreSQL's user must pass through; it cannot list the directory, and every file in it is closed.
+        # PostgreSQL's user must pass through; it cannot list the directory, and every file in it is
+        # closed.
         data_dir.chmod(data_dir.stat().st_mode | 0o011)
     with (data_dir / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

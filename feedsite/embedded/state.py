@@ -17,7 +17,9 @@ class Record:
 
 
 def read(data_dir: Path) -> dict[str, Record]:
-    """Return the records by environment variable (`DATABASE_URL`, …), `{}` if nothing was ever started."""
+    """Return the records by environment variable (`DATABASE_URL`, …), `{}` if nothing was ever
+    started.
+    """
     file = _file(data_dir)
     if not file.exists():
         return {}

@@ -8,8 +8,8 @@ import redis
 from feedsite.embedded.processes import EmbeddedError, Server, executable, package_dir
 from feedsite.embedded.state import write_private
 
-# A cache, so nothing is written to disk and the least used keys make room. Its command line stays as it is,
-# because that is how a process is recognised.
+# A cache, so nothing is written to disk and the least used keys make room. Its command line stays
+# as it is, because that is how a process is recognised.
 CONFIGURATION = """\
 bind 127.0.0.1
 requirepass {password}

@@ -1,4 +1,6 @@
-"""The API's application, called by granian for each request on the event loop of each of its processes."""
+"""The API's application, called by granian for each request on the event loop of each of its
+processes.
+"""
 
 import asyncio
 from contextlib import suppress
@@ -58,7 +60,9 @@ class Application:
         self._export()
 
     def leave(self) -> None:
-        """Begin to end: what would not end by itself is ended, and `__rsgi_del__` is called after the last request."""
+        """Begin to end: what would not end by itself is ended, and `__rsgi_del__` is called after
+        the last request.
+        """
         self._live.end()
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -89,7 +93,9 @@ class Application:
             connection.response_bytes(*answer)
 
     async def _stream(self, request: Request, connection: Connection) -> bool:
-        """Serve a live feed to its end; False if none is asked for, or something is wrong with the request."""
+        """Serve a live feed to its end; False if none is asked for, or something is wrong with the
+        request.
+        """
         if not self._is_hot:
             return False
         opening = self._hot.live(request)

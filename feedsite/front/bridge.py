@@ -1,7 +1,8 @@
 """Requests for Django, answered by its WSGI handler on threads.
 
-The threads are divided by what they wait for, so that a server that stands still holds those alone that need it. Each
-division has a bounded queue, and a request that has waited in it for too long is refused without being begun.
+The threads are divided by what they wait for, so that a server that stands still holds those alone
+that need it. Each division has a bounded queue, and a request that has waited in it for too long is
+refused without being begun.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
-"""What is asked most, answered on the event loop: cached first pages, how many posts are new, new posts, probes.
+"""What is asked most, answered on the event loop: cached first pages, how many posts are new, new
+posts, probes.
 
-Each method answers what it is sure of, with the functions that the views call, and returns None for all else: the view
-of the same path is then asked, which says what is wrong with a request.
+Each method answers what it is sure of, with the functions that the views call, and returns None for
+all else: the view of the same path is then asked, which says what is wrong with a request.
 """
 
 import random
@@ -113,7 +114,9 @@ class HotAnswers:
         return self._page(request, wanted, kept, started) if kept else None
 
     def live(self, request: Request) -> LiveOpening | None:
-        """Return what a stream needs to begin; None if none is asked for, or the view has to say what is wrong."""
+        """Return what a stream needs to begin; None if none is asked for, or the view has to say
+        what is wrong.
+        """
         path = request.path
         if request.method != "GET" or not (path.startswith(FEEDS) and path.endswith(LIVE)):
             return None
@@ -219,7 +222,9 @@ class HotAnswers:
         return Answer(found.status, [TEXT, *self._headers(request, None)], found.text.encode())
 
     def _headers(self, request: Request, view: type[APIView] | None) -> HeaderList:
-        """Return what Django's middleware and REST framework add to an answer; last the id of the request."""
+        """Return what Django's middleware and REST framework add to an answer; last the id of the
+        request.
+        """
         headers = list(self._common[_scheme(request)])
         if view is not None:
             headers.append(("allow", self._allow[view]))

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol
 from django.conf import settings
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
-# Of a body that is too large, so much is read and thrown away, that its sender gets to read the answer.
+# Of a body that is too large, so much is read and thrown away, that its sender gets to read the
+# answer.
 DROPPED_BYTES = 16 * 1024 * 1024
 
 LOOK_EVERY_SECONDS = 0.5
@@ -61,7 +62,9 @@ class Connection(Protocol):
 
 
 class BodyRefused(Exception):
-    """The body cannot be read to its end; the connection has to be closed, for what follows on it is unknown."""
+    """The body cannot be read to its end; the connection has to be closed, for what follows on it
+    is unknown.
+    """
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -69,7 +72,8 @@ class BodyRefused(Exception):
 
 
 class BodyClock:
-    """Ends the reading of bodies that do not come to their end, by a look twice a second at all that are being read.
+    """Ends the reading of bodies that do not come to their end, by a look twice a second at all
+    that are being read.
 
     A timer for each would cost a new post as much as all that is done with its body.
     """
@@ -119,8 +123,8 @@ class Request:
     async def body(self) -> bytes:
         """Return the whole body, however it is framed.
 
-        Raises `BodyRefused`: 413 for more than `DATA_UPLOAD_MAX_MEMORY_SIZE` bytes, 408 for one that has not come to
-        its end after `HTTP_BODY_SECONDS`, 400 for one that ends too early.
+        Raises `BodyRefused`: 413 for more than `DATA_UPLOAD_MAX_MEMORY_SIZE` bytes, 408 for one
+        that has not come to its end after `HTTP_BODY_SECONDS`, 400 for one that ends too early.
         """
         if self._body is None:
             self._body = await self._read()
@@ -174,8 +178,8 @@ class LimitedBody:
                 self._pieces.append(piece)
         if self.size > self._limit:
             raise _too_large(self._limit)
-        # Granian ends a body with one empty piece, and puts another before it where the body broke off. (Also where
-        # trailers came, which nobody sends and nothing here reads.)
+        # Granian ends a body with one empty piece, and puts another before it where the body broke
+        # off. (Also where trailers came, which nobody sends and nothing here reads.)
         if empty_pieces > 1:
             raise _incomplete()
         return b"".join(self._pieces)

@@ -1,4 +1,6 @@
-"""Threads of an API process that ask the servers, so that neither its event loop nor its requests have to."""
+"""Threads of an API process that ask the servers, so that neither its event loop nor its requests
+have to.
+"""
 
 import threading
 from collections.abc import Callable
@@ -18,8 +20,8 @@ from feeds.read import here
 from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25
-# With the pause less than the second for which an era is trusted: a PostgreSQL that stands still is taken to be away
-# before anyone would have to wait for it.
+# With the pause less than the second for which an era is trusted: a PostgreSQL that stands still is
+# taken to be away before anyone would have to wait for it.
 ERA_ANSWER_SECONDS = 0.6
 WATCH_EVERY_SECONDS = 1.0
 WATCH_ANSWER_SECONDS = 1.0
@@ -31,7 +33,9 @@ log = structlog.get_logger(__name__)
 
 
 class Keeper(threading.Thread):
-    """A thread that does one thing again and again until it is stopped, and holds no connection in between."""
+    """A thread that does one thing again and again until it is stopped, and holds no connection in
+    between.
+    """
 
     def __init__(self, name: str, act: Callable[[], object], every_seconds: float) -> None:
         super().__init__(name=name, daemon=True)
@@ -80,7 +84,10 @@ class Keepers:
             thread.join(KAFKA_ANSWER_SECONDS)
 
     def readiness(self) -> Health:
-        """Tell at once whether this process can read and write. Redis may be away: reads then come from PostgreSQL."""
+        """Tell at once whether this process can read and write.
+
+        Redis may be away: reads then come from PostgreSQL.
+        """
         redis = "degraded, unreachable" if REDIS.is_open else OK
         found = {
             "postgresql": self._postgresql.state(),
@@ -101,10 +108,13 @@ def _ask_postgresql() -> str:
 
 
 def _ask_kafka() -> str:
-    """Ask on the connections that posts go by, so that a producer that cannot be used any more is no `OK`."""
+    """Ask on the connections that posts go by, so that a producer that cannot be used any more is
+    no `OK`.
+    """
     if producer.forbidden():
         return producer.forbidden()
-    # Where nobody has tried for a while, somebody must be sent here to try: a try is what closes the breaker.
+    # Where nobody has tried for a while, somebody must be sent here to try: a try is what closes
+    # the breaker.
     if KAFKA.is_open and KAFKA.failed_within(TRIED_WITHIN_SECONDS):
         return "does not acknowledge what is written"
     try:

@@ -9,7 +9,8 @@ READS, WRITES, ADMIN, LOCAL = "reads", "writes", "admin", "local"
 def thread_counts(blocking_threads: int) -> dict[str, int]:
     """Return the threads of each kind for `BLOCKING_THREADS`.
 
-    Reads wait for PostgreSQL; writes for Kafka, and those with an Idempotency-Key for PostgreSQL too; pages of the
-    admin for PostgreSQL; what is local, such as the documentation, waits for nobody.
+    Reads wait for PostgreSQL; writes for Kafka, and those with an Idempotency-Key for PostgreSQL
+    too; pages of the admin for PostgreSQL; what is local, such as the documentation, waits for
+    nobody.
     """
     return {READS: blocking_threads, WRITES: max(1, blocking_threads // 2), ADMIN: 2, LOCAL: 2}

@@ -1,6 +1,7 @@
 """Live feeds: server-sent events on the event loop, `GET /feeds/{user_id}/live`.
 
-A stream holds no queue: it is told the newest count of its feed, however many changes there were since it last sent.
+A stream holds no queue: it is told the newest count of its feed, however many changes there were
+since it last sent.
 """
 
 import asyncio
@@ -102,7 +103,9 @@ class LiveFeeds:
         metrics.live_streams.set(self._open)
 
     async def serve(self, wanted: Wanted, transport: Any, expires_at: float) -> None:
-        """Send events until the token expires, the client leaves or does not read, or the process ends."""
+        """Send events until the token expires, the client leaves or does not read, or the process
+        ends.
+        """
         stream = Stream(wanted)
         self._open += 1
         self._streams[stream.user_id].add(stream)
@@ -181,5 +184,7 @@ class LiveFeeds:
 
 
 def _retry() -> bytes:
-    """Return when to come again, spread so that not all who are sent away together do so together."""
+    """Return when to come again, spread so that not all who are sent away together do so
+    together.
+    """
     return b"retry: %d\n\n" % random.randint(*RETRY_MS)  # noqa: S311 - no secret

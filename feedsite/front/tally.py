@@ -1,7 +1,8 @@
 """Counting the requests that the loop answers itself, in the metrics in which Django's are counted.
 
-With several processes each step of a counter is a write to a shared file, which for a cached read would cost as much as
-the read. So steps are added up here, and the sums written a few times a second.
+With several processes each step of a counter is a write to a shared file, which for a cached read
+would cost as much as the read. So steps are added up here, and the sums written a few times a
+second.
 """
 
 import asyncio

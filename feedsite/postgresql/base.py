@@ -1,7 +1,7 @@
 """Django's PostgreSQL backend, which does not let every request wait for a server that is away.
 
-Of threads with a deadline (`feedsite.postgresql.connection`) one at a time tries a server that does not answer; the
-others are refused at once.
+Of threads with a deadline (`feedsite.postgresql.connection`) one at a time tries a server that does
+not answer; the others are refused at once.
 """
 
 import time

@@ -1,7 +1,8 @@
 """Connections to PostgreSQL for threads that cannot wait for a server that stands still.
 
-Without a deadline a query on such a server waits for as long as that lasts: the connection is alive, so no time-out of
-TCP's ends it, and the server's own `statement_timeout` stands still with it.
+Without a deadline a query on such a server waits for as long as that lasts: the connection is
+alive, so no time-out of TCP's ends it, and the server's own `statement_timeout` stands still with
+it.
 """
 
 import math
@@ -26,7 +27,9 @@ _thread = threading.local()
 
 @contextmanager
 def answer_within(seconds: float) -> Iterator[None]:
-    """Have what this thread asks of PostgreSQL in here fail with `OperationalError` once `seconds` have passed."""
+    """Have what this thread asks of PostgreSQL in here fail with `OperationalError` once `seconds`
+    have passed.
+    """
     _thread.deadline = time.monotonic() + seconds
     try:
         yield
@@ -35,7 +38,9 @@ def answer_within(seconds: float) -> Iterator[None]:
 
 
 def deadline() -> float | None:
-    """Return until when this thread waits for PostgreSQL, in monotonic seconds; None: for as long as it takes."""
+    """Return until when this thread waits for PostgreSQL, in monotonic seconds; None: for as long
+    as it takes.
+    """
     until: float | None = getattr(_thread, "deadline", None)
     return until
 
@@ -49,20 +54,26 @@ _last_failure = _Failure()
 
 
 def failure_since(moment: float) -> str:
-    """Return in one line why connecting failed last, if it did after that moment (monotonic seconds)."""
+    """Return in one line why connecting failed last, if it did after that moment (monotonic
+    seconds).
+    """
     if _last_failure.at < moment:
         return ""
     return _last_failure.reason.strip().partition("\n")[0]
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that waits no longer than its thread may, and is given up when it is of no more use."""
+    """A connection that waits no longer than its thread may, and is given up when it is of no more
+    use.
+    """
 
     _expire_at: float  # monotonic seconds; the pool's
 
     @classmethod
     def connect(cls, *args: Any, **options: Any) -> Self:
-        """Do as psycopg's method does, and keep why it failed: the pool, which calls it, does not tell."""
+        """Do as psycopg's method does, and keep why it failed: the pool, which calls it, does not
+        tell.
+        """
         try:
             return super().connect(*args, **options)
         except psycopg.OperationalError as error:
@@ -80,8 +91,8 @@ class Connection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, interval, timeout)
         except ReadOnlySqlTransaction:
-            # The server became a standby. The pool takes no connection back that is past its time, so the next one is
-            # made to the new primary.
+            # The server became a standby. The pool takes no connection back that is past its time,
+            # so the next one is made to the new primary.
             self._expire_at = 0.0
             raise
         except psycopg.OperationalError as error:

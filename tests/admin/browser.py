@@ -92,7 +92,9 @@ class Visitor:
         return self.page
 
     def assert_well(self) -> None:
-        """Assert that the page fits the window, is readable, loads nothing from elsewhere, and has no errors."""
+        """Assert that the page fits the window, is readable, loads nothing from elsewhere, and has
+        no errors.
+        """
         assert self.complaints == [], self.complaints
         elsewhere = [url for url in self.requests if not url.startswith((self._url, "data:"))]
         assert elsewhere == [], elsewhere

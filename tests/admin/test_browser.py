@@ -1,7 +1,8 @@
-"""The admin's pages in a real browser: the numbers are those injected, on wide and narrow, light and dark screens.
+"""The admin's pages in a real browser: the numbers are those injected, on wide and narrow, light
+and dark screens.
 
-Needs Debian's `chromium`, or another one named by `CHROMIUM`. `ADMIN_SCREENSHOTS=docs/images` writes the pictures of
-the docs.
+Needs Debian's `chromium`, or another one named by `CHROMIUM`. `ADMIN_SCREENSHOTS=docs/images`
+writes the pictures of the docs.
 """
 
 import re

@@ -1,4 +1,5 @@
-"""Requests to the admin that no page of ours makes: refused or survived, never an error of ours, never JSON.
+"""Requests to the admin that no page of ours makes: refused or survived, never an error of ours,
+never JSON.
 
 `HOSTILE_REQUESTS=10000` tries more of them.
 """

@@ -1,4 +1,6 @@
-"""The feed inspector: every entry with its source, every difference, and what one can do about it."""
+"""The feed inspector: every entry with its source, every difference, and what one can do about
+it.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Lists and searches on tables large enough to matter: by key, a page's worth of rows, nothing counted."""
+"""Lists and searches on tables large enough to matter: by key, a page's worth of rows, nothing
+counted.
+"""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +36,9 @@ def staff(client: Client, large_tables: None) -> Client:
 
 
 def assert_bounded(client: Client, url: str, rows: int = 101) -> list[str]:
-    """Assert that no query of the page scans a large table or takes more than `rows` rows out of one; return those."""
+    """Assert that no query of the page scans a large table or takes more than `rows` rows out of
+    one; return those.
+    """
     with CaptureQueriesContext(connection) as captured:
         assert client.get(url).status_code == 200
     on_large = [

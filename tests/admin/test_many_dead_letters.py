@@ -1,4 +1,6 @@
-"""Dead letters by the hundred thousand: every page takes a bounded part of them, and actions go on in parts."""
+"""Dead letters by the hundred thousand: every page takes a bounded part of them, and actions go on
+in parts.
+"""
 
 import re
 from collections.abc import Iterator
@@ -66,7 +68,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_taken(client: Client, url: str) -> int:
-    """Return how many rows of a dead letter the page takes out of PostgreSQL, and tell its sorts."""
+    """Return how many rows of a dead letter the page takes out of PostgreSQL, and tell its
+    sorts.
+    """
     plans = [plan for plan in plans_of(lambda: client.get(url)) if _is_of_entries(plan)]
     assert plans
     return max(int(plan["Actual Rows"]) for plan in plans)

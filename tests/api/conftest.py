@@ -11,7 +11,8 @@ from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
 from tests.api.server import ApiServer, Current
 
 
-# Not for the whole session: its threads name the Redis that counts, and other tests have one of their own.
+# Not for the whole session: its threads name the Redis that counts, and other tests have one of
+# their own.
 @pytest.fixture(scope="module")
 def servers(
     django_db_setup: None, django_db_blocker: DjangoDbBlocker

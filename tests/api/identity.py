@@ -1,4 +1,6 @@
-"""An identity provider: it issues tokens and serves its key set, or hangs, or dies, or answers with an error page."""
+"""An identity provider: it issues tokens and serves its key set, or hangs, or dies, or answers with
+an error page.
+"""
 
 import json
 import threading

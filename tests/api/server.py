@@ -1,4 +1,6 @@
-"""The API on a port of this process, so that a test can change its settings, with the front on or off."""
+"""The API on a port of this process, so that a test can change its settings, with the front on or
+off.
+"""
 
 import asyncio
 import threading
@@ -19,7 +21,9 @@ BUFFER_BYTES = 65_536  # as in bin/serve
 
 
 class ApiServer:
-    """Serves the API from its own thread and event loop, with the HTTP settings of `bin/serve`, until `stop`."""
+    """Serves the API from its own thread and event loop, with the HTTP settings of `bin/serve`,
+    until `stop`.
+    """
 
     def __init__(self, *, is_hot: bool) -> None:
         self.port = free_port()

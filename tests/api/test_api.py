@@ -298,7 +298,7 @@ def test_a_command_on_tables_of_another_version_says_so(transactional_db: None) 
     assert "Run `manage.py migrate`." in listed.stderr
 
 
-# Operations ----------------------------------------------------------------------------------------------------
+# Operations ---------------------------------------------------------------------------------------
 
 
 def test_probes_and_metrics() -> None:

@@ -1,4 +1,6 @@
-"""HTTP by the book, on raw sockets: framing, limits, half requests, the same answers with the front on and off."""
+"""HTTP by the book, on raw sockets: framing, limits, half requests, the same answers with the front
+on and off.
+"""
 
 import json
 import socket
@@ -22,7 +24,9 @@ LIMIT = 128 * 1024
 
 
 class Told(NamedTuple):
-    """An answer as it came over the wire, and whether the connection was closed after it, as it announced."""
+    """An answer as it came over the wire, and whether the connection was closed after it, as it
+    announced.
+    """
 
     status: int
     headers: dict[str, str]
@@ -93,7 +97,9 @@ def post_head(*lines: str, content_type: str = "application/json") -> bytes:
 def ask(
     api: ApiServer, request: bytes, *, then: bytes = b"", end: bool = False, is_head: bool = False
 ) -> Told:
-    """Send a request, perhaps more after it, perhaps the end of all that is sent; return the answer."""
+    """Send a request, perhaps more after it, perhaps the end of all that is sent; return the
+    answer.
+    """
     with connected(api) as connection:
         connection.sendall(request)
         if then:
@@ -357,7 +363,9 @@ def test_half_requests_hold_nobody_up(api: ApiServer, settings: Settings) -> Non
 
 
 def test_logins_at_once_hold_nobody_up(api: ApiServer) -> None:
-    """Each costs a processor a good part of a second; there are threads for a few, and the rest wait for these."""
+    """Each costs a processor a good part of a second; there are threads for a few, and the rest
+    wait for these.
+    """
     page = api.anonymous().get("/admin/login/")
     token = page.cookies["csrftoken"]
     form = f"csrfmiddlewaretoken={token}&username=nobody&password=guess".encode()

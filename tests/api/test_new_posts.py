@@ -58,7 +58,9 @@ def new_since(since: int) -> tuple[int, int | None]:
 
 
 def queries_of(since: int) -> int:
-    """Return how many queries a poll costs, but for the one a second that asks whether the cache counts."""
+    """Return how many queries a poll costs, but for the one a second that asks whether the cache
+    counts.
+    """
     with CaptureQueriesContext(connection) as captured:
         new_since(since)
     return sum("cache_state" not in query["sql"] for query in captured)

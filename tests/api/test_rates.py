@@ -81,7 +81,9 @@ def test_users_do_not_use_up_each_others_limit(api: ApiServer) -> None:
 
 
 def test_a_refused_body_costs_nothing_on_the_front(servers: dict[str, ApiServer]) -> None:
-    """Django counts a request before it reads the body; the front counts what it has understood, or leaves it whole."""
+    """Django counts a request before it reads the body; the front counts what it has understood, or
+    leaves it whole.
+    """
     writer = servers["front on"].client(next(_users))
     assert [writer.post("/posts", b"{").status_code for _ in range(2)] == [400, 400]
     assert remaining(writer.post("/posts", BODY)) == LIMIT - 3

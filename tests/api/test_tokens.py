@@ -88,7 +88,7 @@ def test_tokens_of_an_outside_issuer(settings: Settings, algorithm: str) -> None
         issue_token(1, "", 60)
 
 
-# What a token may hold -----------------------------------------------------------------------------------------
+# What a token may hold ----------------------------------------------------------------------------
 
 
 def encoded(part: bytes) -> str:
@@ -187,7 +187,7 @@ def test_a_list_of_one_text_smuggles_no_scope(settings: Settings) -> None:
     assert told(answer) == (403, "not_your_feed")
 
 
-# What is kept --------------------------------------------------------------------------------------------------
+# What is kept -------------------------------------------------------------------------------------
 
 
 def test_a_kept_token_is_not_verified_again_and_not_kept_beyond_its_end(
@@ -234,12 +234,14 @@ def test_without_any_key_nobody_is_let_in(settings: Settings) -> None:
         issue_token(1, "", 60)
 
 
-# A key set -----------------------------------------------------------------------------------------------------
+# A key set ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def provider(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
-    """Have tokens verified by the set of a provider, which is asked more often than in production."""
+    """Have tokens verified by the set of a provider, which is asked more often than in
+    production.
+    """
     monkeypatch.setattr(keys, "REFRESH_SECONDS", 0.3)
     monkeypatch.setattr(keys, "COOLDOWN_SECONDS", 0.1)
     provider = Provider()
@@ -420,7 +422,7 @@ def test_a_provider_that_hangs_later_stops_nobody(
     until(lambda: answers(provider.token("k2"), 200))
 
 
-# Settings ------------------------------------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
 
 
 def checked(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,6 @@
-"""One stack for all tests of the default configuration; skipped with the reason where there is no Docker."""
+"""One stack for all tests of the default configuration; skipped with the reason where there is no
+Docker.
+"""
 
 from collections.abc import Iterator
 

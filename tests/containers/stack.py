@@ -1,4 +1,6 @@
-"""The system of `docker-compose.yml` as a project of its own: own name, ports, secrets and volumes."""
+"""The system of `docker-compose.yml` as a project of its own: own name, ports, secrets and
+volumes.
+"""
 
 import os
 import secrets
@@ -132,7 +134,9 @@ class Stack:
 
 @contextmanager
 def running(directory: Path, **variables: str) -> Iterator[Stack]:
-    """Build, start, yield and remove a stack with all it wrote; on the way out of a failure print its logs."""
+    """Build, start, yield and remove a stack with all it wrote; on the way out of a failure print
+    its logs.
+    """
     stack = Stack(directory, **variables)
     try:
         stack.up("--build")
@@ -164,7 +168,9 @@ def post(client: httpx.Client, contents: Sequence[str]) -> list[int]:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without the variables of the tests' own servers, which would win over the file."""
+    """Return the environment without the variables of the tests' own servers, which would win over
+    the file.
+    """
     return {
         name: value
         for name, value in os.environ.items()

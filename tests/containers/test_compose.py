@@ -1,4 +1,6 @@
-"""`docker compose up` as an operator meets it: started, used, scaled, killed, restarted, and nothing is lost."""
+"""`docker compose up` as an operator meets it: started, used, scaled, killed, restarted, and
+nothing is lost.
+"""
 
 import subprocess
 from pathlib import Path
@@ -195,7 +197,8 @@ def produce(feed: Stack, *values: str) -> None:
 
 def dead_letters(feed: Stack) -> int | None:
     """Return the number of unresolved ones as Prometheus knows it, None while it knows none."""
-    # Of a container that was made anew it knows the last value of the old one too, for a moment, or has no value yet.
+    # Of a container that was made anew it knows the last value of the old one too, for a moment, or
+    # has no value yet.
     found = feed.query("max(dlq_size)")
     return int(found[0]["value"][1]) if found else None
 

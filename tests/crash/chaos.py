@@ -1,7 +1,9 @@
-"""Random crashes and outages under load, then the count: `make chaos` (SEED=, SECONDS=, KAFKA=apache).
+"""Random crashes and outages under load, then the count: `make chaos` (SEED=, SECONDS=,
+KAFKA=apache).
 
-Prints the seed first and a table last. Exit status: 0 when nothing was lost or doubled, 1 when something was.
-The same seed gives the same order of faults; when a load of several clients meets them, nobody can repeat exactly.
+Prints the seed first and a table last. Exit status: 0 when nothing was lost or doubled, 1 when
+something was. The same seed gives the same order of faults; when a load of several clients meets
+them, nobody can repeat exactly.
 """
 
 import logging
@@ -49,7 +51,9 @@ def main() -> int:
 
 @contextmanager
 def servers(*, apache: bool) -> Iterator[ApacheKafka | None]:
-    """Run servers of our own, PostgreSQL as durable as in production; yield the broker that can be restarted."""
+    """Run servers of our own, PostgreSQL as durable as in production; yield the broker that can be
+    restarted.
+    """
     directory = Path(tempfile.mkdtemp(prefix="feed-chaos-"))
     for variable in ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS"):
         os.environ.pop(variable, None)

@@ -15,19 +15,24 @@ from tests.crash.network import Network
 from tests.e2e.system import Process, System, running
 from tests.kafka import running as apache_kafka
 
-# Users of one test each: a worker killed before its offset commit leaves events that the next test's workers get.
+# Users of one test each: a worker killed before its offset commit leaves events that the next
+# test's workers get.
 _users = itertools.count(1_000, 1_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def fresh_broker(django_db_setup: None) -> None:
-    """Start each file without what others have left in the broker; workers killed there would still hold partitions."""
+    """Start each file without what others have left in the broker; workers killed there would still
+    hold partitions.
+    """
     outages.renew_embedded_broker()
 
 
 @pytest.fixture(scope="session")
 def durable_commits(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> None:
-    """Have a commit survive a killed PostgreSQL: the servers of the tests acknowledge before the log is written."""
+    """Have a commit survive a killed PostgreSQL: the servers of the tests acknowledge before the
+    log is written.
+    """
     with django_db_blocker.unblock(), connection.cursor() as cursor:
         cursor.execute(
             f'ALTER DATABASE "{connection.settings_dict["NAME"]}" SET synchronous_commit = on'
@@ -37,7 +42,9 @@ def durable_commits(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -
 
 @pytest.fixture(scope="module")
 def api_processes() -> int:
-    """How many processes the API has; a file for which one is enough says so, for each takes seconds to start."""
+    """How many processes the API has; a file for which one is enough says so, for each takes
+    seconds to start.
+    """
     return 2
 
 
@@ -58,7 +65,8 @@ def system(
         started.api(WORKERS=str(api_processes))
         yield started
         if apache_kafka.apache_kafka is None:
-            # The embedded broker assigns nothing any more to a group whose members left one right after another.
+            # The embedded broker assigns nothing any more to a group whose members left one right
+            # after another.
             kill(started.processes)
 
 

@@ -3,11 +3,12 @@
     python -m tests.crash.die_at POINT MARKER_FILE run_fanout
     granian tests.crash.die_at:application        with DIE_AT=POINT and DIE_MARKER=FILE
 
-By default the process kills itself there. AT_POINT=SIGSTOP freezes it until a SIGCONT, AT_POINT=hang has the call
-never return. LEAVE_SECONDS shortens what a worker allows itself for leaving.
+By default the process kills itself there. AT_POINT=SIGSTOP freezes it until a SIGCONT,
+AT_POINT=hang has the call never return. LEAVE_SECONDS shortens what a worker allows itself for
+leaving.
 
-The marker file says that it has happened; a process started later passes the point unharmed. Production code has no
-hooks for this: the function at the point is wrapped here.
+The marker file says that it has happened; a process started later passes the point unharmed.
+Production code has no hooks for this: the function at the point is wrapped here.
 """
 
 import os
@@ -52,7 +53,9 @@ POINTS = {
 
 
 def arm(point: str, marker: Path) -> None:
-    """Make it happen to this process at `point` unless `marker` exists; empty results do not count as passing it."""
+    """Make it happen to this process at `point` unless `marker` exists; empty results do not count
+    as passing it.
+    """
     module_name, path, moment = POINTS[point]
     owner: Any = import_module(module_name)
     *classes, name = path.split(".")

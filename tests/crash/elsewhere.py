@@ -1,9 +1,10 @@
-"""A machine of its own, as far as TCP can tell, that a server is reached at and that may vanish without a word.
+"""A machine of its own, as far as TCP can tell, that a server is reached at and that may vanish
+without a word.
 
     python -m tests.crash.elsewhere NAMESPACE ADDRESS PORT
 
-forwards what comes to that place in a network namespace to this port here. It has sockets of both namespaces, for a
-socket stays in the one that it was made in.
+forwards what comes to that place in a network namespace to this port here. It has sockets of both
+namespaces, for a socket stays in the one that it was made in.
 """
 
 import ctypes
@@ -39,7 +40,10 @@ class Machine:
 
 @contextmanager
 def machine(port: int) -> Iterator[Machine]:
-    """Have a machine that forwards `port`. Raises `CalledProcessError` where namespaces cannot be made."""
+    """Have a machine that forwards `port`.
+
+    Raises `CalledProcessError` where namespaces cannot be made.
+    """
     name = f"feed{os.getpid()}"
     ip("netns", "add", name)
     forwarder = None

@@ -1,4 +1,6 @@
-"""Clients at work: they write and read through whatever happens, and know what they were promised."""
+"""Clients at work: they write and read through whatever happens, and know what they were
+promised.
+"""
 
 import random
 import threading
@@ -25,8 +27,9 @@ TRY_PAUSE_SECONDS = 0.1
 class Load:
     """Writes and reads from several clients, from `with` to its end.
 
-    Each write is repeated under one `Idempotency-Key` until it is accepted. So when the load has ended, the writes
-    begun are the writes accepted, and each must have its effect once, however often it was sent.
+    Each write is repeated under one `Idempotency-Key` until it is accepted. So when the load has
+    ended, the writes begun are the writes accepted, and each must have its effect once, however
+    often it was sent.
     """
 
     def __init__(self, network: Network, seed: int = 1) -> None:
@@ -61,7 +64,8 @@ class Load:
         return self.answers.total() - self.answers["200"] - self.answers["202"]
 
     def _work(self, number: int) -> None:
-        # A user's writes go through one client, so the order of the answers is the order of the facts.
+        # A user's writes go through one client, so the order of the answers is the order of the
+        # facts.
         chance = random.Random(f"{self._seed} {number}")
         authors = self.network.authors[number::CLIENTS]
         followers = self.network.followers[number::CLIENTS]
@@ -132,7 +136,9 @@ class Load:
         headers: dict[str, str] | None = None,
         **options: Any,
     ) -> httpx.Response | None:
-        """Return the answer, None where the connection broke: an outage may show as these or as a 503, nothing else."""
+        """Return the answer, None where the connection broke: an outage may show as these or as a
+        503, nothing else.
+        """
         token = {"Authorization": f"Bearer {issue_token(user, '', 3_600)}"}
         try:
             answer = client.request(method, url, headers=token | (headers or {}), **options)

@@ -1,4 +1,6 @@
-"""A small network on the real system: what its clients did, and the proof that nothing of it was lost or doubled."""
+"""A small network on the real system: what its clients did, and the proof that nothing of it was
+lost or doubled.
+"""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +16,9 @@ AUTHORS, FOLLOWERS = 5, 10
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What is wrong, by three independent counts: the acceptances, a join in plain Python, and `verify_feeds`."""
+    """What is wrong, by three independent counts: the acceptances, a join in plain Python, and
+    `verify_feeds`.
+    """
 
     lost: int
     doubled: int
@@ -22,7 +26,9 @@ class Differences:
 
 @dataclass
 class Network:
-    """What clients did, as the answers they got say it; at first every follower follows every author."""
+    """What clients did, as the answers they got say it; at first every follower follows every
+    author.
+    """
 
     system: System
     authors: list[int]
@@ -56,7 +62,9 @@ class Network:
         )
 
     def prove(self, seconds: float = PATIENCE) -> None:
-        """Nothing lost, nothing doubled, no stale page, every acceptance accounted for within `seconds`."""
+        """Nothing lost, nothing doubled, no stale page, every acceptance accounted for within
+        `seconds`.
+        """
         wait_until(lambda: settled(self.events), seconds)
         dead = DeadLetter.objects.filter(event_id__in=self.events).unresolved()
         assert not dead, [(letter.event_id, letter.state, str(letter.group)) for letter in dead]
@@ -69,7 +77,9 @@ class Network:
         assert report.equal, report
 
     def differences(self) -> Differences:
-        """Count what is missing and what is there too often, in what the API shows and in what is stored."""
+        """Count what is missing and what is there too often, in what the API shows and in what is
+        stored.
+        """
         processed = ProcessedEvent.objects.filter(event_id__in=self.events).count()
         lost, doubled = len(self.events) - processed, 0
         with self.system.client(1, scope="feeds:read") as client:

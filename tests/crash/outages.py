@@ -74,7 +74,9 @@ def data_dir() -> Path:
 
 @contextmanager
 def frozen(server: Server) -> Iterator[None]:
-    """Have the server, with all its processes, stand still: connections stay, and nothing answers."""
+    """Have the server, with all its processes, stand still: connections stay, and nothing
+    answers.
+    """
     leader = psutil.Process(state.read(data_dir())[server.variable].pid)
     leader.send_signal(signal.SIGSTOP)  # first, so that it has no child that is not found
     family = [leader, *leader.children(recursive=True)]
@@ -88,7 +90,9 @@ def frozen(server: Server) -> Iterator[None]:
 
 
 def copy_of_postgres() -> Path:
-    """Return a copy of PostgreSQL's data of this moment: what a standby has that hears nothing from now on."""
+    """Return a copy of PostgreSQL's data of this moment: what a standby has that hears nothing from
+    now on.
+    """
     cluster = _cluster()
     copy = cluster.with_suffix(".copy")
     shutil.rmtree(copy, ignore_errors=True)
@@ -103,7 +107,9 @@ def copy_of_postgres() -> Path:
 
 
 def fail_over_to(copy: Path) -> None:
-    """Have PostgreSQL go on from `copy`, at the same address, by a recovery that begins a new timeline."""
+    """Have PostgreSQL go on from `copy`, at the same address, by a recovery that begins a new
+    timeline.
+    """
     postgres.kill()
     cluster = _cluster()
     shutil.rmtree(cluster)
@@ -115,7 +121,9 @@ def fail_over_to(copy: Path) -> None:
 
 
 def make_read_only() -> None:
-    """Have all sessions of PostgreSQL only read, also those that exist, as when it is made a standby."""
+    """Have all sessions of PostgreSQL only read, also those that exist, as when it is made a
+    standby.
+    """
     with (_cluster() / "postgresql.auto.conf").open("a") as settings:
         settings.write(READ_ONLY)
     _reload_postgres()
@@ -136,7 +144,9 @@ def _cluster() -> Path:
 
 
 def renew_embedded_broker() -> None:
-    """Have an embedded broker without records, and without the ghosts of members that other tests have killed."""
+    """Have an embedded broker without records, and without the ghosts of members that other tests
+    have killed.
+    """
     if os.environ.get(KAFKA.variable):
         return  # one from outside, which forgets nothing
     producer.close()

@@ -56,7 +56,9 @@ def run(directory: Path, broker: Stoppable | None, seed: int, seconds: float) ->
 
 
 class Storm:
-    """Breaks one thing at a time, repairs it, and notes how long it took until all was well again."""
+    """Breaks one thing at a time, repairs it, and notes how long it took until all was well
+    again.
+    """
 
     def __init__(
         self, system: System, network: Network, seed: int, broker: Stoppable | None
@@ -94,7 +96,9 @@ class Storm:
             self._faults["Kafka killed"] = lambda: self._restart(broker.kill, broker.start)
 
     def rage(self, seconds: float) -> None:
-        """Break things under load until `seconds` are over, each kind once before any kind comes again."""
+        """Break things under load until `seconds` are over, each kind once before any kind comes
+        again.
+        """
         deadline = time.monotonic() + seconds
         with self._load:
             while time.monotonic() < deadline and not self.stuck:
@@ -169,7 +173,8 @@ class Storm:
         self._api = self._system.api()
 
     def _fail_over(self) -> None:
-        """Make the primary a standby, and one the primary that lacks what was written in the last seconds.
+        """Make the primary a standby, and one the primary that lacks what was written in the last
+        seconds.
 
         Every 202 counts, for Kafka has it: also those of which the new primary has never heard.
         """
@@ -186,7 +191,9 @@ class Storm:
         start()
 
     def count(self) -> tuple[int, int]:
-        """Return how many effects were lost and how many are there too often, once all has settled."""
+        """Return how many effects were lost and how many are there too often, once all has
+        settled.
+        """
         with suppress(AssertionError):  # what does not settle is counted as lost
             wait_until(self._all_is_well, SETTLE_SECONDS)
         found = self._network.differences()

@@ -1,4 +1,6 @@
-"""Apache Kafka is killed, restarted and given more partitions while clients write; nothing is lost or doubled."""
+"""Apache Kafka is killed, restarted and given more partitions while clients write; nothing is lost
+or doubled.
+"""
 
 import time
 from collections.abc import Iterator
@@ -57,7 +59,9 @@ def test_the_broker_goes_away_with_messages_in_flight(
 
 
 def test_a_topic_grows_under_load(network: Network) -> None:
-    """Keys move to other partitions, and their events are consumed from both; ids decide, not the order."""
+    """Keys move to other partitions, and their events are consumed from both; ids decide, not the
+    order.
+    """
     partitions = broker.partitions_of(kafka.FEED_EVENTS)
     system = network.system
     workers = [system.worker(), system.worker()]

@@ -1,4 +1,6 @@
-"""PostgreSQL goes back in time while Kafka does not, as after a failover or a restore; nothing is lost or doubled."""
+"""PostgreSQL goes back in time while Kafka does not, as after a failover or a restore; nothing is
+lost or doubled.
+"""
 
 from collections.abc import Iterator
 
@@ -14,8 +16,8 @@ from tests.e2e.system import settled, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
-# What API and workers share outside of the log: a server that went back has older ones of these too, which is for the
-# clock of the ids to bear and not shown here.
+# What API and workers share outside of the log: a server that went back has older ones of these
+# too, which is for the clock of the ids to bear and not shown here.
 NOT_TAKEN_BACK = {"django_migrations", "snowflake_nodes", "worker_heartbeats"}
 
 
@@ -105,7 +107,9 @@ def test_dead_letters_that_an_older_database_lacks_are_stored_again(
 
 @outages.needs_embedded_postgres
 def test_a_standby_that_is_seconds_behind_takes_over_under_load(network: Network) -> None:
-    """The primary can only be read at first, as one that is made a standby; every 202 counts, for Kafka has it."""
+    """The primary can only be read at first, as one that is made a standby; every 202 counts, for
+    Kafka has it.
+    """
     workers = [network.system.worker(), network.system.worker()]
     with Load(network) as load:
         wait_until(lambda: load.posts > 10)

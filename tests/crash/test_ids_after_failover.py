@@ -1,4 +1,6 @@
-"""PostgreSQL goes back to before some leases, as a standby that takes over may: nobody else gets their nodes."""
+"""PostgreSQL goes back to before some leases, as a standby that takes over may: nobody else gets
+their nodes.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +26,9 @@ LEASES = 20
 
 @pytest.fixture
 def go_back(transactional_db: None) -> Callable[[], None]:
-    """Return what puts PostgreSQL back to the time of this fixture, by a recovery that begins a new timeline."""
+    """Return what puts PostgreSQL back to the time of this fixture, by a recovery that begins a new
+    timeline.
+    """
     node_lease.next_id()
     node_lease.release()
     copy = outages.copy_of_postgres()

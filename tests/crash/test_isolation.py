@@ -1,4 +1,6 @@
-"""One server stands still, as long as it likes: what does not need it goes on, what does is refused, and all heals."""
+"""One server stands still, as long as it likes: what does not need it goes on, what does is
+refused, and all heals.
+"""
 
 import os
 import threading
@@ -55,7 +57,9 @@ class Asked:
 
 
 class Askers:
-    """Threads that ask for the same again and again, each on a connection of its own, until the end of `with`."""
+    """Threads that ask for the same again and again, each on a connection of its own, until the end
+    of `with`.
+    """
 
     def __init__(
         self, network: Network, threads: int, method: str, path: str, **arguments: object
@@ -67,7 +71,9 @@ class Askers:
         self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
 
     def __enter__(self) -> "Askers":
-        """Return when each of them has had an answer: to start so many takes a while on a busy machine."""
+        """Return when each of them has had an answer: to start so many takes a while on a busy
+        machine.
+        """
         for thread in self._threads:
             thread.start()
         wait_until(lambda: self.asked.answers.total() > 2 * len(self._threads))
@@ -159,7 +165,8 @@ def test_postgresql_stands_still_under_reads(network: Network) -> None:
             assert httpx.get(f"{network.system.url}/readyz").status_code == 503
         wait_until(lambda: listed.asked.last == "200")
     assert_undisturbed(alive)
-    # Where Redis stumbles on a busy machine a view is asked, which may wait for a thread; it answers all the same.
+    # Where Redis stumbles on a busy machine a view is asked, which may wait for a thread; it
+    # answers all the same.
     assert set(cached.asked.answers) == {"200"}, cached.asked
     # The first lease of a process, by which ids are minted, is for 10 s.
     assert 2 * posted.asked.answers["202"] > posted.asked.answers.total(), posted.asked
@@ -199,7 +206,9 @@ def test_the_broker_is_wiped_and_started_anew_under_posts(network: Network) -> N
 
 
 def test_a_producer_that_kafka_has_fenced_is_replaced(network: Network) -> None:
-    """The embedded broker does that to a producer with a post in flight, when it has stood still for a while."""
+    """The embedded broker does that to a producer with a post in flight, when it has stood still
+    for a while.
+    """
     for _ in range(2):
         with posts(network, 2) as posted:
             wait_until(lambda: posted.asked.last == "202")
@@ -209,7 +218,9 @@ def test_a_producer_that_kafka_has_fenced_is_replaced(network: Network) -> None:
 
 
 def test_an_api_starts_without_any_server_and_heals(network: Network) -> None:
-    """Start-up waits for nobody: the process lives, says what it lacks, and takes up work as each server comes."""
+    """Start-up waits for nobody: the process lives, says what it lacks, and takes up work as each
+    server comes.
+    """
     system = network.system
     system.processes[0].kill()
     with frozen(KAFKA), frozen(POSTGRES), frozen(VALKEY):

@@ -1,4 +1,6 @@
-"""Who writes, stores and replays dead letters, and the API, are killed; nothing is lost or doubled."""
+"""Who writes, stores and replays dead letters, and the API, are killed; nothing is lost or
+doubled.
+"""
 
 from uuid import uuid4
 

@@ -1,4 +1,6 @@
-"""Servers are restarted and killed, and workers freeze, while clients write; nothing is lost or doubled."""
+"""Servers are restarted and killed, and workers freeze, while clients write; nothing is lost or
+doubled.
+"""
 
 import os
 import signal
@@ -76,9 +78,12 @@ def test_valkey_is_killed_and_comes_back_empty(network: Network) -> None:
     "point", ["after poll", "after the database commit", "before the offset commit"]
 )
 def test_one_of_three_workers_freezes_past_the_poll_interval(point: str, network: Network) -> None:
-    """The others take over what it had in hand; when it wakes up, it must not apply or commit that again."""
+    """The others take over what it had in hand; when it wakes up, it must not apply or commit that
+    again.
+    """
     limit = {"KAFKA_MAX_POLL_INTERVAL_MS": str(MAX_POLL_INTERVAL_MS)}
-    # Of two lanes the other one may be within a transaction, whose locks PostgreSQL takes from it only after a minute.
+    # Of two lanes the other one may be within a transaction, whose locks PostgreSQL takes from it
+    # only after a minute.
     frozen = freezing(network, point, FEED_FANOUT_LANES="1", **limit)
     with Load(network):
         wait_until(lambda: is_stopped(frozen))

@@ -23,7 +23,9 @@ class Poison(NamedTuple):
 
 
 def changed(author: int, **fields: Any) -> bytes:
-    """Return a valid event of the author but for `fields`; a field named `payload` changes what is in it."""
+    """Return a valid event of the author but for `fields`; a field named `payload` changes what is
+    in it.
+    """
     event = PostCreatedFactory(author_id=author).to_event()
     value = orjson.loads(envelope.encode(event))
     payload = fields.pop("payload", {})

@@ -1,4 +1,6 @@
-"""Three Apache Kafka brokers, of which some go away while clients write: every 202 is there, and nothing is doubled."""
+"""Three Apache Kafka brokers, of which some go away while clients write: every 202 is there, and
+nothing is doubled.
+"""
 
 import time
 from collections.abc import Iterator

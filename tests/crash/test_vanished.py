@@ -1,4 +1,7 @@
-"""The machine of PostgreSQL vanishes without a word: no answer, no reset. Whoever waits for it notices and moves."""
+"""The machine of PostgreSQL vanishes without a word: no answer, no reset.
+
+Whoever waits for it notices and moves.
+"""
 
 import pytest
 from django.db import connection

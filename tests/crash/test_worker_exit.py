@@ -30,7 +30,9 @@ def started(process: Process) -> Process:
 
 
 def hanging_worker(network: Network, **variables: str) -> Process:
-    """Return a worker whose handler has begun and never ends, with its database transaction open."""
+    """Return a worker whose handler has begun and never ends, with its database transaction
+    open.
+    """
     marker = network.system.directory / "hangs"
     command = ("-m", "tests.crash.die_at", "before the database commit", str(marker), "run_fanout")
     process = network.system.command(*command, script="-u", AT_POINT="hang", **variables)
@@ -53,7 +55,9 @@ def test_a_signal_ends_a_worker_cleanly(
 def test_a_worker_with_a_long_way_to_go_leaves_after_the_transaction_it_is_at(
     network: Network,
 ) -> None:
-    """Of 400 posts of one author each fills a transaction, and all are one lane's share of a batch."""
+    """Of 400 posts of one author each fills a transaction, and all are one lane's share of a
+    batch.
+    """
     author = network.authors[0]
     imports.import_follows({(follower, author) for follower in range(100_000, 100_900)})
     posts = [PostCreatedFactory(author_id=author) for _ in range(400)]

@@ -1,4 +1,6 @@
-"""The documentation agrees with itself and with the code: links, settings, metrics, commands and the names it uses."""
+"""The documentation agrees with itself and with the code: links, settings, metrics, commands and
+the names it uses.
+"""
 
 import ast
 import re
@@ -51,7 +53,7 @@ def in_code(text: str) -> list[str]:
     return re.findall(r"`([^`]+)`", text)
 
 
-# Links -------------------------------------------------------------------------------------------------------
+# Links --------------------------------------------------------------------------------------------
 
 
 @cache
@@ -89,11 +91,13 @@ def test_the_overview_leads_to_each_page() -> None:
     assert [page for page in pages if page != "README.md" and f"]({page}" not in overview] == []
 
 
-# Settings ----------------------------------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
 
 
 def said_defaults() -> dict[str, tuple[str, str]]:
-    """Return what docs/settings.md says of each variable: the default with embedded servers and with one's own."""
+    """Return what docs/settings.md says of each variable: the default with embedded servers and
+    with one's own.
+    """
     said = {}
     for names, defaults, *_rest in rows(
         (DOCS / "settings.md").read_text().split("Read outside")[0]
@@ -179,7 +183,7 @@ def test_the_table_of_settings_tells_the_defaults_with_servers_of_ones_own(
     )
 
 
-# Metrics, commands, HTTP -------------------------------------------------------------------------------------
+# Metrics, commands, HTTP --------------------------------------------------------------------------
 
 
 def own_commands() -> list[str]:
@@ -218,12 +222,14 @@ def test_the_readme_names_each_path_of_the_api() -> None:
     assert [path for path in paths if not re.search(rf"{re.escape(path)}[`?]", told)] == []
 
 
-# Names of the code -------------------------------------------------------------------------------------------
+# Names of the code --------------------------------------------------------------------------------
 
 
 @cache
 def names_in(file: Path) -> set[str]:
-    """Return what a file of ours defines: functions, classes, methods as `Class.method`, constants, attributes."""
+    """Return what a file of ours defines: functions, classes, methods as `Class.method`, constants,
+    attributes.
+    """
     tree = ast.parse(file.read_text())
     names = {node.name for node in ast.walk(tree) if isinstance(node, FUNCTIONS | ast.ClassDef)}
     names |= {
@@ -285,7 +291,7 @@ def _pattern(name: str) -> str:
     return "test_" + re.escape(name).replace("…", ".*")
 
 
-# The site ----------------------------------------------------------------------------------------------------
+# The site -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,6 @@
-"""The real graph and posts that lie beside the repository, or generated ones of the same shape where they do not."""
+"""The real graph and posts that lie beside the repository, or generated ones of the same shape
+where they do not.
+"""
 
 import csv
 import gzip

@@ -54,7 +54,9 @@ class Process:
             )
 
     def kill(self) -> None:
-        """Kill the process and all it has started (the API's workers), which a killed parent would leave behind."""
+        """Kill the process and all it has started (the API's workers), which a killed parent would
+        leave behind.
+        """
         family = psutil.Process(self.popen.pid).children(recursive=True)
         self.popen.kill()
         self.popen.wait()
@@ -91,7 +93,9 @@ class System:
         return self.command("run_fanout", **variables)
 
     def api(self, wait_for: str = "readyz", **variables: str) -> Process:
-        """Start the API by its production command line, at the port of an earlier one; wait for that probe."""
+        """Start the API by its production command line, at the port of an earlier one; wait for
+        that probe.
+        """
         port = str(free_port(httpx.URL(self.url).port or 0 if self.url else 0))
         metrics = self.directory / f"metrics-{port}"
         api = Process(

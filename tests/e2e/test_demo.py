@@ -147,7 +147,9 @@ def test_it_shows_a_feed_survives_a_kill_and_keeps_what_was_accepted(
 
 
 def lives(process: psutil.Process) -> bool:
-    """Tell whether a process runs; one that has ended may wait for ever to be collected in a container."""
+    """Tell whether a process runs; one that has ended may wait for ever to be collected in a
+    container.
+    """
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 

@@ -1,4 +1,6 @@
-"""The whole system on a real graph: what was accepted is in the feeds, exactly once, though a worker is killed."""
+"""The whole system on a real graph: what was accepted is in the feeds, exactly once, though a
+worker is killed.
+"""
 
 import random
 from collections import defaultdict
@@ -33,7 +35,9 @@ class Model:
 
 
 def write(system: System, model: Model, drafts: list[real_data.Draft]) -> None:
-    """Post everything through the API with several clients, each author's posts through one of them."""
+    """Post everything through the API with several clients, each author's posts through one of
+    them.
+    """
     by_author = defaultdict(list)
     for author, text in drafts:
         by_author[author].append(text)

@@ -1,4 +1,6 @@
-"""The strategy is switched while posts come in, on a graph with one account that a quarter of all follow."""
+"""The strategy is switched while posts come in, on a graph with one account that a quarter of all
+follow.
+"""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +24,8 @@ STAR_POSTS, POSTS_A_PHASE = 6, 60
 STRATEGIES = ("push", "hybrid", "pull")
 PUSH_MAX_FOLLOWERS = "30"
 
-# What each feed is by definition, from the pairs and posts that this test kept, not from any table of feeds.
+# What each feed is by definition, from the pairs and posts that this test kept, not from any table
+# of feeds.
 INDEPENDENT_JOIN = """
 SELECT reader, coalesce(array_agg(post ORDER BY post DESC) FILTER (WHERE post IS NOT NULL), '{}')
 FROM unnest(%(users)s::bigint[]) AS reader
@@ -39,7 +42,9 @@ GROUP BY reader
 
 
 def generated_graph(chance: random.Random) -> set[tuple[int, int]]:
-    """Return (follower, followee): a quarter of all follow the star, everybody follows a few others."""
+    """Return (follower, followee): a quarter of all follow the star, everybody follows a few
+    others.
+    """
     fans = chance.sample([user for user in USERS if user != STAR], len(USERS) // 4)
     pairs = {(fan, STAR) for fan in fans}
     for follower in USERS:

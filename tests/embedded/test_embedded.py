@@ -179,7 +179,8 @@ def test_a_server_that_does_not_start_is_an_error_naming_its_log(
     monkeypatch.setattr(stack, "ATTEMPTS", 1)
     with pytest.raises(EmbeddedError, match=r"Valkey did not start; see .*valkey-server\.log"):
         stack.start(tmp_path)
-    # It is given up as soon as its command line is not the server's, which may be before it says anything.
+    # It is given up as soon as its command line is not the server's, which may be before it says
+    # anything.
     deadline = time.monotonic() + 10
     while not (log := (tmp_path / "valkey-server.log").read_text()) and time.monotonic() < deadline:
         time.sleep(0.01)

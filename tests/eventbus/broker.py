@@ -18,7 +18,9 @@ def unique_name() -> str:
 
 
 def create_topic(partitions: int = 1, max_message_bytes: int = 1_048_588, name: str = "") -> str:
-    """Create an empty topic under a name of its own; by default with the limit that is Apache Kafka's."""
+    """Create an empty topic under a name of its own; by default with the limit that is Apache
+    Kafka's.
+    """
     topic = name or unique_name()
     admin = AdminClient(kafka.client_config())
     config = {"max.message.bytes": str(max_message_bytes)}
@@ -32,7 +34,8 @@ def recreate_topic(topic: str, partitions: int = 1) -> None:
     admin.delete_topics([topic])[topic].result(TIMEOUT)
     eventually(lambda: topic not in admin.list_topics(timeout=TIMEOUT).topics)
     create_topic(partitions, name=topic)
-    # The client library crashes when a topic that a producer knows is another one (librdkafka 2.16).
+    # The client library crashes when a topic that a producer knows is another one (librdkafka
+    # 2.16).
     producer.close()
 
 
@@ -44,7 +47,9 @@ def delete_records(topic: str, before: int) -> None:
 
 
 def partitions_of(topic: str) -> int:
-    """Return how many partitions the topic has; a broker may hear of a new topic after its creation was confirmed."""
+    """Return how many partitions the topic has; a broker may hear of a new topic after its creation
+    was confirmed.
+    """
     admin = AdminClient(kafka.client_config())
     eventually(lambda: topic in admin.list_topics(timeout=TIMEOUT).topics)
     return len(admin.list_topics(timeout=TIMEOUT).topics[topic].partitions)
@@ -61,7 +66,9 @@ def size_of(topic: str, partition: int) -> int:
 
 
 def read_all(topic: str) -> list[Record]:
-    """Return every record of the topic, partition by partition to its end, without joining a group."""
+    """Return every record of the topic, partition by partition to its end, without joining a
+    group.
+    """
     return [
         record
         for partition in range(partitions_of(topic))

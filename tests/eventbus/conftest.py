@@ -46,14 +46,18 @@ def own_producer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def quick_joins(settings: Settings) -> None:
-    """Shorten what a new group waits for members: half the session time-out on the embedded broker."""
+    """Shorten what a new group waits for members: half the session time-out on the embedded
+    broker.
+    """
     if settings.KAFKA_SESSION_TIMEOUT_MS < 6_000:  # Apache Kafka would refuse it
         settings.KAFKA_SESSION_TIMEOUT_MS = 2_000
 
 
 @pytest.fixture
 def start_script(transactional_db: None, settings: Settings) -> Iterator[StartScript]:
-    """Start Python code in a process of its own, with settings that name the servers of this test."""
+    """Start Python code in a process of its own, with settings that name the servers of this
+    test.
+    """
     database = connection.settings_dict
     address = f"{database['HOST']}:{database['PORT']}/{database['NAME']}"
     environment = {

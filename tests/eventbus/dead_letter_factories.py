@@ -23,7 +23,9 @@ def a_dead_letter(
     event_id: int = 41,
     **context: str,
 ) -> Record:
-    """Return a record as the dead-letter writer leaves it, `entry` set for a replay that failed again."""
+    """Return a record as the dead-letter writer leaves it, `entry` set for a replay that failed
+    again.
+    """
     offset = next(_offsets)
     headers = {
         "topic": kafka.FEED_EVENTS,

@@ -1,6 +1,7 @@
 """Small handlers to process events with: its effect is a row an event, and it fails on command.
 
-The payload of an event is its command: `fails` names a function below, and `times` how often it is to fail.
+The payload of an event is its command: `fails` names a function below, and `times` how often it is
+to fail.
 """
 
 from collections import Counter
@@ -56,7 +57,8 @@ FAILURES: dict[str, Callable[[], None]] = {
 class Journal:
     """What was done, and what was seen while doing it.
 
-    The table has no unique constraint, so that an event applied twice shows, and keeps the order of the rows.
+    The table has no unique constraint, so that an event applied twice shows, and keeps the order of
+    the rows.
     """
 
     def __init__(self, part_size: int = ALWAYS, parts_of_one: int = 1) -> None:

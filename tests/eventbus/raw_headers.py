@@ -1,4 +1,6 @@
-"""Records whose headers the Python client cannot write: Kafka, and so librdkafka, takes any bytes for a name."""
+"""Records whose headers the Python client cannot write: Kafka, and so librdkafka, takes any bytes
+for a name.
+"""
 
 import ctypes
 from pathlib import Path

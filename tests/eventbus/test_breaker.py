@@ -1,4 +1,6 @@
-"""Calls to a server that does not answer: refused at once, but for one at a time, until it answers."""
+"""Calls to a server that does not answer: refused at once, but for one at a time, until it
+answers.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier

@@ -1,4 +1,6 @@
-"""Ids are minted by PostgreSQL's clock: what hosts believe the time to be has no part in who is first."""
+"""Ids are minted by PostgreSQL's clock: what hosts believe the time to be has no part in who is
+first.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ print(node_lease.next_id())
 
 @pytest.fixture
 def set_database_clock() -> Iterator[Callable[[int], None]]:
-    """Return what sets PostgreSQL's clock ahead by so many milliseconds, for sessions that begin after this."""
+    """Return what sets PostgreSQL's clock ahead by so many milliseconds, for sessions that begin
+    after this.
+    """
     name = connection.settings_dict["NAME"]
     execute("CREATE SCHEMA wrong")
     execute("CREATE TABLE wrong.by AS SELECT interval '0' AS ahead, 0.0 AS slow")
@@ -153,7 +157,7 @@ def test_before_postgresqls_clock_was_read_there_is_this_hosts() -> None:
         clock.exact_now_ms()
 
 
-# Ids from the future ------------------------------------------------------------------------------------------
+# Ids from the future ------------------------------------------------------------------------------
 
 
 def bytes_of_an_event_minted_in(ahead_ms: int) -> bytes:

@@ -110,7 +110,9 @@ class Group:
         return self._members[-1]
 
     def committed(self) -> dict[int, int]:
-        """Return the offset that the group has committed in each partition; nothing for where it has not."""
+        """Return the offset that the group has committed in each partition; nothing for where it
+        has not.
+        """
         asked = [TopicPartition(self.topic, partition) for partition in range(self._partitions)]
         answered = self._reader.committed(asked, timeout=broker.TIMEOUT)
         return {
@@ -315,7 +317,7 @@ def test_a_partition_that_left_is_not_committed_for_a_batch_from_before_even_if_
     assert sorted(map(str, member.handled)) == sorted(map(str, [b"left", b"right", *not_ours]))
 
 
-# Offsets in PostgreSQL, beside Kafka's -------------------------------------------------------------------------
+# Offsets in PostgreSQL, beside Kafka's ------------------------------------------------------------
 
 
 def kept(group: Group) -> dict[int, int]:
@@ -400,7 +402,9 @@ def test_a_batch_whose_database_went_back_meanwhile_is_committed_nowhere(group: 
 
 @outages.needs_embedded_postgres
 def test_a_batch_during_which_the_server_was_another_one_comes_again(group: Group) -> None:
-    """Its effects were committed by a server that is gone: the one that answers now may lack them."""
+    """Its effects were committed by a server that is gone: the one that answers now may lack
+    them.
+    """
     restarted: list[bool] = []
 
     def restart(_member: Member, _records: Sequence[Record]) -> None:
@@ -456,7 +460,7 @@ def test_postgresql_that_is_away_at_the_start_is_waited_for(group: Group) -> Non
     eventually(lambda: member.handled == [b"3"])
 
 
-# Topics that are made anew, and logs that are shorter ----------------------------------------------------------
+# Topics that are made anew, and logs that are shorter ---------------------------------------------
 
 
 def test_a_topic_made_anew_is_read_from_its_beginning_and_told(group: Group) -> None:
@@ -528,13 +532,15 @@ def test_a_log_that_is_shorter_than_the_group_has_read_is_read_from_its_beginnin
     assert rewinds(group, "log_shorter") == 1
 
 
-# Two lanes -----------------------------------------------------------------------------------------------------
+# Two lanes ----------------------------------------------------------------------------------------
 
 
 def test_a_partition_that_is_revoked_while_two_lanes_work_is_not_committed_and_the_other_is(
     group_of_two: Group, settings: Settings
 ) -> None:
-    """Neither lane waits: both go from transaction to transaction for longer than Kafka would wait for a poll."""
+    """Neither lane waits: both go from transaction to transaction for longer than Kafka would wait
+    for a poll.
+    """
     settings.KAFKA_MAX_POLL_INTERVAL_MS = max(4_000, settings.KAFKA_SESSION_TIMEOUT_MS)
     group = group_of_two
     others: list[Member] = []

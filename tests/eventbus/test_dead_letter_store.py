@@ -62,7 +62,7 @@ def test_a_replay_that_fails_again_is_one_more_attempt_of_the_same_entry() -> No
     assert entry.group.message == "another reason"
 
 
-# What comes from elsewhere --------------------------------------------------------------------------------------
+# What comes from elsewhere ------------------------------------------------------------------------
 
 
 def test_a_record_that_only_says_to_be_a_replay_is_an_entry_of_its_own() -> None:
@@ -94,7 +94,7 @@ def test_a_record_that_names_the_origin_of_another_is_stored_too_and_once() -> N
     ]
 
 
-# What comes late ------------------------------------------------------------------------------------------------
+# What comes late ----------------------------------------------------------------------------------
 
 
 def test_a_late_failure_does_not_open_what_a_later_replay_has_resolved() -> None:

@@ -1,4 +1,6 @@
-"""Dead letters: the record whole, the reason in its headers, and a stop before they become a flood."""
+"""Dead letters: the record whole, the reason in its headers, and a stop before they become a
+flood.
+"""
 
 import os
 from datetime import UTC, datetime, timedelta

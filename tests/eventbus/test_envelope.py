@@ -1,4 +1,6 @@
-"""The envelope: what goes in comes out, and whatever else is refused as poison, never with another error."""
+"""The envelope: what goes in comes out, and whatever else is refused as poison, never with another
+error.
+"""
 
 import json
 import tarfile

@@ -1,4 +1,6 @@
-"""`Idempotency-Key` and the outcome of events: a write repeated is a write done once, and one can ask about it."""
+"""`Idempotency-Key` and the outcome of events: a write repeated is a write done once, and one can
+ask about it.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -1,4 +1,6 @@
-"""Topic creation: idempotent, growing where the broker can, and telling what is wrong with topics that exist."""
+"""Topic creation: idempotent, growing where the broker can, and telling what is wrong with topics
+that exist.
+"""
 
 from io import StringIO
 
@@ -68,7 +70,7 @@ def test_the_command_names_the_setting_to_check_when_there_is_no_broker(
         call_command("create_topics")
 
 
-# Topics that are not as they should be --------------------------------------------------------------------------
+# Topics that are not as they should be ------------------------------------------------------------
 
 
 def made(name: str, **config: str) -> None:

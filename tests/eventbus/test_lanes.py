@@ -1,4 +1,6 @@
-"""The lanes of a worker: a batch is processed side by side, each key in order, and it is done when all of it is."""
+"""The lanes of a worker: a batch is processed side by side, each key in order, and it is done when
+all of it is.
+"""
 
 import time
 from collections import defaultdict
@@ -65,12 +67,14 @@ def batch_for(count: int) -> list[Record]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a lane that waits look often whether it is to leave, and not wait long for one that hangs."""
+    """Have a lane that waits look often whether it is to leave, and not wait long for one that
+    hangs.
+    """
     monkeypatch.setattr(lanes, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(lanes, "PATIENCE_SECONDS", 1.0)
 
 
-# Splitting a batch ---------------------------------------------------------------------------------------------
+# Splitting a batch --------------------------------------------------------------------------------
 
 
 @given(keys=st.lists(st.integers(1, 6), max_size=40), count=st.integers(1, 5))
@@ -103,7 +107,7 @@ def test_records_without_a_key_are_in_one_lane() -> None:
     assert split(records, 3) == [records]
 
 
-# Side by side --------------------------------------------------------------------------------------------------
+# Side by side -------------------------------------------------------------------------------------
 
 
 def test_the_lanes_of_a_batch_work_at_the_same_time() -> None:
@@ -154,7 +158,7 @@ def test_what_the_log_names_holds_in_each_lane_and_not_after_it() -> None:
     clear_contextvars()
 
 
-# Signs of life -------------------------------------------------------------------------------------------------
+# Signs of life ------------------------------------------------------------------------------------
 
 
 def is_first(records: Sequence[Record]) -> bool:
@@ -199,7 +203,7 @@ def test_a_lane_that_is_done_owes_no_sign_of_life() -> None:
     eventually(lambda: batch.done(0.1))
 
 
-# Leaving -------------------------------------------------------------------------------------------------------
+# Leaving ------------------------------------------------------------------------------------------
 
 
 def test_a_worker_told_to_stop_lets_a_lane_finish_the_transaction_it_is_at_and_no_more() -> None:
@@ -288,7 +292,7 @@ def test_the_failure_of_one_lane_is_heard_of_although_another_hangs() -> None:
         hanging.set()
 
 
-# With PostgreSQL -----------------------------------------------------------------------------------------------
+# With PostgreSQL ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -298,7 +302,9 @@ def journal(transactional_db: None) -> Iterator[Journal]:
 
 
 def test_a_batch_in_lanes_has_the_effect_of_one_after_the_other(journal: Journal) -> None:
-    """Of 200 events of 20 keys one can never be applied, one breaks its lane's connection, one fails at first."""
+    """Of 200 events of 20 keys one can never be applied, one breaks its lane's connection, one
+    fails at first.
+    """
     commands: dict[int, dict[str, Any]] = {
         50: {"fails": "constraint"},
         51: {"fails": "outage", "times": 1},

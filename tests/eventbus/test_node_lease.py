@@ -1,4 +1,6 @@
-"""Leases of snowflake nodes: whatever processes and clocks do, two holders never mint the same id."""
+"""Leases of snowflake nodes: whatever processes and clocks do, two holders never mint the same
+id.
+"""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -181,7 +183,7 @@ def test_a_node_whose_ids_ran_ahead_of_the_clock_is_given_to_nobody_before_the_c
         take()
 
 
-# How long a lease is ------------------------------------------------------------------------------------------
+# How long a lease is ------------------------------------------------------------------------------
 
 
 def test_a_lease_is_short_at_first_and_reaches_further_the_longer_it_lasts(
@@ -235,7 +237,7 @@ def test_a_lease_taken_within_a_transaction_outlasts_its_rollback() -> None:
     assert SnowflakeNode.objects.exclude(owner=None).get().node_id == node_of(minted)
 
 
-# PostgreSQL away, or hanging ----------------------------------------------------------------------------------
+# PostgreSQL away, or hanging ----------------------------------------------------------------------
 
 
 def test_ids_go_on_without_postgresql_until_the_range_is_used_up(

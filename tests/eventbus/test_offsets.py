@@ -1,4 +1,6 @@
-"""The offsets that PostgreSQL keeps: moved only from where they were left, on the server where they were."""
+"""The offsets that PostgreSQL keeps: moved only from where they were left, on the server where they
+were.
+"""
 
 import pytest
 

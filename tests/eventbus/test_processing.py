@@ -90,7 +90,7 @@ def events_of_different_keys(count: int) -> list[Event]:
     return [an_event(event_id, key=event_id) for event_id in range(1, count + 1)]
 
 
-# A batch in which nothing fails -----------------------------------------------------------------------------
+# A batch in which nothing fails -------------------------------------------------------------------
 
 
 def test_a_batch_is_applied_in_order_recorded_and_followed_up_in_one_go(
@@ -125,7 +125,7 @@ def test_twins_in_one_batch_are_applied_once(worker: Worker, journal: Journal) -
     assert worker.buried == []
 
 
-# Redelivery and crashes ----------------------------------------------------------------------------------------
+# Redelivery and crashes ---------------------------------------------------------------------------
 
 
 def test_a_redelivery_applies_nothing_again_but_repeats_the_follow_up(
@@ -209,7 +209,8 @@ def test_events_of_one_key_are_never_applied_by_two_workers_at_once(
 def test_rows_that_are_there_already_cost_a_careful_try_not_a_dead_letter(
     worker: Worker, journal: Journal
 ) -> None:
-    # As after a replay of an event whose record of being processed was pruned: a plain insert violates the key.
+    # As after a replay of an event whose record of being processed was pruned: a plain insert
+    # violates the key.
     worker.process(an_event(1, fails="constraint", times=1))
     assert journal.rows() == [1]
     assert (len(journal.calls), journal.careful_calls) == (2, 1)
@@ -278,7 +279,7 @@ def test_a_replay_beside_another_record_of_its_event_fails_with_it(worker: Worke
     assert [letters.entry_of(record) for record, _, _ in worker.buried] == [None, replay.id]
 
 
-# One bad event -----------------------------------------------------------------------------------------------
+# One bad event ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails", ["bug", "constraint", "to_fact", "to_fact by a bug"])
@@ -409,7 +410,7 @@ class TestAnyBatch:
         assert processed() == set(rows)
 
 
-# Which failures are tried again, and how often -----------------------------------------------------------------
+# Which failures are tried again, and how often ----------------------------------------------------
 
 
 def test_poison_found_by_the_check_is_a_dead_letter_at_once(
@@ -490,7 +491,7 @@ def test_a_follow_up_that_fails_for_a_while_is_repeated_without_applying_again(
     assert worker.buried == []
 
 
-# Batches that are too much at once ---------------------------------------------------------------------------------
+# Batches that are too much at once ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sqlstate", ["57014", "53200", "53400"])
@@ -582,7 +583,7 @@ def test_the_largest_batch_that_settings_allow_finds_room_for_its_locks() -> Non
         locks.acquire_keys(range(1, 1 + environment.MAX_EVENTS_IN_HAND))
 
 
-# Dead letters must be durable --------------------------------------------------------------------------------------
+# Dead letters must be durable ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails", ["to_fact", "bug"])
@@ -635,7 +636,7 @@ def test_a_worker_told_to_stop_during_an_outage_leaves_the_batch_to_the_next(
     assert (processed(), worker.buried) == (set(), [])
 
 
-# Partitions that leave -----------------------------------------------------------------------------------------
+# Partitions that leave ----------------------------------------------------------------------------
 
 
 def test_records_of_a_partition_that_left_are_another_consumers(
@@ -668,7 +669,7 @@ def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(
     assert worker.buried == []
 
 
-# Events too big for one transaction -----------------------------------------------------------------------------
+# Events too big for one transaction ---------------------------------------------------------------
 
 
 def test_an_event_may_take_several_transactions_and_is_processed_at_the_end(
@@ -726,7 +727,7 @@ def test_a_crash_between_the_transactions_starts_the_event_again(
     assert processed() == {1}
 
 
-# Told to stop --------------------------------------------------------------------------------------------------
+# Told to stop -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parts_of_one", [1, 3])

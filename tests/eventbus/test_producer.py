@@ -1,4 +1,6 @@
-"""Publishing: a call that returns has made the record durable, one that raises tells how it failed."""
+"""Publishing: a call that returns has made the record durable, one that raises tells how it
+failed.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

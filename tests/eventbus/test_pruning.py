@@ -1,4 +1,6 @@
-"""`manage.py prune`: what nothing needs any more goes, in small steps and by an index; the rest stays."""
+"""`manage.py prune`: what nothing needs any more goes, in small steps and by an index; the rest
+stays.
+"""
 
 from collections.abc import Iterator
 from datetime import timedelta

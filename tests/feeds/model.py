@@ -60,7 +60,9 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
 
 
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
-    """Return the feed in plain Python: the last event of a pair decides, a deleted post stays deleted."""
+    """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
+    deleted.
+    """
     last: dict[tuple[int, int], FollowFact] = {}
     for fact in sorted(
         (fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id

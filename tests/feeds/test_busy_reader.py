@@ -56,7 +56,8 @@ def busy_reader(large_tables: None) -> int:
 
 
 def rows_read(act: Any) -> Counter[str]:
-    """Return how many rows of each table the queries of `act` really read, whatever they made of them.
+    """Return how many rows of each table the queries of `act` really read, whatever they made of
+    them.
 
     No table of those that grow may be read whole.
     """

@@ -1,4 +1,6 @@
-"""The cached first page: hit, miss, bypass, and never stale, through races, outages and restarts of Redis."""
+"""The cached first page: hit, miss, bypass, and never stale, through races, outages and restarts of
+Redis.
+"""
 
 import os
 import signal
@@ -35,7 +37,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Reader:
-    """Who reads in a test: a thread of Django's, or first the event loop, which keeps pages itself."""
+    """Who reads in a test: a thread of Django's, or first the event loop, which keeps pages
+    itself.
+    """
 
     loop: LoopedNearCache | None = None
 
@@ -59,7 +63,9 @@ def a_page(body: bytes) -> CachedPage:
 
 
 def read(user: int, page: bytes, authors: Sequence[int] = ()) -> str:
-    """Read as the API does, `page` being what PostgreSQL has; return what was shown and how it was had."""
+    """Read as the API does, `page` being what PostgreSQL has; return what was shown and how it was
+    had.
+    """
     found = Reader.loop.find(user) if Reader.loop else None
     if found:
         return f"hit {found.body.decode()}"
@@ -197,7 +203,7 @@ def test_a_closed_cache_stays_closed_until_redis_answers(
     assert CacheState.objects.get().closed_at is not None
 
 
-# Kept in the process ------------------------------------------------------------------------------------------
+# Kept in the process ------------------------------------------------------------------------------
 
 
 def commands_of(client: redis.Redis) -> int:

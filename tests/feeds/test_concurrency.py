@@ -1,6 +1,8 @@
-"""Everything at once: workers, readers, rebuilds and rest on the same few users, and every feed is right.
+"""Everything at once: workers, readers, rebuilds and rest on the same few users, and every feed is
+right.
 
-Which thread does what is drawn from a seed that is printed; what happens between them is up to the machine.
+Which thread does what is drawn from a seed that is printed; what happens between them is up to the
+machine.
 """
 
 import random
@@ -39,7 +41,9 @@ SLOWEST_COMMIT_SECONDS = 0.015
 
 
 class Log:
-    """The events of the whole run; workers take them in turns, and what they have taken is what counts."""
+    """The events of the whole run; workers take them in turns, and what they have taken is what
+    counts.
+    """
 
     def __init__(self, chance: random.Random) -> None:
         kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 3 + ["unfollow"]
@@ -198,7 +202,9 @@ class Run:
             self.done["horizon"] = Horizon.objects.get().post_id
 
     def together(self, *acts: Callable[[random.Random], None]) -> None:
-        """Do all `acts` at once, each in a thread with its own connection, until the time is up or one fails."""
+        """Do all `acts` at once, each in a thread with its own connection, until the time is up or
+        one fails.
+        """
 
         def in_a_thread(act: Callable[[random.Random], None], chance: random.Random) -> None:
             try:

@@ -1,4 +1,6 @@
-"""Events in whatever order, repeated, late or in any batches: the feeds become what the join says."""
+"""Events in whatever order, repeated, late or in any batches: the feeds become what the join
+says.
+"""
 
 import random
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
-"""A Redis that fails over: whoever is restarted or not, no page from before a change is shown after it, and all heals.
+"""A Redis that fails over: whoever is restarted or not, no page from before a change is shown after
+it, and all heals.
 
-Two Valkeys, the second a replica of the first, behind one address that leads to the first. A *process* here is what one
-has of its own: connections, and what it knows of the cache.
+Two Valkeys, the second a replica of the first, behind one address that leads to the first. A
+*process* here is what one has of its own: connections, and what it knows of the cache.
 """
 
 import time
@@ -42,7 +43,9 @@ class Process:
         self.pages.invalidate([user])
 
     def read(self, user: int, page: bytes) -> str:
-        """Read as the API does, `page` being what PostgreSQL has; return what was shown and how it was had."""
+        """Read as the API does, `page` being what PostgreSQL has; return what was shown and how it
+        was had.
+        """
         lookup = self.pages.look_up(user)
         if lookup.page:
             return f"hit {lookup.page.body.decode()}"
@@ -62,7 +65,10 @@ class Two:
         return Process(self.address.port)
 
     def fail_over(self, kind: str) -> None:
-        """Have the second one take over. The first is demoted, or does not know; both go on answering."""
+        """Have the second one take over.
+
+        The first is demoted, or does not know; both go on answering.
+        """
         self.new.client().replicaof("NO", "ONE")
         if kind == "planned":
             self.old.client().replicaof("127.0.0.1", self.new.port)

@@ -152,7 +152,7 @@ def test_an_interrupted_import_leaves_nothing_behind() -> None:
     assert pairs() == set()
 
 
-# Bad lines aside -----------------------------------------------------------------------------------------------
+# Bad lines aside ----------------------------------------------------------------------------------
 
 
 def test_bad_lines_are_set_aside_with_their_reasons_and_the_rest_is_imported(
@@ -188,7 +188,7 @@ def test_a_wrong_header_cannot_be_set_aside_nor_can_the_file_be_overwritten(tmp_
     assert pairs() == set()
 
 
-# An import and what users do -----------------------------------------------------------------------------------
+# An import and what users do ----------------------------------------------------------------------
 
 
 def at(event_id: int) -> str:

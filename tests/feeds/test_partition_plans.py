@@ -1,7 +1,9 @@
-"""The hot statements on many partitions of which PostgreSQL knows little, and of the newest what was true long ago.
+"""The hot statements on many partitions of which PostgreSQL knows little, and of the newest what
+was true long ago.
 
-Autovacuum never looks at the parent of partitions, and at a young partition when it gets to it: a plan must not rest on
-what either would find. Nothing here is analysed but the newest partition, when it had entries of five readers.
+Autovacuum never looks at the parent of partitions, and at a young partition when it gets to it: a
+plan must not rest on what either would find. Nothing here is analysed but the newest partition,
+when it had entries of five readers.
 """
 
 from collections.abc import Callable, Iterator

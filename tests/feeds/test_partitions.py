@@ -1,4 +1,6 @@
-"""`feed_entries` by age: partitions are made ahead of time, the oldest go, and no feed and no reader notices."""
+"""`feed_entries` by age: partitions are made ahead of time, the oldest go, and no feed and no
+reader notices.
+"""
 
 import itertools
 import threading
@@ -82,7 +84,7 @@ def waiting_for_tables() -> bool:
         return bool(cursor.rowcount)
 
 
-# Made ahead of time -------------------------------------------------------------------------------------------
+# Made ahead of time -------------------------------------------------------------------------------
 
 
 def test_a_new_database_has_a_place_for_every_id_up_to_some_hours_from_now() -> None:
@@ -132,7 +134,9 @@ def test_a_partition_is_like_the_table_and_belongs_to_its_owner(worker: Worker) 
 
 
 def at_rate(settings: Settings, *rows: int, minutes: int = 10, now: int = 0) -> int:
-    """Return how many minutes the next partition is for, after ones of `minutes` with so many rows."""
+    """Return how many minutes the next partition is for, after ones of `minutes` with so many
+    rows.
+    """
     settings.FEED_PARTITION_ROWS = 100_000
     bounds = [compose(EPOCH_MS + n * minutes * MINUTE, 0, 0) for n in range(1, len(rows) + 2)]
     found = [
@@ -187,11 +191,13 @@ def test_a_missing_partition_is_transient_and_a_broken_constraint_is_not() -> No
     assert (retry.is_transient(missing.value), retry.is_transient(broken.value)) == (True, False)
 
 
-# One at a time, and nobody waits ------------------------------------------------------------------------------
+# One at a time, and nobody waits ------------------------------------------------------------------
 
 
 class Lanes:
-    """Transactions that write entries and stay open for a while, so many at a time, and a reader beside them."""
+    """Transactions that write entries and stay open for a while, so many at a time, and a reader
+    beside them.
+    """
 
     def __init__(self, seconds: float, first_post: int) -> None:
         self.slowest_read = 0.0
@@ -239,7 +245,8 @@ def test_beside_long_transactions_partitions_are_made_and_dropped_and_readers_do
         keep_up(EPOCH_MS + 20_003 * 60 * MINUTE)
     assert "feed_entries_1" not in names()
     assert len(names()) == 2 + AHEAD
-    # A transaction is open at any time: who needed the table for itself would keep readers for all of them.
+    # A transaction is open at any time: who needed the table for itself would keep readers for all
+    # of them.
     assert lanes.slowest_read < 0.4
     assert feed(2) == written
 
@@ -343,14 +350,16 @@ def test_who_may_not_make_partitions_says_so_and_goes_on(
     assert names() == ["feed_entries_1"]
 
 
-# An old partition ---------------------------------------------------------------------------------------------
+# An old partition ---------------------------------------------------------------------------------
 
 NOW_MS = 0
 
 
 @pytest.fixture
 def aged(worker: Worker, settings: Settings) -> list[int]:
-    """Four partitions of three posts each, of which only two are to be kept; returns the posts, newest first."""
+    """Four partitions of three posts each, of which only two are to be kept; returns the posts,
+    newest first.
+    """
     global NOW_MS
     settings.FEED_PARTITIONS = 2
     facts = [PostCreatedFactory(author_id=1) for _ in range(12)]
@@ -450,7 +459,9 @@ def test_a_horizon_that_was_lost_is_found_again(worker: Worker, aged: list[int])
 
 
 def test_feeds_are_right_across_partitions_whatever_happens_to_old_posts(worker: Worker) -> None:
-    """Deletions, unfollows, follows and redelivered events reach back into partitions of long ago."""
+    """Deletions, unfollows, follows and redelivered events reach back into partitions of long
+    ago.
+    """
     steps = [("follow", reader, author) for reader in range(1, 5) for author in range(5, 9)]
     steps += [("post", author, 0) for author in range(5, 9) for _ in range(8)]
     facts = history(steps, first_user=100)
@@ -486,7 +497,7 @@ def test_pages_are_whole_when_readers_begin_with_the_newest_partitions(
     assert feed(2) == [post for post in reversed(ids) if post not in ids[5:15]]
 
 
-# By hand ------------------------------------------------------------------------------------------------------
+# By hand ------------------------------------------------------------------------------------------
 
 
 def test_the_command_keeps_them_and_shows_all(
@@ -513,7 +524,7 @@ def test_the_command_says_why_not_all_was_done(worker: Worker, aged: list[int]) 
         cursor.execute("DROP TABLE feed_entries_2")
 
 
-# Migration -----------------------------------------------------------------------------------------------------
+# Migration ----------------------------------------------------------------------------------------
 
 
 def test_the_migration_keeps_rows_grants_and_owners_both_ways(

@@ -1,4 +1,6 @@
-"""Batches through the real processor: whatever is delivered, in whatever order and however often, ends as the join."""
+"""Batches through the real processor: whatever is delivered, in whatever order and however often,
+ends as the join.
+"""
 
 import itertools
 import random
@@ -52,7 +54,9 @@ _first_users = itertools.count(10, 10)
 
 
 class ForgetfulWorker(Worker):
-    """Is stopped now and then in the middle of a batch, gets batches again, and sees readers fill the cache."""
+    """Is stopped now and then in the middle of a batch, gets batches again, and sees readers fill
+    the cache.
+    """
 
     def __init__(self, users: Sequence[int], chance: random.Random) -> None:
         super().__init__()
@@ -131,7 +135,8 @@ def put_to_rest(user: int) -> None:
     step_over([user])
 
 
-# Small enough that a handful of events raises floors and that a post to two followers is one in parts.
+# Small enough that a handful of events raises floors and that a post to two followers is one in
+# parts.
 limits = st.fixed_dictionaries(
     {
         "FEED_STRATEGY": st.sampled_from(["push", "pull", "hybrid"]),
@@ -221,7 +226,7 @@ def test_a_follow_may_fill_in_more_posts_than_fit_one_transaction(settings: Sett
     assert (worker.dead_letters, feed(2)) == ([], [])
 
 
-# Authors with more followers than fit one transaction --------------------------------------------------------
+# Authors with more followers than fit one transaction ---------------------------------------------
 
 FOLLOWERS = range(10, 3_510)
 PART = 1_000

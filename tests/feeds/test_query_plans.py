@@ -1,4 +1,6 @@
-"""The hot queries on tables large enough to matter: each uses its index and reads no more than it shows."""
+"""The hot queries on tables large enough to matter: each uses its index and reads no more than it
+shows.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,6 @@
-"""Feeds at rest: free for the fan-out, right for whoever comes back, and materialised again by then."""
+"""Feeds at rest: free for the fan-out, right for whoever comes back, and materialised again by
+then.
+"""
 
 import json
 from datetime import timedelta
@@ -49,7 +51,9 @@ def worker() -> Worker:
 
 
 def state(user: int = READER) -> tuple[bool, bool, bool]:
-    """Return whether the feed is left out by the fan-out, has nothing materialised, and is to be rebuilt."""
+    """Return whether the feed is left out by the fan-out, has nothing materialised, and is to be
+    rebuilt.
+    """
     found = Feed.objects.get(user_id=user)
     return found.idle, found.floor == RESTING, found.rebuild_wanted
 
@@ -64,7 +68,7 @@ def rows(user: int = READER) -> int:
     ).count()
 
 
-# What rest saves ----------------------------------------------------------------------------------------------
+# What rest saves ----------------------------------------------------------------------------------
 
 
 def test_a_feed_at_rest_costs_the_fan_out_nothing(worker: Worker) -> None:
@@ -123,7 +127,7 @@ def test_an_import_for_a_reader_at_rest_leaves_the_feed_at_rest(
     assert verification.verify().equal
 
 
-# Coming back --------------------------------------------------------------------------------------------------
+# Coming back --------------------------------------------------------------------------------------
 
 
 def test_whoever_comes_back_gets_the_whole_feed_at_once_and_then_the_fast_one(
@@ -196,7 +200,7 @@ def test_a_read_is_noted_at_most_once_an_hour(worker: Worker) -> None:
     assert (is_noted(10), is_noted(59), is_noted(61)) == (False, False, True)
 
 
-# Readers wait for nobody --------------------------------------------------------------------------------------
+# Readers wait for nobody --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -244,7 +248,7 @@ def test_a_reader_does_not_wait_for_an_import_or_a_walk_that_holds_the_feed(work
     assert state() == RESTS
 
 
-# Rebuilding ---------------------------------------------------------------------------------------------------
+# Rebuilding ---------------------------------------------------------------------------------------
 
 
 def rebuild_feeds(*options: str) -> str:

@@ -1,4 +1,6 @@
-"""Push, pull and hybrid: however a post travels, it is in the feed of everyone who follows its author, once."""
+"""Push, pull and hybrid: however a post travels, it is in the feed of everyone who follows its
+author, once.
+"""
 
 import random
 import re
@@ -77,7 +79,7 @@ def kinds(author: int = AUTHOR) -> list[str]:
     ]
 
 
-# A pulled post ------------------------------------------------------------------------------------------------
+# A pulled post ------------------------------------------------------------------------------------
 
 
 def test_a_pulled_post_costs_one_row_and_is_in_every_feed_at_the_next_read(star: Worker) -> None:
@@ -225,7 +227,7 @@ def test_a_reader_of_very_many_pulled_authors_is_not_cached_but_right(settings: 
     assert verification.verify().equal
 
 
-# From one strategy to another ---------------------------------------------------------------------------------
+# From one strategy to another ---------------------------------------------------------------------
 
 
 def test_an_author_who_crosses_the_threshold_both_ways_loses_and_doubles_nothing(
@@ -318,12 +320,14 @@ def test_an_event_that_comes_again_under_another_strategy_has_no_second_effect(
     assert verification.verify().equal
 
 
-# Pages across everything --------------------------------------------------------------------------------------
+# Pages across everything --------------------------------------------------------------------------
 
 
 @pytest.fixture
 def mixed(settings: Settings) -> list[int]:
-    """The feed of a reader who follows a pulled and two pushed authors, its floor in the middle; return it."""
+    """The feed of a reader who follows a pulled and two pushed authors, its floor in the middle;
+    return it.
+    """
     settings.FEED_MAX_ENTRIES = 9
     worker, chance = Worker(), random.Random(7)
     follow_all(range(100, 100 + THRESHOLD), followee=AUTHOR)

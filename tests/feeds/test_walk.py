@@ -65,7 +65,7 @@ def resting() -> list[int]:
     return sorted(Feed.objects.filter(idle=True, floor=RESTING).values_list("user_id", flat=True))
 
 
-# The walk -----------------------------------------------------------------------------------------------------
+# The walk -----------------------------------------------------------------------------------------
 
 
 def test_the_walk_takes_the_feeds_in_steps_and_begins_again_at_the_end(worker: Worker) -> None:
@@ -145,7 +145,7 @@ def test_the_walk_waits_for_an_import(unread: Worker) -> None:
     assert resting() == [1, *READERS]
 
 
-# Rest ---------------------------------------------------------------------------------------------------------
+# Rest ---------------------------------------------------------------------------------------------
 
 
 def test_feeds_nobody_has_read_for_long_are_put_to_rest(worker: Worker, settings: Settings) -> None:

@@ -1,7 +1,9 @@
-"""The settings, with a gate before PostgreSQL, for processes started with `DJANGO_SETTINGS_MODULE` set to this.
+"""The settings, with a gate before PostgreSQL, for processes started with `DJANGO_SETTINGS_MODULE`
+set to this.
 
-A thread that asks PostgreSQL waits, its connection in hand, while the file `closed` in the directory `GATE` matches its
-name. `report` there tells who waits, who ever asked, and what the pool says of itself.
+A thread that asks PostgreSQL waits, its connection in hand, while the file `closed` in the
+directory `GATE` matches its name. `report` there tells who waits, who ever asked, and what the pool
+says of itself.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""Whatever is typed after `manage.py`, the answer is the result or one sentence: never a traceback."""
+"""Whatever is typed after `manage.py`, the answer is the result or one sentence: never a
+traceback.
+"""
 
 import io
 import os

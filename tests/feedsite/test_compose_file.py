@@ -1,4 +1,6 @@
-"""What `docker-compose.yml` gives to each container, as far as it can be told without running it (tests/containers)."""
+"""What `docker-compose.yml` gives to each container, as far as it can be told without running it
+(tests/containers).
+"""
 
 import re
 from pathlib import Path
@@ -12,7 +14,8 @@ TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 APPLICATION = ("api", "fanout", "dlq", "migrate")
-# Of the last Kafka that knows ZooKeeper: its images write all over their file system when they start.
+# Of the last Kafka that knows ZooKeeper: its images write all over their file system when they
+# start.
 WRITING = {"zookeeper", "kafka-zk"}
 SECRET = re.compile(r"\$\{(\w*(?:PASSWORD|KEY)\w*)")
 

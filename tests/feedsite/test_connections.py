@@ -1,4 +1,6 @@
-"""Connections to PostgreSQL: one formula, which all threads at once just reach, and an idle process holds none."""
+"""Connections to PostgreSQL: one formula, which all threads at once just reach, and an idle process
+holds none.
+"""
 
 import ast
 import json
@@ -45,7 +47,9 @@ def system(transactional_db: None, tmp_path: Path) -> Iterator[System]:
 
 
 class Gated:
-    """A process whose pool has just as many connections as the formula says, with a gate before PostgreSQL."""
+    """A process whose pool has just as many connections as the formula says, with a gate before
+    PostgreSQL.
+    """
 
     def __init__(self, directory: Path, needed: int) -> None:
         self._closed = directory / "closed"
@@ -60,7 +64,9 @@ class Gated:
         }
 
     def close(self, threads: str) -> None:
-        """Have the threads whose names match wait at the gate from their next question on, connection in hand."""
+        """Have the threads whose names match wait at the gate from their next question on,
+        connection in hand.
+        """
         self._closed.write_text(threads)
 
     def open(self) -> None:
@@ -95,7 +101,7 @@ def names(kind: str, count: int) -> set[str]:
     return {f"django-{kind}_{number}" for number in range(count)}
 
 
-# The formula -------------------------------------------------------------------------------------------------
+# The formula --------------------------------------------------------------------------------------
 
 
 def test_the_page_about_scaling_has_the_sums_of_the_formula() -> None:
@@ -191,7 +197,7 @@ def test_other_commands_need_no_more_than_one_connection() -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-# Everybody at once -------------------------------------------------------------------------------------------
+# Everybody at once --------------------------------------------------------------------------------
 
 
 READ_PATHS = (
@@ -318,11 +324,12 @@ def ask_metrics_port(port: int) -> None:
     assert len(answers) == len(paths)
 
 
-# Nobody at all -----------------------------------------------------------------------------------------------
+# Nobody at all ------------------------------------------------------------------------------------
 
 
 def holds_none(gate: Gated, threads: set[str]) -> None:
-    """Wait until each of `threads` has had a turn, and then for a moment in which no connection is held.
+    """Wait until each of `threads` has had a turn, and then for a moment in which no connection is
+    held.
 
     A thread that kept its connection between its turns would leave no such moment.
     """
@@ -360,7 +367,7 @@ def test_an_idle_run_dlq_holds_no_connection(system: System, tmp_path: Path) -> 
     holds_none(gate, set(connections.DLQ_THREADS) - {"MainThread"})
 
 
-# No lock around a question -----------------------------------------------------------------------------------
+# No lock around a question ------------------------------------------------------------------------
 
 
 def uses_cached_property(source: str) -> bool:
@@ -374,7 +381,9 @@ def uses_cached_property(source: str) -> bool:
 def test_nothing_is_a_cached_property_which_before_python_3_12_holds_one_lock_for_all_instances(
     app: str,
 ) -> None:
-    """A thread that asks PostgreSQL inside of it would have all others wait, their connections in hand."""
+    """A thread that asks PostgreSQL inside of it would have all others wait, their connections in
+    hand.
+    """
     assert [
         str(file) for file in (ROOT / app).rglob("*.py") if uses_cached_property(file.read_text())
     ] == []

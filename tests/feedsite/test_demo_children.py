@@ -1,4 +1,6 @@
-"""The processes of the demo: one that must not be started again stays down, and the rest stays up."""
+"""The processes of the demo: one that must not be started again stays down, and the rest stays
+up.
+"""
 
 import io
 import os

@@ -1,4 +1,6 @@
-"""What the log looks like: few lines in an outage, no colours outside a terminal, nothing that moves a cursor."""
+"""What the log looks like: few lines in an outage, no colours outside a terminal, nothing that
+moves a cursor.
+"""
 
 import io
 import logging
@@ -82,7 +84,9 @@ def test_every_line_that_may_be_left_out_is_one_that_the_code_writes() -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[TextIO]:
-    """What stderr may be; a test sets it itself, for pytest puts its own there between setup and call."""
+    """What stderr may be; a test sets it itself, for pytest puts its own there between setup and
+    call.
+    """
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as stream:
         yield stream

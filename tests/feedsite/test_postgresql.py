@@ -1,4 +1,6 @@
-"""Connections of threads that cannot wait: bounded, refused while PostgreSQL is away, given up on a standby."""
+"""Connections of threads that cannot wait: bounded, refused while PostgreSQL is away, given up on a
+standby.
+"""
 
 import time
 from collections.abc import Iterator
@@ -89,7 +91,9 @@ def test_while_postgresql_is_away_one_thread_at_a_time_asks_it() -> None:
 
 
 def test_a_session_that_can_only_read_is_given_up() -> None:
-    """As after a failover: the server is a standby now, and this session would be one of it for as long as it lasts."""
+    """As after a failover: the server is a standby now, and this session would be one of it for as
+    long as it lasts.
+    """
     before = backend()
     ask("SELECT set_config('default_transaction_read_only', 'on', false)")
     with pytest.raises(InternalError, match="read-only"):

@@ -19,7 +19,9 @@ def dead_process() -> int:
 def test_what_a_dead_process_said_of_itself_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a breaker that was open in a process that died would be open for ever; what it counted stays."""
+    """Else a breaker that was open in a process that died would be open for ever; what it counted
+    stays.
+    """
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     dead, alive = dead_process(), os.getpid()
     for name in (f"gauge_livemax_{dead}.db", f"gauge_livesum_{alive}.db", f"counter_{dead}.db"):

@@ -1,6 +1,8 @@
-"""The schema of KEDA's `ScaledObject` (keda.sh/v1alpha1, KEDA 2), which no package has: fields, types, what must be.
+"""The schema of KEDA's `ScaledObject` (keda.sh/v1alpha1, KEDA 2), which no package has: fields,
+types, what must be.
 
-After https://keda.sh/docs/latest/reference/scaledobject-spec/ and https://keda.sh/docs/latest/scalers/apache-kafka/.
+After https://keda.sh/docs/latest/reference/scaledobject-spec/ and
+https://keda.sh/docs/latest/scalers/apache-kafka/.
 """
 
 from typing import Any

@@ -27,7 +27,9 @@ def silent_server() -> Iterator[int]:
 
 
 def start_with(port: int) -> str:
-    """Return what the container says, told to use a PostgreSQL at `port`, when it has come to its end."""
+    """Return what the container says, told to use a PostgreSQL at `port`, when it has come to its
+    end.
+    """
     variables = environment() | {"DATABASE_URL": f"postgresql://feed:feed@127.0.0.1:{port}/feed"}
     run = subprocess.run(
         COMMAND, env=variables, check=True, capture_output=True, text=True, timeout=PATIENCE

@@ -1,4 +1,6 @@
-"""A real Apache Kafka, nodes in KRaft mode, from its published jars: what `make test-kafka` runs the tests on."""
+"""A real Apache Kafka, nodes in KRaft mode, from its published jars: what `make test-kafka` runs
+the tests on.
+"""
 
 import shutil
 import signal
@@ -19,8 +21,8 @@ START_SECONDS = 60.0
 # A node that lives for a minute spends much of it on compiling itself well.
 QUICK_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
-# Small and quick: no wait for members who might join, sessions as short as the tests like them, and a broker that is
-# gone is missed soon.
+# Small and quick: no wait for members who might join, sessions as short as the tests like them, and
+# a broker that is gone is missed soon.
 PROPERTIES = """\
 process.roles=broker,controller
 node.id={node}
@@ -50,7 +52,8 @@ class CannotRun(Exception):
 
 
 class ApacheKafka:
-    """A broker that keeps its data over restarts, until `remove`; by default alone, else one of a `cluster`.
+    """A broker that keeps its data over restarts, until `remove`; by default alone, else one of a
+    `cluster`.
 
     With a `directory` of its own it goes on with what is there.
     """
@@ -110,7 +113,9 @@ class ApacheKafka:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """End the broker at once; what it has acknowledged is with the operating system at least."""
+        """End the broker at once; what it has acknowledged is with the operating system at
+        least.
+        """
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -154,7 +159,10 @@ def start_all(brokers: Iterable[ApacheKafka]) -> None:
 
 
 def prepare() -> None:
-    """Have all that a broker needs. Raises `CannotRun` where Java or Maven is missing, or Maven fails."""
+    """Have all that a broker needs.
+
+    Raises `CannotRun` where Java or Maven is missing, or Maven fails.
+    """
     _check()
     _download()
 

@@ -1,4 +1,5 @@
-"""The demo on an Apache Kafka of its own instead of the embedded broker: what `make demo KAFKA=apache` runs.
+"""The demo on an Apache Kafka of its own instead of the embedded broker: what `make demo
+KAFKA=apache` runs.
 
 Its data stay in `.local/apache-kafka` (`FEED_DATA_DIR`), as those of the other servers do.
 """
@@ -33,7 +34,8 @@ def run_demo(address: str) -> int:
     """Run the demo with this Kafka to its end, and return its exit status."""
     environment = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": address}
     command = [sys.executable, str(ROOT / "manage.py"), "demo", *sys.argv[1:]]
-    # In a group of its own, so that a Ctrl-C comes to it once, through here: a second one would be impatience.
+    # In a group of its own, so that a Ctrl-C comes to it once, through here: a second one would be
+    # impatience.
     demo = subprocess.Popen(command, env=environment, process_group=0)
 
     def pass_on(number: int, _frame: FrameType | None) -> None:

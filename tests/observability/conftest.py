@@ -38,7 +38,9 @@ def system(idle_system: System) -> System:
 
 
 def skipped(topic: str, group: str) -> bool:
-    """Commit the end of the topic for the group; False while the group has a member that was killed just now."""
+    """Commit the end of the topic for the group; False while the group has a member that was killed
+    just now.
+    """
     member = Consumer(kafka.client_config() | {"group.id": group})
     try:
         with closing(Backlog(topic, group)) as backlog:

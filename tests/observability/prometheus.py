@@ -1,4 +1,6 @@
-"""A real Prometheus that scrapes the processes of a test, with the recording and alerting rules of the repository."""
+"""A real Prometheus that scrapes the processes of a test, with the recording and alerting rules of
+the repository.
+"""
 
 import json
 import shutil
@@ -58,7 +60,9 @@ class Prometheus:
         )
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Return labels and value of each series now; nothing while Prometheus is still starting."""
+        """Return labels and value of each series now; nothing while Prometheus is still
+        starting.
+        """
         try:
             answer = httpx.get(f"{self.url}/api/v1/query", params={"query": expression}, timeout=10)
         except httpx.TransportError:

@@ -1,4 +1,6 @@
-"""What the logs of real processes hold: the ids of each event on both sides, and nothing that people wrote."""
+"""What the logs of real processes hold: the ids of each event on both sides, and nothing that
+people wrote.
+"""
 
 import json
 import time

@@ -1,4 +1,6 @@
-"""The metrics, as a real Prometheus scrapes them from running processes, compared with what was sent."""
+"""The metrics, as a real Prometheus scrapes them from running processes, compared with what was
+sent.
+"""
 
 import json
 import re
@@ -128,7 +130,9 @@ def test_the_lag_is_the_backlog_with_no_worker_with_one_that_hangs_and_with_two_
 
 
 def queries(dashboard: Path) -> dict[str, str]:
-    """Return every expression of the dashboard by panel and legend, Grafana's variables filled in."""
+    """Return every expression of the dashboard by panel and legend, Grafana's variables filled
+    in.
+    """
     panels = json.loads(dashboard.read_text())["panels"]
     return {
         f"{panel['title']}: {target['legendFormat']}": re.sub(

@@ -1,4 +1,6 @@
-"""Spans as a real exporter sends them: one trace from the request to the worker; and nothing of it while it is off."""
+"""Spans as a real exporter sends them: one trace from the request to the worker; and nothing of it
+while it is off.
+"""
 
 import gzip
 import subprocess

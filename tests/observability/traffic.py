@@ -1,4 +1,6 @@
-"""What clients, and faults, send through a system: each kind counted, to compare with the metrics."""
+"""What clients, and faults, send through a system: each kind counted, to compare with the
+metrics.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -92,7 +94,9 @@ class Traffic:
 
 @contextmanager
 def curse() -> Iterator[None]:
-    """Make the database refuse posts whose content is `CURSED`, with an error that no policy knows."""
+    """Make the database refuse posts whose content is `CURSED`, with an error that no policy
+    knows.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             f"""

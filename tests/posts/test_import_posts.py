@@ -1,4 +1,6 @@
-"""`manage.py import_posts`: every line of the file an event in Kafka, or the line that is wrong and none at all."""
+"""`manage.py import_posts`: every line of the file an event in Kafka, or the line that is wrong and
+none at all.
+"""
 
 import csv
 import gzip
@@ -224,7 +226,7 @@ def test_a_line_with_quotes_commas_and_line_ends_is_one_post(topic: str, tmp_pat
     }
 
 
-# Again ---------------------------------------------------------------------------------------------------------
+# Again --------------------------------------------------------------------------------------------
 
 
 def test_the_same_file_again_makes_the_same_posts_and_as_new_makes_others(
@@ -278,7 +280,7 @@ def test_it_is_said_when_the_file_is_not_in_the_order_of_time(
     assert "the order of the file, which is not that of t_unix" in capsys.readouterr().err
 
 
-# Bad lines aside -----------------------------------------------------------------------------------------------
+# Bad lines aside ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["posts.csv", "posts.csv.gz"])

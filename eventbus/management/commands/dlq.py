@@ -176,7 +176,10 @@ def _add_selection(parser: ArgumentParser) -> None:
 
 
 def _selected(options: dict[str, Any]) -> DeadLetterQuerySet:
-    """Return the entries that fit every selector given. Raises `CommandError` when none is given."""
+    """Return the entries that fit every selector given.
+
+    Raises `CommandError` when none is given.
+    """
     if not any(options[name] for name in SELECTORS):
         raise CommandError("Say which: --id, --group, --error, --type, --since, --until or --all.")
     entries = DeadLetter.objects.all()
@@ -198,7 +201,9 @@ def _selected(options: dict[str, Any]) -> DeadLetterQuerySet:
 
 
 def _refuse_everything_unsaid(chosen: DeadLetterQuerySet, options: dict[str, Any]) -> None:
-    """Raise `CommandError` when a type, error or time happens to select all there are, and `--all` was not said."""
+    """Raise `CommandError` when a type, error or time happens to select all there are, and `--all`
+    was not said.
+    """
     if options["all"] or options["id"] or options["group"]:
         return
     count = chosen.count()

@@ -1,4 +1,6 @@
-"""`manage.py import_follows FILE [--mutual] [--id-offset N] [--as-of TIME] [--skip-invalid FILE]`"""
+"""`manage.py import_follows FILE [--mutual] [--id-offset N] [--as-of TIME] [--skip-invalid
+FILE]`
+"""
 
 from argparse import ArgumentParser
 from pathlib import Path

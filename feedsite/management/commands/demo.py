@@ -11,7 +11,8 @@ class Command(BaseCommand):
     requires_system_checks = []
 
     def handle(self, *_args: Any, **_options: Any) -> None:
-        # Imported here because deployments with servers of their own do without the "embedded" extra.
+        # Imported here because deployments with servers of their own do without the "embedded"
+        # extra.
         try:
             from feedsite.demo import show
             from feedsite.demo.log import Log

@@ -19,7 +19,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: object, action: str, **options: object) -> None:
-        # Imported here because deployments with servers of their own do without the "embedded" extra.
+        # Imported here because deployments with servers of their own do without the "embedded"
+        # extra.
         try:
             from feedsite.embedded import stack
             from feedsite.embedded.processes import EmbeddedError
