@@ -24,10 +24,11 @@ SECTIONS = {
     "celebrity": "posts to 1,000,000 followers, and the posts of others beside them",
     "visible": "from 202 to a follower's feed",
     "isolation": "what everybody else waits for while one server, or 1,000 clients, stand still",
+    "live": "10,000 open streams: memory, and from 202 to the event beside 200 posts/s",
     "api": "POST /posts and cached GET /feeds/{id} beside their limits",
 }
 # Minutes each, hence only when named, or all of them with --full.
-SLOW = ("growth", "steady", "celebrity", "isolation")
+SLOW = ("growth", "steady", "celebrity", "isolation", "live")
 
 
 def main() -> None:

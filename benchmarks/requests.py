@@ -33,6 +33,11 @@ def pages(users: Iterable[int]) -> list[str]:
     return [_request(f"GET /feeds/{user}?limit=19", user, "") for user in users]
 
 
+def streams(users: Iterable[int]) -> list[str]:
+    """Return the opening of a live stream of each user's own feed."""
+    return [_request(f"GET /feeds/{user}/live", user, "") for user in users]
+
+
 def _request(line: str, user: int, headers: str) -> str:
     token = issue_token(user, "", TOKEN_SECONDS)
     return f"{line} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n{headers}\r\n"
