@@ -20,7 +20,7 @@ from eventbus.database.sql import bigints, fetch
 from feeds import announcements
 from feeds.models import HORIZON
 from feeds.read import here
-from feeds.read.era import connection_pool
+from feeds.read.era import connection_pool, pool_like
 from feeds.timeline import Reader
 from posts import pagination
 
@@ -167,9 +167,7 @@ class LiveCounts:
         self._streams.heard(era is not None)
 
     def _subscribe(self) -> None:
-        pool = connection_pool()
-        arguments = pool.connection_kwargs | {"health_check_interval": 1}
-        made = type(pool)(connection_class=pool.connection_class, **arguments)
+        made = pool_like(connection_pool(), health_check_interval=1)
         pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         pubsub.subscribe(announcements.FEEDS, announcements.AUTHORS)
         self._pubsub = pubsub

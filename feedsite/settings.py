@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg import IsolationLevel
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from feedsite import connections, environment, logs
@@ -239,7 +240,11 @@ CACHES: dict[str, Any] = {
             "SOCKET_TIMEOUT": REDIS_TIMEOUT,
             "IGNORE_EXCEPTIONS": True,
             # A failure must be noticed, not tried again behind our back: see feeds.read.era.
-            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
+            # And no connection need ask for news that one vendor's Redis alone has.
+            "CONNECTION_POOL_KWARGS": {
+                "retry": Retry(NoBackoff(), 0),
+                "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+            },
         },
     }
 }

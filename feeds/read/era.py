@@ -29,6 +29,7 @@ from django.db.models.functions import Now
 from django_redis import get_redis_connection
 from redis import Connection, ConnectionPool, Redis, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from feeds.models import CacheState, new_generation
 
@@ -107,8 +108,15 @@ class CountedRedis:
 
 
 def _client(pool: ConnectionPool, on_connect: Callable[[Connection], None]) -> Redis:
-    settings = pool.connection_kwargs | {"redis_connect_func": on_connect}
-    return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **settings))
+    return Redis(connection_pool=pool_like(pool, redis_connect_func=on_connect))
+
+
+def pool_like(pool: ConnectionPool, **changes: Any) -> ConnectionPool:
+    """Return another pool with the settings of `pool` but for these."""
+    # Which the pool does not hand on: no connection need ask for news that one vendor's Redis has.
+    silent = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
+    settings = pool.connection_kwargs | silent | changes
+    return ConnectionPool(connection_class=pool.connection_class, **settings)
 
 
 def _require(identity: str, connection: Connection) -> None:

@@ -8,6 +8,7 @@ from pytest_django import DjangoDbBlocker
 
 from eventbus import kafka, producer
 from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
+from feeds.models import CacheState
 from tests.api.server import ApiServer, Current
 
 
@@ -27,6 +28,7 @@ def servers(
         for thread in threading.enumerate():
             if thread.name == "cache-era":
                 thread.join(10)
+        CacheState.objects.all().delete()
         producer.close()
 
 
