@@ -14,9 +14,8 @@ TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 APPLICATION = ("api", "fanout", "dlq", "migrate")
-# Of the last Kafka that knows ZooKeeper: its images write all over their file system when they
-# start.
-WRITING = {"zookeeper", "kafka-zk"}
+# Their images write to places of their own when they start.
+WRITING = {"kafka", "grafana", "zookeeper", "kafka-zk"}
 SECRET = re.compile(r"\$\{(\w*(?:PASSWORD|KEY)\w*)")
 
 
