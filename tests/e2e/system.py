@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,6 +115,16 @@ class System:
     def client(self, user: int, scope: str = "") -> httpx.Client:
         headers = {"Authorization": f"Bearer {issue_token(user, scope, 3_600)}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+
+    def stream(self, user: int) -> socket.socket:
+        """Return the connection on which a live stream of the user's own feed was asked for."""
+        stream = socket.create_connection(
+            ("127.0.0.1", httpx.URL(self.url).port or 0), timeout=PATIENCE
+        )
+        head = f"GET /feeds/{user}/live HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        token = f"Authorization: Bearer {issue_token(user, '', 3_600)}\r\n\r\n"
+        stream.sendall(f"{head}{token}".encode())
+        return stream
 
     def shut_down(self) -> None:
         for process in self.processes:

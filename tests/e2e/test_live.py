@@ -4,11 +4,9 @@ import socket
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from eventbus import kafka
-from feedsite.authentication import issue_token
 from tests.e2e import system as systems
 from tests.e2e.system import Process, System, settled, wait_until
 
@@ -17,14 +15,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 AUTHOR, READER = 1, 2
 # Well before granian kills what has not ended.
 ENDS_WITHIN_SECONDS = 6.0
-
-
-def open_stream(port: int) -> socket.socket:
-    stream = socket.create_connection(("127.0.0.1", port), timeout=20)
-    token = issue_token(READER, "", 60)
-    head = f"GET /feeds/{READER}/live HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n\r\n"
-    stream.sendall(head.encode())
-    return stream
 
 
 def read_until(stream: socket.socket, wanted: bytes) -> bytes:
@@ -43,7 +33,7 @@ def test_a_post_is_told_and_the_end_of_an_api_ends_its_streams(tmp_path: Path) -
         api, _worker = system.api(), system.worker()
         followed = follow(system)
         wait_until(lambda: settled({followed}))
-        with open_stream(httpx.URL(system.url).port or 0) as stream:
+        with system.stream(READER) as stream:
             read_until(stream, b"retry:")
             time.sleep(1.0)  # until the stream has been counted for the first time
             with system.client(AUTHOR) as client:
