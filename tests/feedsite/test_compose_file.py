@@ -25,7 +25,7 @@ def test_every_container_is_confined(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is (name not in WRITING)
-    assert service["pids_limit"] > 0
+    assert service["deploy"]["resources"]["limits"]["pids"] > 0
     assert service["networks"]
 
 
