@@ -4,24 +4,19 @@ requests half sent.
 
 import asyncio
 import resource
-import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-
-import psutil
 
 from benchmarks import requests, tables, workload
 from benchmarks.api import fill_feeds
 from benchmarks.load import read_answer
 from benchmarks.stand import Stand
-from feedsite.embedded import state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
-from feedsite.embedded.processes import Server
 from feedsite.embedded.valkey import VALKEY
+from tests.crash.outages import frozen
 
 USERS = range(1, 51)
 HALF_REQUESTS = 1_000
@@ -74,7 +69,7 @@ def run(stand: Stand, quick: bool) -> None:
             (VALKEY, "Redis"),
         ):
             tables.progress(f"isolation: {name} stands still")
-            with _frozen(stand, server):
+            with frozen(server) if server else nullcontext():
                 kinds = asyncio.run(_load(port, _kinds(), seconds))
             rows += _rows(f"{name} stands still", kinds)
             healed = asyncio.run(_healed(port))
@@ -149,24 +144,6 @@ async def _ask(port: int, text: str) -> int:
         return await read_answer(reader)
     finally:
         writer.close()
-
-
-@contextmanager
-def _frozen(stand: Stand, server: Server | None) -> Iterator[None]:
-    if server is None:
-        yield
-        return
-    leader = psutil.Process(state.read(stand.directory)[server.variable].pid)
-    leader.send_signal(signal.SIGSTOP)  # first, so that it has no child that is not found
-    family = [leader, *leader.children(recursive=True)]
-    for process in family[1:]:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
 
 
 def _rows(state_of_things: str, kinds: list[Kind]) -> list[list[tables.Cell]]:

@@ -23,6 +23,7 @@ from feeds.read import here
 from feeds.read.era import connection_pool, pool_like
 from feeds.timeline import Reader
 from posts import pagination
+from posts.models import PULLED
 
 MOST_COUNTED = 100
 FEEDS_A_QUESTION = 500
@@ -59,7 +60,7 @@ CROSS JOIN LATERAL (
          ) AS authors
          CROSS JOIN LATERAL (
              SELECT id FROM posts
-             WHERE author_id = author AND deleted_event_id IS NULL AND fanout = 1
+             WHERE author_id = author AND {PULLED}
                AND id > asked.since AND state.floor <= asked.since
              ORDER BY id DESC LIMIT {MOST_COUNTED}
          ) AS near

@@ -13,9 +13,9 @@ from django import db
 
 from eventbus.database.sql import fetch
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import HORIZON, RESTING, Feed, Follow
+from feeds.models import FLOOR, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
-from posts.models import CREATED_AT, PostRow
+from posts.models import ALIVE, CREATED_AT, PULLED, PUSHED, PostRow
 from posts.pagination import Position
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,7 @@ _PUSHED = f"""
 SELECT floor, is_to_note, starts, post_id, post.id, post.author_id, post.content, {CREATED_AT}
 FROM (
     SELECT
-        greatest(floor, {HORIZON}) AS floor,
+        {FLOOR} AS floor,
         last_read_at < now() - interval '1 hour' AS is_to_note,
         (SELECT starts FROM feed_horizon) AS starts
     FROM (SELECT 1) AS one LEFT JOIN feeds ON user_id = %(user)s
@@ -72,9 +72,6 @@ SELECT posts.id, author_id, content, {CREATED_AT} FROM found JOIN posts ON posts
 ORDER BY posts.id {{direction}}
 """  # noqa: S608 - composed of constants
 )
-_ANY = "deleted_event_id IS NULL"
-_PUSHED_ONES = "deleted_event_id IS NULL AND fanout = 0"
-_PULLED_ONES = "deleted_event_id IS NULL AND fanout = 1"
 _GIVEN = "SELECT unnest(%(authors)s::bigint[]) AS author"
 _FOLLOWED = """
     SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND active UNION ALL SELECT %(user)s
@@ -93,8 +90,8 @@ _NEWER = _Direction("ASC", "max", "<=", MAX_ID)
 
 # What a feed is made of, for those who compare or fill it: with the values `user`, `limit` and
 # `EVERYTHING`.
-NEWEST_BY_DEFINITION = _NEAREST.format(authors=_FOLLOWED, kind=_ANY, **_OLDER._asdict())
-NEWEST_PUSHED_IDS = _NEAREST_IDS.format(authors=_FOLLOWED, kind=_PUSHED_ONES, **_OLDER._asdict())
+NEWEST_BY_DEFINITION = _NEAREST.format(authors=_FOLLOWED, kind=ALIVE, **_OLDER._asdict())
+NEWEST_PUSHED_IDS = _NEAREST_IDS.format(authors=_FOLLOWED, kind=PUSHED, **_OLDER._asdict())
 EVERYTHING = {"low": 0, "high": MAX_ID}
 
 # By the definition of a feed, and as soon as one is found: the nearest would cost a look-up an
@@ -102,7 +99,7 @@ EVERYTHING = {"low": 0, "high": MAX_ID}
 _ANY_BEYOND = f"""
 SELECT EXISTS (
     SELECT FROM ({_FOLLOWED}) AS authors CROSS JOIN LATERAL (
-        SELECT FROM posts WHERE author_id = author AND {_ANY} AND id > %(low)s AND id <= %(high)s
+        SELECT FROM posts WHERE author_id = author AND {ALIVE} AND id > %(low)s AND id <= %(high)s
         ORDER BY id DESC LIMIT 1
     ) AS post
 )
@@ -189,14 +186,14 @@ class Reader:
         floor, posts = self._above_floor(_OLDER, wanted, limit)
         if len(posts) < limit and floor > 0:
             below = Range(wanted.low, min(wanted.high, floor))
-            posts += self._nearest(_OLDER, _FOLLOWED, _ANY, below, limit - len(posts))
+            posts += self._nearest(_OLDER, _FOLLOWED, ALIVE, below, limit - len(posts))
         return posts
 
     def _read_newer(self, wanted: Range, limit: int) -> list[PostRow]:
         floor, posts = self._above_floor(_NEWER, wanted, limit)
         if wanted.low < floor:
             # Those below the floor are the nearer ones.
-            posts = self._nearest(_NEWER, _FOLLOWED, _ANY, Range(wanted.low, floor), limit) + posts
+            posts = self._nearest(_NEWER, _FOLLOWED, ALIVE, Range(wanted.low, floor), limit) + posts
         return posts[:limit]
 
     def _above_floor(
@@ -210,7 +207,7 @@ class Reader:
         # Only above the floor: below it the join finds pulled posts with all others.
         above = Range(max(wanted.low, floor), wanted.high)
         if above.low < above.high and self.pulled_authors():
-            posts += self._nearest(towards, _GIVEN, _PULLED_ONES, above, limit)
+            posts += self._nearest(towards, _GIVEN, PULLED, above, limit)
             posts.sort(key=lambda post: post.id, reverse=towards is _OLDER)
         return floor, posts[:limit]
 

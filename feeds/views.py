@@ -12,7 +12,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from eventbus import metrics
-from eventbus.ids.snowflake import MAX_ID
+from eventbus.ids.snowflake import number_in
 from feeds import services
 from feeds.events import FollowFact
 from feeds.models import Follow
@@ -170,9 +170,10 @@ def _require_knower(request: Request, user_id: int) -> None:
 
 def since_of(text: str) -> int:
     """Return the post id that `?since=` names; 0 comes before the first. Raises `ParseError`."""
-    if text.isascii() and text.isdecimal() and len(text) <= 19 and int(text) <= MAX_ID:
-        return int(text)
-    raise ParseError("since must be a post id.", code="invalid_since")
+    since = number_in(text)
+    if since is None:
+        raise ParseError("since must be a post id.", code="invalid_since")
+    return since
 
 
 def live_since(last_event_id: str | None, since: str | None) -> int | None:

@@ -25,7 +25,7 @@ from rest_framework.views import APIView
 from eventbus import producer
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.ids import idempotency
-from eventbus.ids.snowflake import MAX_ID
+from eventbus.ids.snowflake import number_in
 from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
 from feeds.live import Wanted
@@ -295,10 +295,7 @@ def _scheme(request: Request) -> str:
 
 
 def _user_id(text: str) -> int | None:
-    if not text.isascii() or not text.isdecimal() or len(text) > 19 or text[0] == "0":
-        return None
-    user_id = int(text)
-    return user_id if user_id <= MAX_ID else None
+    return None if text.startswith("0") else number_in(text)
 
 
 def _since(query: str) -> int | None:
