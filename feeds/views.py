@@ -5,7 +5,7 @@ from functools import partial
 
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import APIException, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -20,29 +20,36 @@ from feeds.read import first_page
 from feeds.read.page import body_of, with_links
 from feeds.timeline import Reader
 from posts import pagination, visibility
+from posts.documented import PAGING, PAGING_ERRORS, X_CACHE, documented
 from posts.errors import Unprocessable
 from posts.pagination import Position
 from posts.principal import Principal, principal
 from posts.rates import WriteRate
-from posts.schemas import AcceptedSchema, NewPostsSchema, PostList, UserList
-from posts.views import (
-    IDEMPOTENCY,
-    PAGING,
-    accepted,
-    event_headers,
-    list_response,
-    write_ids,
-)
+from posts.schemas import AcceptedFollow, NewPostsSchema, PostList, UserList
+from posts.views import accepted, event_headers, list_response, write_ids
 
 READ_ANY_FEED = "feeds:read"
+LIST_ERRORS = ["not_your_follows", *PAGING_ERRORS]
+POST_ID_OR_0 = {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18})$"}
 SINCE = OpenApiParameter(
-    "since", str, required=True, description="a post id; 0 counts from the first post"
+    "since", POST_ID_OR_0, required=True, description="a post id; 0 counts from the first post"
 )
-LIVE_SINCE = OpenApiParameter("since", str, description="a post id, as in `Last-Event-ID`")
+LIVE_SINCE = OpenApiParameter("since", POST_ID_OR_0, description="a post id, as in `Last-Event-ID`")
+LAST_EVENT_ID = OpenApiParameter(
+    "Last-Event-ID",
+    POST_ID_OR_0,
+    OpenApiParameter.HEADER,
+    description="the `id` of the last event of an earlier stream",
+)
 
 
 class FeedView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: PostList})
+    @documented(
+        "read_feed",
+        {200: PostList},
+        parameters=[*PAGING, X_CACHE],
+        errors=["not_your_feed", *PAGING_ERRORS],
+    )
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Read a feed, newest first. `X-Cache` says whether the first page came from the cache."""
         _require_reader(request, user_id)
@@ -60,7 +67,12 @@ class FeedView(APIView):
 
 
 class NewPostsView(APIView):
-    @extend_schema(parameters=[SINCE], responses={200: NewPostsSchema})
+    @documented(
+        "count_new_posts",
+        {200: NewPostsSchema},
+        parameters=[SINCE, X_CACHE],
+        errors=["not_your_feed", "invalid_since"],
+    )
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Tell how many posts of a feed are newer than `since`, up to 100, and which is the
         newest.
@@ -78,8 +90,11 @@ class LiveUnavailable(APIException):
 
 
 class LiveView(APIView):
-    @extend_schema(
-        parameters=[LIVE_SINCE], responses={(200, "text/event-stream"): OpenApiTypes.STR}
+    @documented(
+        "stream_feed",
+        {(200, "text/event-stream"): OpenApiTypes.STR},
+        parameters=[LIVE_SINCE, LAST_EVENT_ID],
+        errors=["not_your_feed", "invalid_since", "live_unavailable", "too_many_streams"],
     )
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`,
@@ -96,12 +111,12 @@ class LiveView(APIView):
 class FollowView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("follow_user", {202: AcceptedFollow}, errors=["cannot_follow_oneself"])
     def put(self, request: Request, user_id: int) -> HttpResponse:
         """Follow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.follow)
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("unfollow_user", {202: AcceptedFollow}, errors=["cannot_follow_oneself"])
     def delete(self, request: Request, user_id: int) -> HttpResponse:
         """Unfollow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.unfollow)
@@ -126,7 +141,7 @@ class FollowView(APIView):
 
 
 class FollowersView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: UserList})
+    @documented("list_followers", {200: UserList}, parameters=PAGING, errors=LIST_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
         """List who follows a user, by id from the highest; one's own list, or with `feeds:read`
         anyone's.
@@ -136,7 +151,7 @@ class FollowersView(APIView):
 
 
 class FollowingView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: UserList})
+    @documented("list_following", {200: UserList}, parameters=PAGING, errors=LIST_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
         """List whom a user follows, by id from the highest; one's own list, or with `feeds:read`
         anyone's.

@@ -3,10 +3,11 @@ from typing import Any
 from django.contrib import admin
 from django.urls import include, path, register_converter
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from feedsite import pipeline_page, probes
 from feedsite.outcome_view import EventView
+from feedsite.schema_view import SchemaView
 from posts.converters import IdConverter
 
 register_converter(IdConverter, "id")
@@ -28,7 +29,7 @@ urlpatterns = [
     path("healthz", probes.healthz, name="healthz"),
     path("readyz", probes.readyz, name="readyz"),
     path("metrics", probes.metrics, name="metrics"),
-    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("schema/", SchemaView.as_view(), name="schema"),
     # Its script is a file of its own, as the content security policy wants it.
     path("docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
     path("", _to("/docs/")),

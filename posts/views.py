@@ -6,7 +6,6 @@ from typing import Any
 
 import orjson
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import NotFound, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -18,31 +17,23 @@ from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
 from eventbus.telemetry import correlation
 from posts import pagination, rates, services
+from posts.documented import PAGING, PAGING_ERRORS, documented
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 from posts.models import Post, PostRow
 from posts.principal import principal
 from posts.rates import WriteRate
-from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostSchema
+from posts.schemas import AcceptedDeletion, AcceptedPost, NewPost, PostList, PostSchema
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
-IDEMPOTENCY = OpenApiParameter(
-    "Idempotency-Key",
-    str,
-    OpenApiParameter.HEADER,
-    description="the same key and body: the same answer, done once",
-)
-PAGING = [
-    OpenApiParameter("limit", int, description="1 to 100, default 20"),
-    OpenApiParameter("cursor", str, description="from `next` or `previous` of another page"),
-]
+CONTENT_ERRORS = ["content_required", "content_empty", "content_too_long", "content_has_nul"]
 
 
 class PostsView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
+    @documented("create_post", {202: AcceptedPost}, body=NewPost, errors=CONTENT_ERRORS)
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
         if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
@@ -60,7 +51,7 @@ class PostsView(APIView):
 class PostView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(responses={200: PostSchema})
+    @documented("read_post", {200: PostSchema}, errors=["post_not_found", "gone"])
     def get(self, _request: Request, post_id: int) -> Response:
         """Return a post; 410 when its author has deleted it."""
         post = _find(post_id)
@@ -69,7 +60,7 @@ class PostView(APIView):
         created_at = format_time(post.created_at)
         return Response(post_json(PostRow(post.id, post.author_id, post.content, created_at)))
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("delete_post", {202: AcceptedDeletion}, errors=["not_the_author", "post_not_found"])
     def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
         if _find(post_id).author_id != principal(request).user_id:
@@ -84,7 +75,7 @@ class PostView(APIView):
 
 
 class UserPostsView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: PostList})
+    @documented("list_user_posts", {200: PostList}, parameters=PAGING, errors=PAGING_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
         """List a user's posts, newest first."""
         page = pagination.paginate(
@@ -140,6 +131,8 @@ def list_response(
             "results": [to_json(row) for row in page.rows],
             "next": pagination.link(request, page.next),
             "previous": pagination.link(request, page.previous),
+            "next_cursor": page.next.encode() if page.next else None,
+            "previous_cursor": page.previous.encode() if page.previous else None,
         }
     )
 

@@ -92,14 +92,20 @@ def body_of(page: Page) -> bytes:
 
 def with_links(body: bytes, address: str, limit: str | None) -> bytes:
     """Return a body as it is sent, with links to its neighbours at `address`, its own URL without a
-    query.
+    query, and their cursors.
     """
     following, previous, results = body.split(b"\n", 2)
     links = (
         orjson.dumps(pagination.link_at(address, cursor.decode(), limit) if cursor else None)
         for cursor in (following, previous)
     )
-    return b'{"results":%b,"next":%b,"previous":%b}' % (results, *links)
+    # Cursors are base64url, which JSON writes as it is.
+    cursors = (b'"%b"' % cursor if cursor else b"null" for cursor in (following, previous))
+    return b'{"results":%b,"next":%b,"previous":%b,"next_cursor":%b,"previous_cursor":%b}' % (
+        results,
+        *links,
+        *cursors,
+    )
 
 
 def newest_of(rows: Sequence[PostRow], *, more: bool) -> bytes:
