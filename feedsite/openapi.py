@@ -8,6 +8,7 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import ResolvedComponent
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 from rest_framework.serializers import Serializer
 
@@ -78,7 +79,7 @@ class Schema(AutoSchema):
         return self.documentation.body
 
     def get_response_serializers(self) -> Any:
-        return {**self.documentation.answers, **_errors(self._codes())}
+        return {**self.documentation.answers, **self._errors()}
 
     def get_override_parameters(self) -> list[Any]:
         own: list[Any] = list(self.documentation.parameters)
@@ -89,6 +90,20 @@ class Schema(AutoSchema):
     def get_serializer_name(self, serializer: Serializer[Any], direction: str) -> str:
         # `PostSchema`, since `Post` is the model.
         return type(serializer).__name__.removesuffix("Schema")
+
+    def _errors(self) -> dict[int, OpenApiResponse]:
+        """Return the errors by their statuses: all have one schema, that of this operation's
+        codes.
+        """
+        codes = sorted(set(self._codes()), key=lambda code: (CODES[code].status, code))
+        words = self.documentation.operation_id.split("_")
+        name = "".join(word.capitalize() for word in [*words, "error"])
+        component = ResolvedComponent(name, ResolvedComponent.SCHEMA, _error_of(codes), name)  # type: ignore[no-untyped-call]
+        self.registry.register_on_missing(component)
+        return {
+            status: OpenApiResponse(component.ref, description=_meanings(of_status))
+            for status, of_status in groupby(codes, lambda code: CODES[code].status)
+        }
 
     def _codes(self) -> Iterator[str]:
         yield from OF_ALL
@@ -116,23 +131,14 @@ def finish(result: dict[str, Any], **_more: Any) -> dict[str, Any]:
     return result
 
 
-def _errors(codes: Iterable[str]) -> dict[int, OpenApiResponse]:
-    """Return the answers with these codes by their statuses."""
-
-    def status_of(code: str) -> int:
-        return CODES[code].status
-
-    by_status = groupby(sorted(set(codes), key=lambda code: (status_of(code), code)), status_of)
-    return {status: _error(list(of_status)) for status, of_status in by_status}
-
-
-def _error(codes: list[str]) -> OpenApiResponse:
+def _error_of(codes: list[str]) -> dict[str, Any]:
     code = {"type": "string", "enum": codes}
     own = {"type": "object", "properties": {"code": code}, "required": ["code"]}
-    meanings = "; ".join(f"`{code}`: {CODES[code].meaning}" for code in codes)
-    return OpenApiResponse(
-        {"allOf": [{"$ref": "#/components/schemas/Error"}, own]}, description=meanings
-    )
+    return {"allOf": [{"$ref": "#/components/schemas/Error"}, own]}
+
+
+def _meanings(codes: Iterable[str]) -> str:
+    return "; ".join(f"`{code}`: {CODES[code].meaning}" for code in codes)
 
 
 class JWTScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]

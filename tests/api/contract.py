@@ -8,6 +8,8 @@ import httpx
 from drf_spectacular.generators import SchemaGenerator
 from jsonschema import Draft202012Validator
 
+from posts.codes import CODES
+
 OWN_HEADERS = {
     "Location",
     "RateLimit",
@@ -69,6 +71,8 @@ def _check_body(answer: httpx.Response, path: str, method: str, told: str) -> No
     if media_type == "application/json":
         problems = list(_validator(path, method, answer.status_code).iter_errors(answer.json()))
         assert not problems, f"{told}: {problems[0].message}. Is the code in `errors` of the view?"
+        if answer.status_code >= 400:
+            assert CODES[answer.json()["code"]].status == answer.status_code, told
 
 
 @cache

@@ -36,20 +36,25 @@ def operations() -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{method.upper()} {path}", operation
 
 
-def codes_in(answer: dict[str, Any]) -> set[str]:
-    _error, own = answer["content"]["application/json"]["schema"]["allOf"]
+def schema_of(answer: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the schema of an answer's body."""
+    name = answer["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    return name, contract.document()["components"]["schemas"][name]
+
+
+def errors_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers that are errors, by their statuses."""
+    return {status: told for status, told in operation["responses"].items() if int(status) >= 400}
+
+
+def codes_of(operation: dict[str, Any]) -> set[str]:
+    """Return the codes of an operation, all of whose errors have one schema."""
+    ((_name, schema),) = {
+        name: (name, schema) for name, schema in map(schema_of, errors_of(operation).values())
+    }.values()
+    error, own = schema["allOf"]
+    assert error == {"$ref": "#/components/schemas/Error"}
     return set(own["properties"]["code"]["enum"])
-
-
-def documented_codes() -> dict[str, set[int]]:
-    """Return the statuses with which each code is in the document."""
-    found: dict[str, set[int]] = {}
-    for _name, operation in operations():
-        for status, answer in operation["responses"].items():
-            if int(status) >= 400:
-                for code in codes_in(answer):
-                    found.setdefault(code, set()).add(int(status))
-    return found
 
 
 def codes_in_the_source() -> set[str]:
@@ -64,7 +69,7 @@ def _codes_of(node: ast.AST) -> Iterator[str]:
     given: list[ast.expr] = []
     if isinstance(node, ast.Call):
         given += [keyword.value for keyword in node.keywords if keyword.arg == "code"]
-        name = getattr(node.func, "id", None)
+        name = getattr(node.func, "id", getattr(node.func, "attr", None))
         if name in TAKING_CODES:
             given += node.args[TAKING_CODES[name] :][:1]
     if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "default_code":
@@ -79,11 +84,21 @@ def test_each_code_of_the_source_is_in_the_table_and_none_besides() -> None:
     assert codes_in_the_source() - {"unprocessable"} | OF_THE_FRAMEWORK == set(CODES)
 
 
-def test_each_code_is_documented_with_its_status_somewhere() -> None:
+def test_each_code_is_documented_at_some_operation() -> None:
     nowhere = {"method_not_allowed", "forbidden"}  # what no documented method answers
-    assert documented_codes() == {
-        code: {status} for code, (status, _meaning) in CODES.items() if code not in nowhere
-    }
+    documented_codes = {code for _name, operation in operations() for code in codes_of(operation)}
+    assert documented_codes == CODES.keys() - nowhere
+
+
+def test_an_operation_answers_the_statuses_of_its_codes_and_tells_their_meaning() -> None:
+    for name, operation in operations():
+        errors = errors_of(operation)
+        assert {int(status) for status in errors} == {
+            CODES[code].status for code in codes_of(operation)
+        }, name
+        for code in codes_of(operation):
+            told = errors[str(CODES[code].status)]["description"]
+            assert f"`{code}`: {CODES[code].meaning}" in told
 
 
 def test_a_view_cannot_declare_a_code_that_is_not_in_the_table() -> None:
@@ -106,12 +121,10 @@ def test_schemas_have_names_without_suffixes_and_errors_have_one() -> None:
 
 
 def test_each_write_tells_its_headers_and_its_event() -> None:
-    schemas = contract.document()["components"]["schemas"]
     for name, operation in operations():
         if answer := operation["responses"].get("202"):
             assert {"Location", "RateLimit", "RateLimit-Policy"} <= answer["headers"].keys(), name
-            reference = answer["content"]["application/json"]["schema"]["$ref"]
-            body = schemas[reference.rpartition("/")[2]]
+            _body_name, body = schema_of(answer)
             assert "event_id" in body["required"], name
             assert "Retry-After" in operation["responses"]["429"]["headers"], name
 
