@@ -3,13 +3,14 @@
 The highest event id of a pair wins, in whatever order.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from django.conf import settings
 
 from eventbus import metrics
 from eventbus.database.sql import bigints, execute, fetch
+from eventbus.models import BEFORE_ERASURE
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import FLOOR, TO_DELIVER
@@ -26,17 +27,20 @@ JOIN {_PAIRS} AS pair (follower, followee) ON follower_id = follower AND followe
 WHERE active
 """  # noqa: S608 - composed of constants
 
-_WRITE = """
+# What is from before either was erased has no effect: the pair may be forgotten by now.
+_WRITE = f"""
 INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
 SELECT follower, followee, %(active)s, feeds.idle, event
 FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[]) AS new (follower, followee, event)
 JOIN feeds ON user_id = follower
+WHERE NOT {BEFORE_ERASURE.format(user="follower", id="event")}
+  AND NOT {BEFORE_ERASURE.format(user="followee", id="event")}
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
 SET active = EXCLUDED.active, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
 WHERE follows.event_id <= EXCLUDED.event_id
 RETURNING follower_id, followee_id
-"""
+"""  # noqa: S608 - composed of constants
 
 # The newest posts of the followee above the follower's floor and the horizon; one more than fits
 # tells where the floor must go.
@@ -86,16 +90,21 @@ FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::
 WHERE user_id = followee
 """
 
+_FORGET = f"""
+DELETE FROM follows USING {_PAIRS} AS pair (follower, followee)
+WHERE follower_id = follower AND followee_id = followee AND event_id < %(before)s
+RETURNING follower_id, followee_id, active
+"""  # noqa: S608 - composed of constants
+
 _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
 
 
-def lock_feeds(facts: Iterable[FollowFact]) -> None:
-    """Hold the `feeds` rows of everyone in `facts` until the transaction ends.
+def lock_feeds(users: Collection[int]) -> None:
+    """Hold the `feeds` rows of `users` until the transaction ends.
 
-    To be called once a transaction, with all it will follow and unfollow: in one go and in id
-    order, such transactions cannot deadlock.
+    To be called once a transaction, with all whom it will change: in one go and in id order, such
+    transactions cannot deadlock.
     """
-    users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
     execute(_LOCK_FEEDS, [list(users)])
 
 
@@ -116,6 +125,18 @@ def apply_unfollows(facts: Sequence[UserUnfollowed]) -> None:
     written = _write(facts, active=False)
     _count([pair for pair in written if pair in active_before], step=-1)
     fanout.remove(fetch(_TO_REMOVE, _columns(written)))
+
+
+def forget(pairs: Sequence[Pair], before: int) -> None:
+    """Delete the pairs that no event from `before` on has changed, with what they brought into
+    feeds.
+
+    Needs the locks of the followees, and the `feeds` rows of all (`lock_feeds`).
+    """
+    gone = fetch(_FORGET, {**_columns(pairs), "before": before})
+    ended = [(follower, followee) for follower, followee, active in gone if active]
+    _count(ended, step=-1)
+    fanout.remove(fetch(_TO_REMOVE, _columns(ended)))
 
 
 def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:

@@ -9,19 +9,20 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows
-from feeds.events import FollowFact, UserFollowed, UserUnfollowed
+from feeds import erasure, fanout, follows
+from feeds.events import FollowFact, UserErased, UserFollowed, UserUnfollowed
 from feeds.models import Feed
 from feeds.read import here
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact
+FeedFact = PostFact | FollowFact | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
+    ("user.erased", 1): UserErased.from_event,
 }
 
 
@@ -77,8 +78,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
-            follows.lock_feeds(follow_facts)
+        about_feeds = [fact for fact in facts if not isinstance(fact, PostFact)]
+        if about_feeds:
+            follows.lock_feeds(set().union(*(fact.users for fact in about_feeds)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -87,6 +89,7 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
+        followers |= {fact.user_id for fact in facts if isinstance(fact, UserErased)}
         watched, by_every_page = Feed.objects.watched_among(authors)
         for users in follows.audience(authors - by_every_page, authors | followers):
             here.pages.invalidate(users, watched)
@@ -102,6 +105,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_follows(facts)
         case UserUnfollowed():
             follows.apply_unfollows(facts)
+        case UserErased():
+            erasure.apply(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:

@@ -44,12 +44,20 @@ WHERE author_id = %(author)s AND {ALIVE} AND {{beyond}} LIMIT %(limit)s
 _PAGE_OF_OLDER = _PAGE_OF.format(beyond="id <= %(id)s ORDER BY id DESC")
 _PAGE_OF_NEWER = _PAGE_OF.format(beyond="id > %(id)s ORDER BY id")
 
+# A post from before its author was erased is a tombstone from the beginning.
 _INSERT = """
-INSERT INTO posts (id, author_id, content, created_at, fanout)
-SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[]) AS new
-ORDER BY 1
+INSERT INTO posts (id, author_id, content, created_at, fanout, deleted_event_id)
+SELECT id, author_id, CASE WHEN erasure IS NULL THEN content ELSE '' END, created_at, fanout, erasure
+FROM (
+    SELECT new.*, (
+        SELECT event_id FROM erasures WHERE user_id = author_id AND event_id > new.id
+    ) AS erasure
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[])
+        AS new (id, author_id, content, created_at, fanout)
+    ORDER BY 1
+) AS new
 ON CONFLICT (id) DO NOTHING
-RETURNING id
+RETURNING id, deleted_event_id IS NULL
 """
 
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
@@ -77,8 +85,8 @@ class PostQuerySet(models.QuerySet["Post"]):
         return [PostRow(*row) for row in fetch(statement, values)]
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
-        """Insert `posts` in one statement; return the ids that were new (an existing row, or
-        tombstone, stays).
+        """Insert `posts` in one statement; return the ids that were new and are no tombstones (an
+        existing row, or tombstone, stays).
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
@@ -91,7 +99,7 @@ class PostQuerySet(models.QuerySet["Post"]):
                 (Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts
             ),
         ]
-        return {post_id for (post_id,) in fetch(_INSERT, columns)}
+        return {post_id for post_id, is_alive in fetch(_INSERT, columns) if is_alive}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no

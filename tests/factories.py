@@ -9,7 +9,7 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserErased, UserFollowed, UserUnfollowed
 from posts.events import PostCreated, PostDeleted
 
 _sequence = itertools.count(1)
@@ -56,6 +56,15 @@ class UserUnfollowedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     follower_id = 2
     followee_id = 1
+
+
+class UserErasedFactory(factory.Factory):
+    class Meta:
+        model = UserErased
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 1
+    actor_id = factory.SelfAttribute("user_id")
 
 
 @transaction.atomic

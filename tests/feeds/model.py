@@ -5,7 +5,7 @@ from typing import Any
 
 from django.test import Client
 
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserErased, UserFollowed, UserUnfollowed
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
@@ -13,6 +13,7 @@ from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserErasedFactory,
     UserFollowedFactory,
     UserUnfollowedFactory,
 )
@@ -56,13 +57,31 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
         elif kind == "unfollow" and one != other:
             facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
+        elif kind == "erase":
+            facts.append(UserErasedFactory(user_id=one))
     return facts
+
+
+def _counting(facts: Sequence[Any]) -> list[Any]:
+    """Return the facts that no erasure of someone they name comes after."""
+    erased: dict[int, int] = {}
+    for fact in facts:
+        if isinstance(fact, UserErased):
+            erased[fact.user_id] = max(fact.event_id, erased.get(fact.user_id, 0))
+    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in fact.users)]
+
+
+def _id(fact: Any) -> int:
+    """Return by which id a fact is from before or after an erasure."""
+    number: int = fact.post_id if isinstance(fact, PostCreated) else fact.event_id
+    return number
 
 
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
-    deleted.
+    deleted, and nothing from before a user was erased counts.
     """
+    facts = _counting(facts)
     last: dict[tuple[int, int], FollowFact] = {}
     for fact in sorted(
         (fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id
