@@ -1,9 +1,9 @@
-"""What one can do about follows: each act is one event in Kafka and touches no table."""
+"""What one can do about follows and users: each act is one event in Kafka and touches no table."""
 
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserErased, UserFollowed, UserUnfollowed
 
 
 def follow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()) -> UserFollowed:
@@ -18,5 +18,12 @@ def unfollow(
 ) -> UserUnfollowed:
     """Publish that one user no longer follows another. Raises `PublishFailed`."""
     fact = UserUnfollowed(ids.event_id, follower_id, followee_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def erase_user(*, user_id: int, actor_id: int, ids: Ids, headers: Headers = ()) -> UserErased:
+    """Publish that a user is erased, as `actor_id` asks. Raises `PublishFailed`."""
+    fact = UserErased(ids.event_id, user_id, actor_id)
     producer.publish(fact.to_event(), headers)
     return fact

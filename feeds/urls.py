@@ -1,5 +1,6 @@
 from django.urls import path
 
+from feeds.user_views import ExportView, UserView
 from feeds.views import FeedView, FollowersView, FollowingView, FollowView, LiveView, NewPostsView
 
 urlpatterns = [
@@ -7,6 +8,8 @@ urlpatterns = [
     path("feeds/<id:user_id>/new", NewPostsView.as_view(), name="new-posts"),
     path("feeds/<id:user_id>/live", LiveView.as_view(), name="live"),
     path("follows/<id:user_id>", FollowView.as_view(), name="follow"),
+    path("users/<id:user_id>", UserView.as_view(), name="user"),
+    path("users/<id:user_id>/export", ExportView.as_view(), name="export"),
     path("users/<id:user_id>/followers", FollowersView.as_view(), name="followers"),
     path("users/<id:user_id>/following", FollowingView.as_view(), name="following"),
 ]
