@@ -19,6 +19,7 @@ FeedFact = PostFact | FollowFact
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
+    ("post.created", 2): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
