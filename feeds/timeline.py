@@ -13,7 +13,7 @@ from django import db
 
 from eventbus.database.sql import fetch
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import FLOOR, RESTING, Feed, Follow
+from feeds.models import FLOOR, IN_FEED, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
 from posts.models import ALIVE, PULLED, PUSHED, SHOWN, PostRow
 from posts.pagination import Position
@@ -73,9 +73,9 @@ ORDER BY posts.id {{direction}}
 """  # noqa: S608 - composed of constants
 )
 _GIVEN = "SELECT unnest(%(authors)s::bigint[]) AS author"
-_FOLLOWED = """
-    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND active UNION ALL SELECT %(user)s
-"""
+_FOLLOWED = f"""
+    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND {IN_FEED} UNION ALL SELECT %(user)s
+"""  # noqa: S608 - composed of constants
 
 
 class _Direction(NamedTuple):
