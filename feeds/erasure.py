@@ -21,7 +21,7 @@ from eventbus.database.sql import bigints, execute, fetch
 from eventbus.deadletters import erasing
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
-from feeds import fanout, follows
+from feeds import fanout, follows, mutes
 from feeds.events import UserErased
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.read import here
@@ -78,7 +78,8 @@ WITH part AS MATERIALIZED (
     WHERE author_id = %(user)s AND {ALIVE} AND id < %(event)s AND id > %(after)s
     ORDER BY id LIMIT %(limit)s
 ), buried AS (
-    UPDATE posts SET content = '', deleted_event_id = %(event)s
+    UPDATE posts SET content = '', data = NULL, content_event_id = NULL, data_event_id = NULL,
+        deleted_event_id = %(event)s
     WHERE id = ANY(ARRAY(SELECT id FROM part))
 ), to_withdraw AS (
     INSERT INTO withdrawals (post_id, author_id)
@@ -101,6 +102,14 @@ ORDER BY follower_id LIMIT %(limit)s
 _FOLLOWED = """
 SELECT followee_id FROM follows WHERE follower_id = %(user)s AND followee_id > %(after)s
 ORDER BY followee_id LIMIT %(limit)s
+"""
+_MUTED = """
+SELECT muted_id FROM mutes WHERE user_id = %(user)s AND muted_id > %(after)s
+ORDER BY muted_id LIMIT %(limit)s
+"""
+_MUTED_BY = """
+SELECT user_id FROM mutes WHERE muted_id = %(user)s AND user_id > %(after)s
+ORDER BY user_id LIMIT %(limit)s
 """
 _LOCK_FLOOR = "SELECT floor FROM feeds WHERE user_id = %(user)s FOR UPDATE"
 _UNREAD_ENTRIES = """
@@ -276,6 +285,22 @@ def _forget_followed(place: Place) -> Part:
     return _part_of(followees, PAIRS, users=[place.user_id])
 
 
+def _forget_muted(place: Place) -> Part:
+    muted = [user for (user,) in fetch(_MUTED, place.values(PAIRS))]
+    locks.acquire_keys([place.user_id, *muted])
+    follows.lock_feeds([place.user_id, *muted])
+    mutes.forget([(place.user_id, user) for user in muted], place.event_id)
+    return _part_of(muted, PAIRS, users=[place.user_id])
+
+
+def _forget_muting(place: Place) -> Part:
+    locks.acquire_keys([place.user_id])
+    muting = [user for (user,) in fetch(_MUTED_BY, place.values(PAIRS))]
+    follows.lock_feeds([place.user_id, *muting])
+    mutes.forget([(user, place.user_id) for user in muting], place.event_id)
+    return _part_of(muting, PAIRS, users=muting)
+
+
 def _delete_entries(place: Place) -> Part:
     """Delete the rows of the user's own feed that nobody reads: all, unless it was built anew."""
     locks.acquire_keys([place.user_id])
@@ -323,6 +348,9 @@ STEPS: dict[str, Callable[[Place], Part]] = {
     "followers": _forget_followers,
     "former followers": _forget_former_followers,
     "followed": _forget_followed,
+    # After follows, so that nothing comes back that goes then.
+    "muted": _forget_muted,
+    "muted by": _forget_muting,
     "entries": _delete_entries,
     "idempotency keys": _delete_idempotency_keys,
     "processed events": _forget_actor,

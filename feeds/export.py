@@ -16,7 +16,7 @@ from eventbus.deadletters import erasing
 from eventbus.deadletters.payloads import pretty
 from eventbus.envelope import format_time
 from eventbus.ids.snowflake import time_of
-from posts.models import ALIVE
+from posts.models import ALIVE, SHOWN
 
 LINES_A_PIECE = 200
 WALKED_A_PIECE = 20_000
@@ -53,9 +53,9 @@ SECTIONS = (
     ),
     Section(
         "post",
-        ("id", "content", "created_at"),
+        ("id", "content", "data", "created_at", "edited_at"),
         f"""
-        SELECT id, content, created_at FROM posts
+        SELECT id, {SHOWN} FROM posts
         WHERE author_id = %(user)s AND {ALIVE} AND id > %(after)s ORDER BY id LIMIT %(limit)s
         """,  # noqa: S608 - composed of constants
     ),
@@ -83,6 +83,14 @@ SECTIONS = (
         SELECT follower_id, event_id FROM follows
         WHERE followee_id = %(user)s AND NOT active AND follower_id > %(after)s
         ORDER BY follower_id LIMIT %(limit)s
+        """,
+    ),
+    Section(
+        "mutes",
+        ("user_id", "active", "event_id"),
+        """
+        SELECT muted_id, active, event_id FROM mutes
+        WHERE user_id = %(user)s AND muted_id > %(after)s ORDER BY muted_id LIMIT %(limit)s
         """,
     ),
     Section(
@@ -197,6 +205,8 @@ def _json(name: str, value: Any) -> Any:
     """Return a value as the API writes it: ids as strings, times in UTC to the millisecond."""
     if isinstance(value, datetime):
         return format_time(value)
+    if name == "data" and value is not None:
+        return orjson.Fragment(value)
     if isinstance(value, int) and (name == "id" or name.endswith("_id") or name == "floor"):
         return str(value)
     return value

@@ -9,19 +9,30 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import erasure, fanout, follows
-from feeds.events import FollowFact, UserErased, UserFollowed, UserUnfollowed
+from feeds import erasure, fanout, follows, mutes
+from feeds.events import (
+    FollowFact,
+    MuteFact,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from feeds.models import Feed
 from feeds.read import here
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | UserErased
+FeedFact = PostFact | FollowFact | MuteFact | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
+    ("post.created", 2): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
+    ("user.muted", 1): UserMuted.from_event,
+    ("user.unmuted", 1): UserUnmuted.from_event,
     ("user.erased", 1): UserErased.from_event,
 }
 
@@ -78,9 +89,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        about_feeds = [fact for fact in facts if not isinstance(fact, PostFact)]
-        if about_feeds:
-            follows.lock_feeds(set().union(*(fact.users for fact in about_feeds)))
+        about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
+        if about_users:
+            follows.lock_feeds(set().union(*(fact.users for fact in about_users)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -89,9 +100,9 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        followers |= {fact.user_id for fact in facts if isinstance(fact, UserErased)}
+        others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers):
+        for users in follows.audience(authors - by_every_page, authors | followers | others):
             here.pages.invalidate(users, watched)
 
 
@@ -105,6 +116,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_follows(facts)
         case UserUnfollowed():
             follows.apply_unfollows(facts)
+        case MuteFact():
+            mutes.apply_mutes(facts)
         case UserErased():
             erasure.apply(facts)
 
@@ -121,8 +134,8 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by
-    its cap.
+    """Tell whether the feeds that a post is in do not fit one transaction; what a follow or a
+    mute changes is bounded by the cap.
     """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit

@@ -21,7 +21,7 @@ from posts.views import post_json
 # same and was made after a change in between: who adds to the one must not replace the other. The
 # number is raised with every change to what a page looks like. It is not part of the key, for old
 # and new processes that run side by side during a release void each other's.
-LEASE, PAGE = b"L", b"P3"
+LEASE, PAGE = b"L", b"P4"
 AUTHOR_KEYS = b"author:"
 NEWEST_COUNTED = 100
 _MORE = "+"

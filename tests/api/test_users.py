@@ -14,7 +14,13 @@ from eventbus.models import Erasure, ProcessedEvent
 from feeds import erasure
 from feeds.models import Follow
 from tests.api.server import ApiClient, Current
-from tests.factories import PostCreatedFactory, UserErasedFactory, apply, follow_all
+from tests.factories import (
+    PostCreatedFactory,
+    UserErasedFactory,
+    UserMutedFactory,
+    apply,
+    follow_all,
+)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("current_api")]
 
@@ -81,8 +87,8 @@ def test_an_erasure_is_pending_until_all_is_gone() -> None:
 def test_an_export_has_a_line_for_all_that_is_held() -> None:
     follow_all([2], followee=1)
     follow_all([1], followee=3)
-    posts = [PostCreatedFactory(author_id=1) for _ in range(450)]
-    apply(*posts, PostCreatedFactory(author_id=2))
+    posts = [PostCreatedFactory(author_id=1, data='{"n": [1, "ü"]}') for _ in range(450)]
+    apply(*posts, PostCreatedFactory(author_id=2), UserMutedFactory(user_id=1, muted_id=9))
     client().delete("/posts/5", Idempotency_Key="k")
     client().put("/follows/3", Idempotency_Key="k")
     answer = client().get("/users/1/export")
@@ -93,6 +99,7 @@ def test_an_export_has_a_line_for_all_that_is_held() -> None:
         *["post"] * 450,
         "follows",
         "follower",
+        "mutes",
         "idempotency_key",
         "end",
     ]
@@ -101,7 +108,9 @@ def test_an_export_has_a_line_for_all_that_is_held() -> None:
         "kind": "post",
         "id": str(posts[0].post_id),
         "content": posts[0].content,
+        "data": {"n": [1, "ü"]},
         "created_at": envelope.format_time(posts[0].created_at),
+        "edited_at": None,
     }
 
 

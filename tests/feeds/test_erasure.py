@@ -26,7 +26,9 @@ from tests.factories import (
     PostDeletedFactory,
     UserErasedFactory,
     UserFollowedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
+    UserUnmutedFactory,
     apply,
     follow_all,
 )
@@ -64,7 +66,9 @@ def erase(user: int = ERASED) -> Any:
 
 
 steps = st.tuples(
-    st.sampled_from(["post", "post", "delete", "follow", "follow", "unfollow", "erase"]),
+    st.sampled_from(
+        ["post", "post", "delete", "follow", "follow", "unfollow", "mute", "unmute", "erase"]
+    ),
     st.sampled_from(USERS),
     st.sampled_from(USERS),
 )
@@ -238,6 +242,15 @@ def test_a_reader_who_comes_back_in_the_midst_of_it_reads_what_is_right() -> Non
     assert verification.verify().equal
 
 
+def test_a_mute_from_before_does_not_hide_who_is_followed_after() -> None:
+    apply(UserMutedFactory(user_id=2, muted_id=ERASED), UserErasedFactory(user_id=ERASED))
+    post = PostCreatedFactory(author_id=ERASED)
+    apply(post, UserFollowedFactory(follower_id=2, followee_id=ERASED))
+    erase_all()
+    assert feed(2) == [post.post_id]
+    assert verification.verify().equal
+
+
 def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
     erase()
     done = import_follows([(2, ERASED), (ERASED, 2), (3, 2)])
@@ -247,7 +260,7 @@ def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
 
 
 def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> None:
-    post = PostCreatedFactory(author_id=ERASED, content=SECRET)
+    post = PostCreatedFactory(author_id=ERASED, content=SECRET, data=f'{{"told": "{SECRET}"}}')
     gone = PostDeletedFactory(author_id=ERASED, post_id=post.post_id - 1)
     acts = [
         post,
@@ -256,8 +269,12 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         UserFollowedFactory(follower_id=ERASED, followee_id=2),
         UserUnfollowedFactory(follower_id=3, followee_id=ERASED),
         UserUnfollowedFactory(follower_id=ERASED, followee_id=3),
+        UserMutedFactory(user_id=ERASED, muted_id=4),
+        UserMutedFactory(user_id=4, muted_id=ERASED),
+        UserUnmutedFactory(user_id=5, muted_id=ERASED),
     ]
     apply(*acts)
+    assert ("posts", "data") in tables_with(SECRET)
     note_processed(acts)
     IdempotencyKey.objects.create(
         user_id=ERASED, key="k", fingerprint="f", event_id=post.event_id, object_id=post.post_id
@@ -279,7 +296,12 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
     ProcessedEvent.objects.exclude(type="user.erased").delete()
     note_processed(acts)
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
-    assert ("follows", "follower_id") not in tables_with(str(ERASED))
+    assert tables_with(str(ERASED)) == {
+        ("posts", "author_id"),
+        ("feeds", "user_id"),
+        ("erasures", "user_id"),
+        ("processed_events", "actor_id"),
+    }
 
 
 def note_processed(facts: Sequence[Any]) -> None:
