@@ -1,5 +1,7 @@
 """What one can do about follows: each act is one event in Kafka and touches no table."""
 
+from collections.abc import Sequence
+
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
@@ -11,6 +13,12 @@ def follow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = (
     fact = UserFollowed(ids.event_id, follower_id, followee_id)
     producer.publish(fact.to_event(), headers)
     return fact
+
+
+def follow_all(facts: Sequence[UserFollowed], *, headers: Headers = ()) -> None:
+    """Publish all these follows at once. Raises `PublishFailed`: then some may be in Kafka."""
+    if facts:
+        producer.publish_all([fact.to_event() for fact in facts], headers)
 
 
 def unfollow(

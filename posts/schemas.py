@@ -1,6 +1,10 @@
 """The shapes of requests and answers, for the OpenAPI document."""
 
-from drf_spectacular.utils import extend_schema_serializer
+from drf_spectacular.utils import (
+    PolymorphicProxySerializer,
+    extend_schema_field,
+    extend_schema_serializer,
+)
 from rest_framework import serializers
 
 
@@ -15,6 +19,27 @@ class PostSchema(serializers.Serializer[object]):
     author_id = serializers.CharField()
     content = serializers.CharField()
     created_at = serializers.DateTimeField()
+
+
+class MissingPostSchema(serializers.Serializer[object]):
+    id = serializers.CharField()
+    state = serializers.ChoiceField(["deleted", "unknown"])
+
+
+@extend_schema_field(
+    PolymorphicProxySerializer(
+        component_name="PostOrMissing",
+        serializers=[PostSchema, MissingPostSchema],
+        resource_type_field_name=None,
+        many=True,
+    )
+)
+class PostsOrMissing(serializers.ListField):
+    pass
+
+
+class PostsByIdSchema(serializers.Serializer[object]):
+    results = PostsOrMissing(help_text="an entry for each id, in the order asked")
 
 
 class AcceptedPost(PostSchema):
@@ -46,3 +71,20 @@ class UserList(ListSchema):
 class NewPostsSchema(serializers.Serializer[object]):
     count = serializers.IntegerField(max_value=100)
     newest_id = serializers.CharField(allow_null=True)
+
+
+class NewFollows(serializers.Serializer[object]):
+    followee_ids = serializers.ListField(
+        child=serializers.CharField(), min_length=1, max_length=100, help_text="user ids"
+    )
+
+
+class FollowEntry(serializers.Serializer[object]):
+    followee_id = serializers.CharField()
+    event_id = serializers.CharField(required=False)
+    code = serializers.CharField(required=False, help_text="why this one was not accepted")
+    detail = serializers.CharField(required=False)
+
+
+class FollowEntries(serializers.Serializer[object]):
+    results = FollowEntry(many=True, help_text="an entry for each id, in the order asked")

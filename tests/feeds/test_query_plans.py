@@ -61,6 +61,10 @@ def test_lists_read_only_their_page(large_tables: None) -> None:
     assert_no_full_scan(lambda: Follow.objects.following_page(9000, START, 21), "follows")
 
 
+def test_posts_are_found_by_their_ids(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.in_bulk(range(5, 100_005, 1_000)), "posts")
+
+
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
     assert_no_full_scan(lambda: fanout.follower_counts([7, 8, 9]), "feeds")
 
