@@ -13,6 +13,7 @@ from eventbus.database.sql import bigints, execute, fetch
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import FLOOR, TO_DELIVER
+from feeds.seen import FeedSeen
 from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
@@ -89,13 +90,13 @@ WHERE user_id = followee
 _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
 
 
-def lock_feeds(facts: Iterable[FollowFact]) -> None:
+def lock_feeds(facts: Iterable[FollowFact | FeedSeen]) -> None:
     """Hold the `feeds` rows of everyone in `facts` until the transaction ends.
 
-    To be called once a transaction, with all it will follow and unfollow: in one go and in id
+    To be called once a transaction, with all facts that will change such rows: in one go and in id
     order, such transactions cannot deadlock.
     """
-    users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
+    users = set().union(*(fact.users for fact in facts))
     execute(_LOCK_FEEDS, [list(users)])
 
 

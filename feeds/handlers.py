@@ -9,19 +9,21 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows
+from feeds import fanout, follows, seen
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
 from feeds.read import here
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact
+FeedFact = PostFact | FollowFact | FeedSeen
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
+    ("feed.seen", 1): FeedSeen.from_event,
 }
 
 
@@ -38,7 +40,7 @@ def subscription() -> Subscription:
 
 
 class FeedHandlers(Handlers[FeedFact]):
-    """Posts and follows, applied to the feeds."""
+    """Posts, follows and markers, applied to the feeds."""
 
     def to_fact(self, event: Event) -> FeedFact:
         """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
@@ -77,8 +79,8 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
-            follows.lock_feeds(follow_facts)
+        if locking := [fact for fact in facts if isinstance(fact, FollowFact | FeedSeen)]:
+            follows.lock_feeds(locking)
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -87,8 +89,9 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
+        markers = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers):
+        for users in follows.audience(authors - by_every_page, authors | followers | markers):
             here.pages.invalidate(users, watched)
 
 
@@ -102,6 +105,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_follows(facts)
         case UserUnfollowed():
             follows.apply_unfollows(facts)
+        case FeedSeen():
+            seen.apply_seen(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
@@ -130,6 +135,8 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
         return 1
     if isinstance(fact, PostFact):
         return count + 1
+    if isinstance(fact, FeedSeen):
+        return 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
 

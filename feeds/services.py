@@ -1,4 +1,4 @@
-"""What one can do about follows: each act is one event in Kafka and touches no table."""
+"""What one can do about follows and feeds: each act is one event in Kafka and touches no table."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
 from feeds.events import UserFollowed, UserUnfollowed
+from feeds.seen import FeedSeen
 
 
 def follow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()) -> UserFollowed:
@@ -26,5 +27,12 @@ def unfollow(
 ) -> UserUnfollowed:
     """Publish that one user no longer follows another. Raises `PublishFailed`."""
     fact = UserUnfollowed(ids.event_id, follower_id, followee_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def mark_seen(*, user_id: int, post_id: int, ids: Ids, headers: Headers = ()) -> FeedSeen:
+    """Publish that a user has seen their feed up to this post. Raises `PublishFailed`."""
+    fact = FeedSeen(ids.event_id, user_id, post_id)
     producer.publish(fact.to_event(), headers)
     return fact

@@ -60,6 +60,32 @@ class PostList(ListSchema):
     results = PostSchema(many=True)
 
 
+class FeedSchema(PostList):
+    """Also of a feed's first page alone: how far its user has seen it."""
+
+    seen = serializers.CharField(
+        required=False,
+        allow_null=True,
+        help_text="of the first page: the post up to which the user has seen the feed, if any",
+    )
+    unread = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=100,
+        help_text="of the first page: how many posts are newer than `seen`; 100 is 100 or more",
+    )
+
+
+class NewSeen(serializers.Serializer[object]):
+    post_id = serializers.CharField(help_text="the newest post that was shown")
+
+
+class AcceptedSeen(AcceptedSchema):
+    user_id = serializers.CharField()
+    post_id = serializers.CharField()
+
+
 class UserSchema(serializers.Serializer[object]):
     user_id = serializers.CharField()
 
