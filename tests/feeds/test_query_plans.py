@@ -10,12 +10,12 @@ from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
 from eventbus.models import ProcessedEvent
-from feeds import fanout, follows
+from feeds import fanout, follows, seen
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
 from posts.models import Post
 from posts.pagination import START, Position
-from tests.factories import PostCreatedFactory, UserFollowedFactory
+from tests.factories import FeedSeenFactory, PostCreatedFactory, UserFollowedFactory
 from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of
 
 pytestmark = pytest.mark.django_db
@@ -67,6 +67,12 @@ def test_posts_are_found_by_their_ids(large_tables: None) -> None:
 
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
     assert_no_full_scan(lambda: fanout.follower_counts([7, 8, 9]), "feeds")
+
+
+def test_markers_are_raised_by_one_look_up_each(large_tables: None) -> None:
+    facts = [FeedSeenFactory(user_id=user) for user in (7, 8, 9)]
+    assert_no_full_scan(lambda: seen.apply_seen(facts), "feeds")
+    assert_no_full_scan(lambda: follows.lock_feeds(facts), "feeds")
 
 
 def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> None:
