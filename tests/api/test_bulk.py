@@ -17,11 +17,13 @@ from pytest_django import Settings
 
 from eventbus import producer
 from eventbus.ids.snowflake import MAX_ID
+from feeds.events import UserFollowed
 from feedsite.authentication import issue_token
 from tests.api.hostile import json_suite, naughty_strings
 from tests.api.server import ApiClient, ApiServer
 from tests.e2e.real_data import DATA
 from tests.factories import PostCreatedFactory, PostDeletedFactory, apply
+from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -75,6 +77,15 @@ def test_who_is_named_twice_has_one_event_and_two_entries(api: ApiServer) -> Non
     first, other, again = follow(api.client(1), "7", "8", "7").json()["results"]
     assert first == again
     assert first["event_id"] != other["event_id"]
+
+
+def test_once_workers_have_applied_them_everybody_named_is_followed(api: ApiServer) -> None:
+    user = next(_users)
+    entries = follow(api.client(user), "7", str(user), "9", "7", "8").json()["results"]
+    events = {entry["event_id"]: entry["followee_id"] for entry in entries if "event_id" in entry}
+    Worker().process(*[UserFollowed(int(one), user, int(events[one])) for one in events])
+    following = api.client(user).get(f"/users/{user}/following").json()["results"]
+    assert [entry["user_id"] for entry in following] == ["9", "8", "7"]
 
 
 @pytest.mark.parametrize(
