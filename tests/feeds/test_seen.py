@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import orjson
 import pytest
 from django.db import connection, transaction
 from django.test import Client
@@ -16,9 +17,11 @@ from pytest_django import Settings
 
 from feeds import rebuild
 from feeds.models import RESTING, Feed
-from feeds.read import here
+from feeds.read import first_page, here
+from feeds.read.page import with_links
 from feedsite.authentication import issue_token
-from posts.pagination import DEFAULT_LIMIT
+from posts.events import PostCreated
+from posts.pagination import DEFAULT_LIMIT, START
 from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
@@ -28,12 +31,13 @@ from tests.factories import (
     apply,
     follow_all,
 )
-from tests.feeds.model import feed
+from tests.feeds.model import Step, expected_feed, feed, history
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 READER, AUTHOR, STAR, NEWCOMER = 2, 1, 3, 4
+STRATEGIES = ["push", "pull", "hybrid"]
 
 
 @pytest.fixture
@@ -256,6 +260,46 @@ def test_a_feed_that_rests_tells_it_too(worker: Worker) -> None:
     rebuild.rebuild([READER])
     here.pages.invalidate([READER])
     assert [told(), told()] == [(written[-1], DEFAULT_LIMIT + 3)] * 2
+
+
+happenings = st.tuples(
+    st.sampled_from(["post", "post", "delete", "follow", "unfollow", "see"]),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+
+
+@hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(happenings, max_size=40), st.integers(0, 2**32), st.sampled_from(STRATEGIES))
+def test_what_is_unread_is_the_feed_above_the_marker_whatever_happens(
+    settings: Settings, steps: list[Step], seed: int, strategy: str
+) -> None:
+    chance = random.Random(seed)
+    settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = strategy, 2
+    facts = history(step for step in steps if step[0] != "see")
+    posts = [fact.post_id for fact in facts if isinstance(fact, PostCreated)] or [1]
+    markers: dict[int, int] = {}
+    for kind, user, _other in steps:
+        if kind == "see":
+            post_id = chance.choice(posts)
+            markers[user] = max(post_id, markers.get(user, 0))
+            facts.append(FeedSeenFactory(user_id=user, post_id=post_id))
+    delivered = facts + chance.choices(facts, k=len(facts) // 3) if facts else []
+    chance.shuffle(delivered)
+    with transaction.atomic():
+        for fact in delivered:
+            apply(fact, careful=True)
+        for user in range(1, 5):
+            marker = markers.get(user)
+            unread = [post for post in expected_feed(facts, user) if post > (marker or 0)]
+            for limit in (1, 3, 100):
+                body = first_page.read_body(user, START, limit)
+                told = orjson.loads(with_links(body, "", None))
+                assert told["seen"] == (None if marker is None else str(marker))
+                assert told["unread"] == (None if marker is None else len(unread))
+        transaction.set_rollback(True)
 
 
 # Its cost -----------------------------------------------------------------------------------------
