@@ -118,15 +118,17 @@ def _no_id(name: str) -> InvalidEvent:
     return InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
 
 
-def read_text(fields: Fields, name: str, *, max_length: int) -> str:
-    """Return the string in `fields[name]`, 1 … `max_length` characters without NUL.
+def read_text(fields: Fields, name: str, *, max_length: int, min_length: int = 1) -> str:
+    """Return the string in `fields[name]`, `min_length` … `max_length` characters without NUL.
 
     Raises `InvalidEvent`.
     """
     text = fields.get(name)
-    if isinstance(text, str) and 1 <= len(text) <= max_length and "\0" not in text:
+    if isinstance(text, str) and min_length <= len(text) <= max_length and "\0" not in text:
         return text
-    raise InvalidEvent(f"{name} must be a string of 1 to {max_length} characters without NUL.")
+    raise InvalidEvent(
+        f"{name} must be a string of {min_length} to {max_length} characters without NUL."
+    )
 
 
 def read_time(fields: Fields, name: str) -> datetime:

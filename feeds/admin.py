@@ -1,5 +1,5 @@
-"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows and is
-followed by.
+"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows,
+is followed by and has muted.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from django.utils.safestring import SafeString
 
 from eventbus.admin import LargeTableAdmin, id_of
 from eventbus.ids.snowflake import MAX_ID
-from feeds import inspector, verification
+from feeds import inspector, mutes, verification
 from feeds import rebuild as rebuilding
-from feeds.models import Feed, Follow
+from feeds.models import Feed, Follow, Mute
 from feeds.read import here
 from feeds.verification import Report
 from posts.pagination import Position
@@ -87,7 +87,9 @@ class FeedAdmin(LargeTableAdmin):
         return TemplateResponse(request, "admin/feeds/feed/inspect.html", context)
 
     def follows_view(self, request: HttpRequest) -> HttpResponse:
-        """Show whom a user follows and who follows them, or one pair with its last event."""
+        """Show whom a user follows, who follows them and whom they have muted, or one pair with its
+        last event.
+        """
         self._require_view(request)
         user_id, other_id = id_of(request.GET.get("user", "")), id_of(request.GET.get("other", ""))
         context = {
@@ -107,6 +109,7 @@ class FeedAdmin(LargeTableAdmin):
             context["lists"] = [
                 _follow_list(request, "following", user_id, Follow.objects.following_page),
                 _follow_list(request, "followers", user_id, Follow.objects.followers_page),
+                _follow_list(request, "muted", user_id, mutes.muted_page),
             ]
         return TemplateResponse(request, "admin/feeds/feed/follows.html", context)
 
@@ -170,7 +173,11 @@ def _verdict(report: Report) -> str:
 
 def _pair(follower_id: int, followee_id: int) -> Follow:
     pair = {"follower_id": follower_id, "followee_id": followee_id}
-    return Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
+    found = Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
+    # Also where there is no follow for it to be repeated on.
+    mute = Mute.objects.filter(user_id=follower_id, muted_id=followee_id).first()
+    found.muted = mute is not None and mute.active
+    return found
 
 
 def _follow_list(

@@ -9,20 +9,30 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows, seen
-from feeds.events import FollowFact, UserFollowed, UserUnfollowed
+from feeds import fanout, follows, mutes, seen
+from feeds.events import (
+    FollowFact,
+    MuteFact,
+    UserFollowed,
+    UserMuted,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from feeds.models import Feed
 from feeds.read import here
 from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | FeedSeen
+FeedFact = PostFact | FollowFact | MuteFact | FeedSeen
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
+    ("post.created", 2): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
+    ("user.muted", 1): UserMuted.from_event,
+    ("user.unmuted", 1): UserUnmuted.from_event,
     ("feed.seen", 1): FeedSeen.from_event,
 }
 
@@ -79,8 +89,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        if locking := [fact for fact in facts if isinstance(fact, FollowFact | FeedSeen)]:
-            follows.lock_feeds(locking)
+        locking = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact | FeedSeen)]
+        if locking:
+            follows.lock_feeds(set().union(*(fact.users for fact in locking)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -89,9 +100,11 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        markers = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
+        muting = {fact.user_id for fact in facts if isinstance(fact, MuteFact)}
+        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
+        readers = authors | followers | muting | marking
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers | markers):
+        for users in follows.audience(authors - by_every_page, readers):
             here.pages.invalidate(users, watched)
 
 
@@ -105,6 +118,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_follows(facts)
         case UserUnfollowed():
             follows.apply_unfollows(facts)
+        case MuteFact():
+            mutes.apply_mutes(facts)
         case FeedSeen():
             seen.apply_seen(facts)
 
@@ -121,8 +136,8 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by
-    its cap.
+    """Tell whether the feeds that a post is in do not fit one transaction; what a follow or a
+    mute changes is bounded by the cap.
     """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit

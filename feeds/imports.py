@@ -42,12 +42,13 @@ WHERE event_id IS NULL OR (NOT active AND event_id < %s)
 # The highest event id of a pair wins, as everywhere. At equal ids the event does: an import has the
 # first of its millisecond.
 _MERGE = """
-INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
-SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), %s::bigint
-FROM staged_follows LEFT JOIN feeds ON user_id = follower_id
+INSERT INTO follows (follower_id, followee_id, active, idle, muted, event_id)
+SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), coalesce(mutes.active, false), %s::bigint
+FROM staged_follows LEFT JOIN feeds ON feeds.user_id = follower_id
+LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
-SET active = true, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
+SET active = true, idle = EXCLUDED.idle, muted = EXCLUDED.muted, event_id = EXCLUDED.event_id
 WHERE follows.event_id < EXCLUDED.event_id
 """
 

@@ -1,11 +1,13 @@
-"""What one can do about follows and feeds: each act is one event in Kafka and touches no table."""
+"""What one can do about feeds and other users: each act is one event in Kafka and touches no
+table.
+"""
 
 from collections.abc import Sequence
 
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
 from feeds.seen import FeedSeen
 
 
@@ -27,6 +29,20 @@ def unfollow(
 ) -> UserUnfollowed:
     """Publish that one user no longer follows another. Raises `PublishFailed`."""
     fact = UserUnfollowed(ids.event_id, follower_id, followee_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def mute(*, user_id: int, muted_id: int, ids: Ids, headers: Headers = ()) -> UserMuted:
+    """Publish that a user wants none of another's posts in their feed. Raises `PublishFailed`."""
+    fact = UserMuted(ids.event_id, user_id, muted_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def unmute(*, user_id: int, muted_id: int, ids: Ids, headers: Headers = ()) -> UserUnmuted:
+    """Publish that a user no longer minds another's posts. Raises `PublishFailed`."""
+    fact = UserUnmuted(ids.event_id, user_id, muted_id)
     producer.publish(fact.to_event(), headers)
     return fact
 

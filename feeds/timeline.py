@@ -13,9 +13,9 @@ from django import db
 
 from eventbus.database.sql import fetch
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import FLOOR, RESTING, Feed, Follow
+from feeds.models import FLOOR, IN_FEED, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
-from posts.models import ALIVE, CREATED_AT, PULLED, PUSHED, PostRow
+from posts.models import ALIVE, PULLED, PUSHED, SHOWN, PostRow
 from posts.pagination import Position
 
 log = structlog.get_logger(__name__)
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 # limit is within the subquery, so that the index is read in its order whatever statistics say; what
 # is no post any more comes as an entry without one.
 _PUSHED = f"""
-SELECT floor, is_to_note, starts, seen_post_id, post_id, post.id, post.author_id, post.content, {CREATED_AT}
+SELECT floor, is_to_note, starts, seen_post_id, post_id, post.id, post.author_id, {SHOWN}
 FROM (
     SELECT
         {FLOOR} AS floor,
@@ -69,14 +69,14 @@ found AS (
 _NEAREST = (
     _NEAREST_IDS
     + f"""
-SELECT posts.id, author_id, content, {CREATED_AT} FROM found JOIN posts ON posts.id = found.id
+SELECT posts.id, author_id, {SHOWN} FROM found JOIN posts ON posts.id = found.id
 ORDER BY posts.id {{direction}}
 """  # noqa: S608 - composed of constants
 )
 _GIVEN = "SELECT unnest(%(authors)s::bigint[]) AS author"
-_FOLLOWED = """
-    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND active UNION ALL SELECT %(user)s
-"""
+_FOLLOWED = f"""
+    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND {IN_FEED} UNION ALL SELECT %(user)s
+"""  # noqa: S608 - composed of constants
 
 
 class _Direction(NamedTuple):

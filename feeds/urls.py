@@ -7,6 +7,8 @@ from feeds.views import (
     FollowingView,
     FollowView,
     LiveView,
+    MutesView,
+    MuteView,
     NewPostsView,
     SeenView,
 )
@@ -18,6 +20,8 @@ urlpatterns = [
     path("feeds/<id:user_id>/live", LiveView.as_view(), name="live"),
     path("follows", FollowsView.as_view(), name="follows"),
     path("follows/<id:user_id>", FollowView.as_view(), name="follow"),
+    path("mutes", MutesView.as_view(), name="mutes"),
+    path("mutes/<id:user_id>", MuteView.as_view(), name="mute"),
     path("users/<id:user_id>/followers", FollowersView.as_view(), name="followers"),
     path("users/<id:user_id>/following", FollowingView.as_view(), name="following"),
 ]

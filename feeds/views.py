@@ -13,8 +13,8 @@ from rest_framework.views import APIView
 
 from eventbus import metrics
 from eventbus.ids.snowflake import id_in, number_in
-from feeds import seen, services
-from feeds.events import FollowFact
+from feeds import mutes, seen, services
+from feeds.events import FollowFact, MuteFact
 from feeds.models import Follow
 from feeds.read import first_page
 from feeds.read.page import with_links
@@ -171,6 +171,44 @@ class FollowView(APIView):
             follower_id=str(fact.follower_id),
             followee_id=str(fact.followee_id),
         )
+
+
+class MuteView(APIView):
+    throttle_classes = [WriteRate]
+
+    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    def put(self, request: Request, user_id: int) -> HttpResponse:
+        """Mute a user: one's feed is without their posts, followed or not, and nobody else learns of
+        it. Doing it again changes nothing.
+        """
+        return self._publish(request, user_id, services.mute)
+
+    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    def delete(self, request: Request, user_id: int) -> HttpResponse:
+        """Lift a mute: all posts of a followed user are back. Doing it again changes nothing."""
+        return self._publish(request, user_id, services.unmute)
+
+    def _publish(
+        self, request: Request, user_id: int, act: Callable[..., MuteFact]
+    ) -> HttpResponse:
+        if user_id == principal(request).user_id:
+            raise Unprocessable("Nobody can mute themselves.", code="cannot_mute_oneself")
+        fact = act(
+            user_id=principal(request).user_id,
+            muted_id=user_id,
+            ids=write_ids(request),
+            headers=event_headers(request),
+        )
+        return accepted(
+            request, fact.event_id, user_id=str(fact.user_id), muted_id=str(fact.muted_id)
+        )
+
+
+class MutesView(APIView):
+    @extend_schema(parameters=PAGING, responses={200: UserList})
+    def get(self, request: Request) -> Response:
+        """List whom one has muted, by id from the highest."""
+        return _users(request, partial(mutes.muted_page, principal(request).user_id))
 
 
 class FollowersView(APIView):

@@ -7,10 +7,20 @@ from drf_spectacular.utils import (
 )
 from rest_framework import serializers
 
+DATA = (
+    "a JSON object of yours: at most 8 KiB of compact JSON, 8 levels deep; no NUL character, no key"
+    " twice; numbers of 1e-20 to 2^53-1"
+)
+
 
 class NewPost(serializers.Serializer[object]):
     content = serializers.CharField(
-        min_length=1, max_length=5_000, help_text="trimmed; no NUL character"
+        required=False,
+        max_length=5_000,
+        help_text="trimmed; no NUL character; empty only with data",
+    )
+    data = serializers.DictField(  # type: ignore[assignment]  # a field, and no property then
+        required=False, allow_null=True, help_text=DATA
     )
 
 
@@ -18,7 +28,9 @@ class PostSchema(serializers.Serializer[object]):
     id = serializers.CharField()
     author_id = serializers.CharField()
     content = serializers.CharField()
+    data = serializers.DictField(allow_null=True)  # type: ignore[assignment]
     created_at = serializers.DateTimeField()
+    edited_at = serializers.DateTimeField(allow_null=True, help_text="of its last edit")
 
 
 class MissingPostSchema(serializers.Serializer[object]):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from django.http import HttpResponse
@@ -13,15 +13,17 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from eventbus.envelope import format_time
+from eventbus.event import Fields
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
 from eventbus.ids.snowflake import id_in
 from eventbus.telemetry import correlation
 from posts import pagination, rates, services
+from posts.data import DataRefused, fragment, text_of
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
-from posts.models import Post, PostRow
+from posts.models import FoundPost, Post, PostRow
 from posts.principal import principal
 from posts.rates import WriteRate
 from posts.schemas import (
@@ -55,6 +57,19 @@ PAGING = [
 ]
 
 
+class Written(NamedTuple):
+    """What a client has written: text, and data as compact JSON."""
+
+    content: str
+    data: str | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what tells it from anything else under the same `Idempotency-Key`."""
+        # Without data the content alone, as it was before there was any.
+        return self.content if self.data is None else f"{self.content}\0{self.data}"
+
+
 class PostsView(APIView):
     throttle_classes = [WriteRate]
 
@@ -65,17 +80,18 @@ class PostsView(APIView):
         Instead of a post that was deleted, or that there is not (yet), its entry has a `state`.
         """
         ids = ids_of(request)
-        posts = Post.objects.in_bulk(set(ids))
+        posts = Post.objects.find(ids)
         return Response({"results": [_entry(post_id, posts.get(post_id)) for post_id in ids]})
 
     @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
-        content = content_of(json_of(request))
+        written = written_in(json_of(request))
         post = services.create_post(
             author_id=principal(request).user_id,
-            content=content,
-            ids=write_ids(request, content),
+            content=written.content,
+            data=written.data,
+            ids=write_ids(request, written.fingerprint),
             headers=event_headers(request),
         )
         return accepted(request, post.event_id, **accepted_post_json(post))
@@ -88,14 +104,14 @@ class PostView(APIView):
     def get(self, _request: Request, post_id: int) -> Response:
         """Return a post; 410 when its author has deleted it."""
         post = _find(post_id)
-        if post.deleted_event_id is not None:
+        if post.is_deleted:
             raise Gone
-        return Response(stored_post_json(post))
+        return Response(post_json(post.row))
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
-        if _find(post_id).author_id != principal(request).user_id:
+        if _find(post_id).row.author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
         deletion = services.delete_post(
             author_id=principal(request).user_id,
@@ -119,29 +135,26 @@ class UserPostsView(APIView):
         return list_response(request, page, post_json)
 
 
-def post_json(row: PostRow) -> dict[str, str]:
-    """Return the JSON form of a post."""
+def post_json(row: PostRow) -> Fields:
+    """Return the JSON form of a post, for orjson: its data goes into it as PostgreSQL wrote it."""
     return {
         "id": str(row.id),
         "author_id": str(row.author_id),
         "content": row.content,
+        "data": fragment(row.data),
         "created_at": row.created_at,
+        "edited_at": row.edited_at,
     }
 
 
-def stored_post_json(post: Post) -> dict[str, str]:
-    """Return the JSON form of a post as it is stored."""
-    created_at = format_time(post.created_at)
-    return post_json(PostRow(post.id, post.author_id, post.content, created_at))
-
-
-def accepted_post_json(post: PostCreated) -> dict[str, str]:
+def accepted_post_json(post: PostCreated) -> Fields:
     """Return what the answer to a new post says of it."""
     created_at = format_time(post.created_at)
-    return post_json(PostRow(post.post_id, post.author_id, post.content, created_at))
+    row = PostRow(post.post_id, post.author_id, post.content, post.data, created_at, None)
+    return post_json(row)
 
 
-def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
+def accepted(request: Request, event_id: int, **fields: Any) -> HttpResponse:
     """Return the 202 of a write whose event Kafka has acknowledged."""
     # Not REST framework's Response: what it adds, negotiation and a template engine's hooks, costs
     # a tenth of a write.
@@ -150,7 +163,7 @@ def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
     return HttpResponse(body, content_type="application/json", status=202, headers=headers)
 
 
-def accepted_body(event_id: int, fields: dict[str, str]) -> bytes:
+def accepted_body(event_id: int, fields: Fields) -> bytes:
     """Return the body of a 202."""
     return orjson.dumps({"event_id": str(event_id), **fields})
 
@@ -161,7 +174,7 @@ def event_address(event_id: int) -> str:
 
 
 def list_response(
-    request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]
+    request: Request, page: pagination.Page, to_json: Callable[[Any], Fields]
 ) -> Response:
     """Return a page in Django REST framework's shape of a list."""
     return Response(
@@ -235,15 +248,35 @@ def json_of(request: Request) -> object:
     return body
 
 
-def content_of(body: object) -> str:
-    """Return the content of a new post whose JSON is `body`. Raises `Unprocessable`."""
+def written_in(body: object) -> Written:
+    """Return what the JSON of a new post says. Raises `Unprocessable`."""
     if not isinstance(body, dict):
         raise Unprocessable("The body must be a JSON object.", code="not_an_object")
+    data = _data_in(body)
+    if data is None:
+        return Written(_content_in(body), None)
+    if "content" not in body:
+        return Written("", data)
+    return Written(_content_in(body, may_be_empty=True), data)
+
+
+def _data_in(body: Fields) -> str | None:
+    """Return the data that is given, as compact JSON; null is none. Raises `Unprocessable`."""
+    data = body.get("data")
+    if data is None:
+        return None
+    try:
+        return text_of(data)
+    except DataRefused as error:
+        raise Unprocessable(str(error), code=error.code) from error
+
+
+def _content_in(body: Fields, *, may_be_empty: bool = False) -> str:
     content = body.get("content")
     if not isinstance(content, str):
         raise Unprocessable("content must be a string.", code="content_required")
     content = content.strip()
-    if not content:
+    if not (content or may_be_empty):
         raise Unprocessable("content must not be empty.", code="content_empty")
     if len(content) > MAX_CONTENT_CHARS:
         raise Unprocessable(
@@ -268,16 +301,16 @@ def ids_of(request: Request) -> list[int]:
     return found
 
 
-def _entry(post_id: int, post: Post | None) -> dict[str, str]:
+def _entry(post_id: int, post: FoundPost | None) -> Fields:
     if post is None:
         return {"id": str(post_id), "state": "unknown"}
-    if post.deleted_event_id is not None:
+    if post.is_deleted:
         return {"id": str(post_id), "state": "deleted"}
-    return stored_post_json(post)
+    return post_json(post.row)
 
 
-def _find(post_id: int) -> Post:
-    post = Post.objects.filter(id=post_id).first()
+def _find(post_id: int) -> FoundPost:
+    post = Post.objects.find([post_id]).get(post_id)
     if post is None:
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post

@@ -9,7 +9,7 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
 from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted
 
@@ -57,6 +57,24 @@ class UserUnfollowedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     follower_id = 2
     followee_id = 1
+
+
+class UserMutedFactory(factory.Factory):
+    class Meta:
+        model = UserMuted
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    muted_id = 1
+
+
+class UserUnmutedFactory(factory.Factory):
+    class Meta:
+        model = UserUnmuted
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    muted_id = 1
 
 
 class FeedSeenFactory(factory.Factory):

@@ -14,6 +14,7 @@ from eventbus.exceptions import IdsUnavailable
 EPOCH_MS = 1_704_067_200_000  # 2024-01-01T00:00:00Z
 NODE_BITS = 10
 SEQUENCE_BITS = 12
+ID_BITS = NODE_BITS + SEQUENCE_BITS  # below those of the time
 NODES = 1 << NODE_BITS
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 MAX_ID = (1 << 63) - 1
@@ -45,12 +46,12 @@ def id_in(text: object) -> int | None:
 
 def compose(ms: int, node_id: int, sequence: int) -> int:
     """Return the id of `sequence` minted by `node_id` in Unix millisecond `ms`."""
-    return ((ms - EPOCH_MS) << (NODE_BITS + SEQUENCE_BITS)) | (node_id << SEQUENCE_BITS) | sequence
+    return ((ms - EPOCH_MS) << ID_BITS) | (node_id << SEQUENCE_BITS) | sequence
 
 
 def milliseconds_of(snowflake_id: int) -> int:
     """Return the Unix millisecond in which the id was minted."""
-    return (snowflake_id >> (NODE_BITS + SEQUENCE_BITS)) + EPOCH_MS
+    return (snowflake_id >> ID_BITS) + EPOCH_MS
 
 
 def time_of(snowflake_id: int) -> datetime:

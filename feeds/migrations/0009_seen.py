@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("feeds", "0006_counted_redis")]
+    dependencies = [("feeds", "0008_follows_to_deliver")]
     operations = [
         migrations.AddField(
             "feed",

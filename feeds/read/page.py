@@ -16,11 +16,11 @@ from posts.pagination import Page
 from posts.views import post_json
 
 # A value is a lease, or a page: the nonce of the lease that it replaced, its seal, the authors it
-# watches, the newest ids, the marker, and the body, a line each. The nonce tells a page from one that looks the
-# same and was made after a change in between: who adds to the one must not replace the other. The
-# number is raised with every change to what a page looks like. It is not part of the key, for old
-# and new processes that run side by side during a release void each other's.
-LEASE, PAGE = b"L", b"P4"
+# watches, the newest ids, the marker, and the body, a line each. The nonce tells a page from one
+# that looks the same and was made after a change in between: who adds to the one must not replace
+# the other. The number is raised with every change to what a page looks like. It is not part of the
+# key, for old and new processes that run side by side during a release void each other's.
+LEASE, PAGE = b"L", b"P5"
 AUTHOR_KEYS = b"author:"
 NEWEST_COUNTED = 100
 _MORE = "+"

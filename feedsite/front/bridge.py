@@ -26,7 +26,7 @@ WAITING_SECONDS = 5.0
 # People at the admin may select thousands of dead letters at once.
 ADMIN_ANSWER_SECONDS = 30.0
 
-API_PATHS = ("/posts", "/feeds", "/users", "/follows", "/events")
+API_PATHS = ("/posts", "/feeds", "/users", "/follows", "/mutes", "/blocks", "/events")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 

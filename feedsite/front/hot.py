@@ -47,7 +47,7 @@ from feedsite.front.tally import Tally
 from posts import rates, services
 from posts.principal import Principal
 from posts.rates import Standing
-from posts.views import PostsView, accepted_body, accepted_post_json, content_of, event_address
+from posts.views import PostsView, accepted_body, accepted_post_json, event_address, written_in
 
 FEEDS, NEW, LIVE = "/feeds/", "/new", "/live"
 EVENT_STREAM = ("content-type", "text/event-stream")
@@ -55,6 +55,8 @@ JSON = ("content-type", "application/json")
 TEXT = ("content-type", "text/plain")
 NOT_BUFFERED = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
 HIT = ("x-cache", "hit")
+# To read a larger body with data, all of it numbers and keys, would keep the loop for long.
+AT_ONCE_BYTES = 32 * 1024
 
 log = structlog.get_logger(__name__)
 
@@ -175,8 +177,11 @@ class HotAnswers:
             return None
         if "content-encoding" in request.headers:
             return None
+        body = await request.body()
+        if len(body) > AT_ONCE_BYTES:
+            return None
         try:
-            content = content_of(parse_json(await request.body()))
+            written = written_in(parse_json(body))
             ids = idempotency.fresh_without_waiting()
         except (APIException, IdsUnavailable):
             return None
@@ -186,7 +191,9 @@ class HotAnswers:
         if standing is not None and not standing.allowed:
             refused = error_answer(Throttled(standing.left_ms / 1_000))
             return self._refuse(request, refused, headers, started)
-        post = services.new_post(author_id=principal.user_id, content=content, ids=ids)
+        post = services.new_post(
+            author_id=principal.user_id, content=written.content, data=written.data, ids=ids
+        )
         kafka_headers = _kafka_headers(request, headers[-1][1])
         try:
             await producer.publish_soon(post.to_event(), kafka_headers)

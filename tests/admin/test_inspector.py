@@ -19,6 +19,7 @@ from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
     apply,
     follow_all,
@@ -261,10 +262,11 @@ def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) ->
     url = "/admin/feeds/feed/follows/"
     assert [
         entry["users"] for entry in context_of(admin_client, f"{url}?user={READER}")["lists"]
-    ] == [[1], []]
+    ] == [[1], [], []]
     assert [entry["users"] for entry in context_of(admin_client, f"{url}?user=1")["lists"]] == [
         [],
         [READER],
+        [],
     ]
     apply(UserUnfollowedFactory())
     rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
@@ -273,6 +275,17 @@ def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) ->
         ["1", "2", "never followed"],
     ]
     assert "is a number" in text_of(admin_client, f"{url}?user=x")
+
+
+def test_who_is_muted_is_in_a_list_and_in_the_state_of_the_pair(admin_client: Client) -> None:
+    url = "/admin/feeds/feed/follows/"
+    apply(UserMutedFactory(user_id=READER, muted_id=1), UserMutedFactory(user_id=1, muted_id=9))
+    lists = context_of(admin_client, f"{url}?user={READER}")["lists"]
+    assert {entry["name"]: entry["users"] for entry in lists}["muted"] == [1]
+    rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
+    assert [row[2] for row in rows] == ["follows, mutes", "never followed"]
+    rows = rows_of(text_of(admin_client, f"{url}?user=1&other=9"), "pair-table")
+    assert [row[2] for row in rows] == ["never followed, mutes", "never followed"]
 
 
 def test_follows_are_paged_by_id(admin_client: Client) -> None:

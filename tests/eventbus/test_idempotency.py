@@ -68,7 +68,15 @@ def test_requests_at_the_same_time_make_one_post(feed_events: str) -> None:
         assert len(set(pool.map(post, range(16)))) == 1
 
 
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/follows/9"), ("DELETE", "/follows/9")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/follows/9"),
+        ("DELETE", "/follows/9"),
+        ("PUT", "/mutes/9"),
+        ("DELETE", "/mutes/9"),
+    ],
+)
 def test_every_write_takes_a_key(feed_events: str, method: str, path: str) -> None:
     first, again = (send(method, path, key="k1") for _ in range(2))
     assert (first.status_code, first.content) == (202, again.content)

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.test import Client
 
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import MuteFact, UserFollowed, UserMuted, UserUnfollowed
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
@@ -14,7 +14,9 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     UserFollowedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
+    UserUnmutedFactory,
 )
 
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
@@ -56,6 +58,10 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
         elif kind == "unfollow" and one != other:
             facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
+        elif kind == "mute" and one != other:
+            facts.append(UserMutedFactory(user_id=one, muted_id=other))
+        elif kind == "unmute" and one != other:
+            facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
     return facts
 
 
@@ -63,17 +69,18 @@ def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
     deleted.
     """
-    last: dict[tuple[int, int], FollowFact] = {}
-    for fact in sorted(
-        (fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id
-    ):
-        last[fact.follower_id, fact.followee_id] = fact
-    authors = {
-        pair[1] for pair, fact in last.items() if pair[0] == user and isinstance(fact, UserFollowed)
+    in_order = sorted(facts, key=lambda fact: fact.event_id)
+    followed: dict[int, bool] = {}
+    muted: dict[int, bool] = {}
+    for fact in in_order:
+        if isinstance(fact, FollowFact) and fact.follower_id == user:
+            followed[fact.followee_id] = isinstance(fact, UserFollowed)
+        if isinstance(fact, MuteFact) and fact.user_id == user:
+            muted[fact.muted_id] = isinstance(fact, UserMuted)
+    authors = {user} | {
+        author for author, is_followed in followed.items() if is_followed and not muted.get(author)
     }
     deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
     posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}
-    mine = (
-        post for post, author in posts.items() if author in authors | {user} and post not in deleted
-    )
+    mine = (post for post, author in posts.items() if author in authors and post not in deleted)
     return sorted(mine, reverse=True)
