@@ -130,7 +130,6 @@ class ApacheKafka:
         self._end(signal.SIGTERM)
 
     def remove(self) -> None:
-        self._formatting.wait()
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -144,6 +143,7 @@ class ApacheKafka:
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def _end(self, number: signal.Signals) -> None:
+        self._formatting.wait()
         if self._process is not None:
             self._process.send_signal(number)
             try:
