@@ -9,7 +9,7 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows, mutes
+from feeds import fanout, follows, mutes, seen
 from feeds.events import (
     FollowFact,
     MuteFact,
@@ -20,9 +20,10 @@ from feeds.events import (
 )
 from feeds.models import Feed
 from feeds.read import here
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | MuteFact
+FeedFact = PostFact | FollowFact | MuteFact | FeedSeen
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
@@ -32,6 +33,7 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("user.unfollowed", 1): UserUnfollowed.from_event,
     ("user.muted", 1): UserMuted.from_event,
     ("user.unmuted", 1): UserUnmuted.from_event,
+    ("feed.seen", 1): FeedSeen.from_event,
 }
 
 
@@ -48,7 +50,7 @@ def subscription() -> Subscription:
 
 
 class FeedHandlers(Handlers[FeedFact]):
-    """Posts and follows, applied to the feeds."""
+    """Posts, follows and markers, applied to the feeds."""
 
     def to_fact(self, event: Event) -> FeedFact:
         """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
@@ -87,9 +89,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        pairs = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact)]
-        if pairs:
-            follows.lock_feeds(set().union(*(fact.users for fact in pairs)))
+        locking = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact | FeedSeen)]
+        if locking:
+            follows.lock_feeds(set().union(*(fact.users for fact in locking)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -99,8 +101,10 @@ class FeedHandlers(Handlers[FeedFact]):
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
         muting = {fact.user_id for fact in facts if isinstance(fact, MuteFact)}
+        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
+        readers = authors | followers | muting | marking
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers | muting):
+        for users in follows.audience(authors - by_every_page, readers):
             here.pages.invalidate(users, watched)
 
 
@@ -116,6 +120,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_unfollows(facts)
         case MuteFact():
             mutes.apply_mutes(facts)
+        case FeedSeen():
+            seen.apply_seen(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
@@ -144,6 +150,8 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
         return 1
     if isinstance(fact, PostFact):
         return count + 1
+    if isinstance(fact, FeedSeen):
+        return 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
 
