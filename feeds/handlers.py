@@ -9,10 +9,11 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows, mutes, seen
+from feeds import erasure, fanout, follows, mutes, seen
 from feeds.events import (
     FollowFact,
     MuteFact,
+    UserErased,
     UserFollowed,
     UserMuted,
     UserUnfollowed,
@@ -23,7 +24,7 @@ from feeds.read import here
 from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | MuteFact | FeedSeen
+FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
@@ -34,6 +35,7 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("user.muted", 1): UserMuted.from_event,
     ("user.unmuted", 1): UserUnmuted.from_event,
     ("feed.seen", 1): FeedSeen.from_event,
+    ("user.erased", 1): UserErased.from_event,
 }
 
 
@@ -89,9 +91,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        locking = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact | FeedSeen)]
-        if locking:
-            follows.lock_feeds(set().union(*(fact.users for fact in locking)))
+        about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
+        if about_users:
+            follows.lock_feeds(set().union(*(fact.users for fact in about_users)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -100,9 +102,10 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        muting = {fact.user_id for fact in facts if isinstance(fact, MuteFact)}
-        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
-        readers = authors | followers | muting | marking
+        others = {
+            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
+        }
+        readers = authors | followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
         for users in follows.audience(authors - by_every_page, readers):
             here.pages.invalidate(users, watched)
@@ -122,6 +125,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             mutes.apply_mutes(facts)
         case FeedSeen():
             seen.apply_seen(facts)
+        case UserErased():
+            erasure.apply(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:

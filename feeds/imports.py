@@ -32,6 +32,11 @@ CREATE TEMPORARY TABLE new_follows (follower_id bigint, followee_id bigint) ON C
 """
 _COPY = "COPY staged_follows FROM STDIN"
 
+# An erased user is in no file: see ADR 32.
+_LEAVE_OUT = """
+DELETE FROM staged_follows USING erasures WHERE user_id = {user} AND erasures.event_id > %s
+"""
+
 _FIND_NEW = """
 INSERT INTO new_follows
 SELECT DISTINCT follower_id, followee_id
@@ -101,6 +106,8 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     # it to have.
     execute("ANALYZE staged_follows")
     locks.acquire_bulk_load()
+    for user in ("follower_id", "followee_id"):
+        execute(_LEAVE_OUT.format(user=user), [event_id])
     new = execute(_FIND_NEW, [event_id])
     execute(_MERGE, [event_id])
     if new:

@@ -111,6 +111,12 @@ class Follow(models.Model):
                 condition=models.Q(active=True, idle=False, muted=False),
                 name="follows_to_deliver",
             ),
+            # An erasure finds those who once followed in this one.
+            models.Index(
+                fields=["followee_id", "follower_id"],
+                condition=models.Q(active=False),
+                name="follows_ended",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -229,6 +235,7 @@ class Feed(models.Model):
                 fields=["user_id"], condition=models.Q(rebuild_wanted=True), name="feeds_to_rebuild"
             ),
         ]
+        permissions = [("erase_user", "Can erase a user")]
 
     def __str__(self) -> str:
         return f"feed of {self.user_id}"

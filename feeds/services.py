@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
-from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
 from feeds.seen import FeedSeen
 
 
@@ -50,5 +50,12 @@ def unmute(*, user_id: int, muted_id: int, ids: Ids, headers: Headers = ()) -> U
 def mark_seen(*, user_id: int, post_id: int, ids: Ids, headers: Headers = ()) -> FeedSeen:
     """Publish that a user has seen their feed up to this post. Raises `PublishFailed`."""
     fact = FeedSeen(ids.event_id, user_id, post_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def erase_user(*, user_id: int, actor_id: int, ids: Ids, headers: Headers = ()) -> UserErased:
+    """Publish that a user is erased, as `actor_id` asks. Raises `PublishFailed`."""
+    fact = UserErased(ids.event_id, user_id, actor_id)
     producer.publish(fact.to_event(), headers)
     return fact

@@ -1,6 +1,7 @@
 from django.urls import path
 
 from feeds.bulk import FollowsView
+from feeds.user_views import ExportView, UserView
 from feeds.views import (
     FeedView,
     FollowersView,
@@ -22,6 +23,8 @@ urlpatterns = [
     path("follows/<id:user_id>", FollowView.as_view(), name="follow"),
     path("mutes", MutesView.as_view(), name="mutes"),
     path("mutes/<id:user_id>", MuteView.as_view(), name="mute"),
+    path("users/<id:user_id>", UserView.as_view(), name="user"),
+    path("users/<id:user_id>/export", ExportView.as_view(), name="export"),
     path("users/<id:user_id>/followers", FollowersView.as_view(), name="followers"),
     path("users/<id:user_id>/following", FollowingView.as_view(), name="following"),
 ]

@@ -65,15 +65,23 @@ SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts
 WHERE id = ANY(%s::bigint[])
 """  # noqa: S608 - composed of constants
 
-# The array of data is empty where no post has any: `unnest` fills up with nulls.
+# A post from before its author was erased is a tombstone from the beginning. The array of data is
+# empty where no post has any: `unnest` fills up with nulls.
 _INSERT = """
-INSERT INTO posts (id, author_id, content, created_at, fanout, data)
-SELECT id, author_id, content, created_at, fanout, data::jsonb
-FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[], %s::text[])
-    AS new (id, author_id, content, created_at, fanout, data)
-ORDER BY 1
+INSERT INTO posts (id, author_id, content, created_at, fanout, data, deleted_event_id)
+SELECT
+    id, author_id, CASE WHEN erasure IS NULL THEN content ELSE '' END, created_at, fanout,
+    CASE WHEN erasure IS NULL THEN data::jsonb END, erasure
+FROM (
+    SELECT new.*, (
+        SELECT event_id FROM erasures WHERE user_id = author_id AND event_id > new.id
+    ) AS erasure
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[], %s::text[])
+        AS new (id, author_id, content, created_at, fanout, data)
+    ORDER BY 1
+) AS new
 ON CONFLICT (id) DO NOTHING
-RETURNING id
+RETURNING id, deleted_event_id IS NULL
 """
 
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
@@ -110,8 +118,8 @@ class PostQuerySet(models.QuerySet["Post"]):
         return found
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
-        """Insert `posts` in one statement; return the ids that were new (an existing row, or
-        tombstone, stays).
+        """Insert `posts` in one statement; return the ids that were new and are no tombstones (an
+        existing row, or tombstone, stays).
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
@@ -125,7 +133,7 @@ class PostQuerySet(models.QuerySet["Post"]):
             ),
             _data_of(posts),
         ]
-        return {post_id for (post_id,) in fetch(_INSERT, columns)}
+        return {post_id for post_id, is_alive in fetch(_INSERT, columns) if is_alive}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no

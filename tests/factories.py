@@ -9,7 +9,7 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
 from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted
 
@@ -84,6 +84,15 @@ class FeedSeenFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     user_id = 2
     post_id = factory.LazyFunction(next_id)
+
+
+class UserErasedFactory(factory.Factory):
+    class Meta:
+        model = UserErased
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 1
+    actor_id = factory.SelfAttribute("user_id")
 
 
 @transaction.atomic

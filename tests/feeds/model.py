@@ -5,7 +5,7 @@ from typing import Any
 
 from django.test import Client
 
-from feeds.events import MuteFact, UserFollowed, UserMuted, UserUnfollowed
+from feeds.events import MuteFact, UserErased, UserFollowed, UserMuted, UserUnfollowed
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
@@ -13,6 +13,7 @@ from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
     UserUnfollowedFactory,
@@ -62,13 +63,31 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(UserMutedFactory(user_id=one, muted_id=other))
         elif kind == "unmute" and one != other:
             facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
+        elif kind == "erase":
+            facts.append(UserErasedFactory(user_id=one))
     return facts
+
+
+def _counting(facts: Sequence[Any]) -> list[Any]:
+    """Return the facts that no erasure of someone they name comes after."""
+    erased: dict[int, int] = {}
+    for fact in facts:
+        if isinstance(fact, UserErased):
+            erased[fact.user_id] = max(fact.event_id, erased.get(fact.user_id, 0))
+    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in fact.users)]
+
+
+def _id(fact: Any) -> int:
+    """Return by which id a fact is from before or after an erasure."""
+    number: int = fact.post_id if isinstance(fact, PostCreated) else fact.event_id
+    return number
 
 
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
-    deleted.
+    deleted, and nothing from before a user was erased counts.
     """
+    facts = _counting(facts)
     in_order = sorted(facts, key=lambda fact: fact.event_id)
     followed: dict[int, bool] = {}
     muted: dict[int, bool] = {}
