@@ -328,7 +328,7 @@ def _delete_dead_letters(place: Place) -> Part:
     walked = erasing.erase(
         place.user_id, before=place.event_id, after=place.resume_after, limit=DEAD_LETTERS
     )
-    return Part(walked.last, walked.count < DEAD_LETTERS)
+    return Part(walked.last, walked.rows < DEAD_LETTERS)
 
 
 def _reset_feed(place: Place) -> Part:

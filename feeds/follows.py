@@ -118,8 +118,8 @@ _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR 
 def lock_feeds(user_ids: Iterable[int]) -> None:
     """Hold the `feeds` rows of the users until the transaction ends.
 
-    To be called once a transaction, with all whom its facts about pairs of users name: in one go
-    and in id order, such transactions cannot deadlock.
+    To be called once a transaction, with all whose rows its facts will change: in one go and in id
+    order, such transactions cannot deadlock.
     """
     execute(_LOCK_FEEDS, [list(user_ids)])
 

@@ -9,7 +9,7 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import erasure, fanout, follows, mutes
+from feeds import erasure, fanout, follows, mutes, seen
 from feeds.events import (
     FollowFact,
     MuteFact,
@@ -21,9 +21,10 @@ from feeds.events import (
 )
 from feeds.models import Feed
 from feeds.read import here
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | MuteFact | UserErased
+FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
@@ -33,6 +34,7 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("user.unfollowed", 1): UserUnfollowed.from_event,
     ("user.muted", 1): UserMuted.from_event,
     ("user.unmuted", 1): UserUnmuted.from_event,
+    ("feed.seen", 1): FeedSeen.from_event,
     ("user.erased", 1): UserErased.from_event,
 }
 
@@ -50,7 +52,7 @@ def subscription() -> Subscription:
 
 
 class FeedHandlers(Handlers[FeedFact]):
-    """Posts and follows, applied to the feeds."""
+    """Posts, follows and markers, applied to the feeds."""
 
     def to_fact(self, event: Event) -> FeedFact:
         """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
@@ -100,9 +102,12 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
+        others = {
+            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
+        }
+        readers = authors | followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers | others):
+        for users in follows.audience(authors - by_every_page, readers):
             here.pages.invalidate(users, watched)
 
 
@@ -118,6 +123,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_unfollows(facts)
         case MuteFact():
             mutes.apply_mutes(facts)
+        case FeedSeen():
+            seen.apply_seen(facts)
         case UserErased():
             erasure.apply(facts)
 
@@ -148,6 +155,8 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
         return 1
     if isinstance(fact, PostFact):
         return count + 1
+    if isinstance(fact, FeedSeen):
+        return 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
 

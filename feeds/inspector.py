@@ -85,7 +85,7 @@ class Entry:
         return ""
 
     @property
-    def unread(self) -> bool:
+    def read_by_nobody(self) -> bool:
         """Tell whether this is a row that nobody reads: at or below the floor, or of a post that is
         being withdrawn.
         """

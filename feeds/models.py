@@ -217,6 +217,10 @@ class Feed(models.Model):
         null=True, help_text="from when on posts of this author may be left to be pulled by readers"
     )
 
+    seen_post_id = models.BigIntegerField(
+        null=True, help_text="the user has seen the feed up to this post id"
+    )
+
     objects = FeedQuerySet.as_manager()
 
     class Meta:

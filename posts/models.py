@@ -1,6 +1,6 @@
 """The `posts` table and its query vocabulary."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from django.db import models
@@ -61,7 +61,8 @@ _PAGE_OF_OLDER = _PAGE_OF.format(beyond="id <= %(id)s ORDER BY id DESC")
 _PAGE_OF_NEWER = _PAGE_OF.format(beyond="id > %(id)s ORDER BY id")
 
 _FIND = f"""
-SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts WHERE id = %s
+SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts
+WHERE id = ANY(%s::bigint[])
 """  # noqa: S608 - composed of constants
 
 # A post from before its author was erased is a tombstone from the beginning. The array of data is
@@ -108,13 +109,13 @@ class PostQuerySet(models.QuerySet["Post"]):
         values = {"author": author_id, "id": position.id, "limit": limit}
         return [PostRow(*row) for row in fetch(statement, values)]
 
-    def find(self, post_id: int) -> FoundPost | None:
-        """Return the post or its tombstone, if there is one."""
-        rows = fetch(_FIND, [post_id])
-        if not rows:
-            return None
-        *row, is_deleted = rows[0]
-        return FoundPost(PostRow(*row), is_deleted)
+    def find(self, post_ids: Iterable[int]) -> dict[int, FoundPost]:
+        """Return those of the posts that there are, or their tombstones, by id (a look-up each)."""
+        found = {}
+        for *row, is_deleted in fetch(_FIND, [bigints(post_ids)]):
+            post = PostRow(*row)
+            found[post.id] = FoundPost(post, is_deleted)
+        return found
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
         """Insert `posts` in one statement; return the ids that were new and are no tombstones (an

@@ -10,6 +10,7 @@ from django.db import transaction
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
 from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted
 
 _sequence = itertools.count(1)
@@ -74,6 +75,15 @@ class UserUnmutedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     user_id = 2
     muted_id = 1
+
+
+class FeedSeenFactory(factory.Factory):
+    class Meta:
+        model = FeedSeen
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    post_id = factory.LazyFunction(next_id)
 
 
 class UserErasedFactory(factory.Factory):

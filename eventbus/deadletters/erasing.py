@@ -32,7 +32,7 @@ SELECT EXISTS (SELECT FROM erasures WHERE user_id = ANY(%s::bigint[]) AND event_
 class Walked(NamedTuple):
     """How many dead letters were looked at, the last of them, and how many were deleted."""
 
-    count: int
+    rows: int
     last: int
     deleted: int
 

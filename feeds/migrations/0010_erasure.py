@@ -4,7 +4,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     atomic = False  # so that nobody waits for the index
-    dependencies = [("feeds", "0008_follows_to_deliver"), ("eventbus", "0009_erasures")]
+    dependencies = [("feeds", "0009_seen"), ("eventbus", "0008_erasures")]
 
     operations = [
         migrations.AlterModelOptions(
