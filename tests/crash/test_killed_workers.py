@@ -92,7 +92,7 @@ def test_a_worker_killed_while_it_erases_a_user(point: str, network: Network) ->
     assert worker.stop() == 0
     event_id = network.erase(network.authors[0])
     wait_for_death(dying(network.system, point, "run_fanout"))
-    Erasure.objects.update(due_at=Now())  # as if half a minute had passed
+    Erasure.objects.update(due_at=Now())  # as if some seconds had passed
     network.system.worker()
     network.post()
     wait_until(lambda: Erasure.objects.get(event_id=event_id).finished_at)

@@ -19,6 +19,7 @@ from eventbus.models import DeadLetter, Erasure, IdempotencyKey, ProcessedEvent
 from feeds import erasure, fanout, housekeeping, verification
 from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
+from feeds.seen import FeedSeen
 from feeds.timeline import Reader
 from posts.models import Post
 from posts.pagination import START
@@ -33,6 +34,7 @@ from tests.factories import (
     UserUnmutedFactory,
     apply,
     follow_all,
+    next_id,
 )
 from tests.feeds.model import Step, expected_feed, feed, history
 
@@ -223,7 +225,7 @@ def test_a_part_whose_worker_died_before_it_was_noted_is_done_again(step: str) -
     assert place is not None
     with transaction.atomic():
         erasure.STEPS[step](place)
-    assert erasure.erase_part() is False  # for half a minute it is taken to be under way
+    assert erasure.erase_part() is False  # for some seconds it is taken to be under way
     erase_all()
     assert not Follow.objects.exists()
     assert not Post.objects.alive().filter(author_id=ERASED).exists()
@@ -251,6 +253,16 @@ def test_a_mute_from_before_does_not_hide_who_is_followed_after() -> None:
     erase_all()
     assert feed(2) == [post.post_id]
     assert verification.verify().equal
+
+
+@pytest.mark.parametrize("erasure_first", [True, False])
+def test_a_marker_from_before_is_none(erasure_first: bool) -> None:
+    old, erased = FeedSeen(next_id(), ERASED, next_id()), UserErasedFactory(user_id=ERASED)
+    apply(*([erased, old] if erasure_first else [old, erased]))
+    assert Feed.objects.get().seen_post_id is None
+    new = FeedSeen(next_id(), ERASED, next_id())
+    apply(new, old, erased, careful=True)
+    assert Feed.objects.get().seen_post_id == new.post_id
 
 
 def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
