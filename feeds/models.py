@@ -25,12 +25,14 @@ CLOCK_SKEW_SECONDS = 60
 RESTING = MAX_ID  # the floor of a feed of which nothing is materialised
 
 
-_PULLED_BY = """
+# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
+PULLED_BY = """
 SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
-WHERE follower_id = %(user)s AND active
+WHERE follower_id = {user} AND active
 UNION ALL
-SELECT user_id FROM feeds WHERE user_id = %(user)s AND pulled_since IS NOT NULL
+SELECT user_id FROM feeds WHERE user_id = {user} AND pulled_since IS NOT NULL
 """
+_PULLED_BY_ONE = PULLED_BY.format(user="%(user)s")
 
 
 _FOLLOWERS_OF = """
@@ -60,7 +62,7 @@ class FollowQuerySet(models.QuerySet["Follow"]):
         """Return those the user follows, or is, whose posts may have to be pulled (one look-up a
         followee).
         """
-        return [author for (author,) in fetch(_PULLED_BY, {"user": user_id})]
+        return [author for (author,) in fetch(_PULLED_BY_ONE, {"user": user_id})]
 
 
 def _users_beyond(statement: str, user_id: int, position: Position, limit: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The `posts` table and its query vocabulary."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from django.db import models
@@ -52,6 +52,10 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id
 """
 
+_DELETED_AMONG = """
+SELECT id FROM posts WHERE id = ANY(%s::bigint[]) AND deleted_event_id IS NOT NULL
+"""
+
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
 # away.
 _TOMBSTONE = """
@@ -92,6 +96,10 @@ class PostQuerySet(models.QuerySet["Post"]):
             ),
         ]
         return {post_id for (post_id,) in fetch(_INSERT, columns)}
+
+    def deleted_among(self, post_ids: Iterable[int]) -> set[int]:
+        """Return which of these posts are deleted (one look-up each)."""
+        return {post_id for (post_id,) in fetch(_DELETED_AMONG, [bigints(post_ids)])}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no
