@@ -238,8 +238,8 @@ def _advance(place: Place, part: Part) -> None:
 def _void(user_id: int, part: Part) -> None:
     if part.of_author:
         watched, by_every_page = Feed.objects.watched_among({user_id})
-        for users in follows.audience({user_id} - by_every_page, {user_id}):
-            here.pages.invalidate(users, watched)
+        for audience in follows.audience({user_id} - by_every_page):
+            here.pages.invalidate({user_id}.union(*audience.values()), watched)
     elif part.users:
         here.pages.invalidate(part.users)
 

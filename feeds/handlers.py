@@ -1,5 +1,6 @@
 """From an event to the function that applies it: what `run_fanout` does with a batch."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
 from feeds import erasure, fanout, follows, mutes, seen
+from feeds.announcements import Change
 from feeds.events import (
     FollowFact,
     MuteFact,
@@ -23,6 +25,7 @@ from feeds.models import Feed
 from feeds.read import here
 from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
+from posts.models import Post
 
 FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
 
@@ -99,16 +102,43 @@ class FeedHandlers(Handlers[FeedFact]):
         return None
 
     def after_commit(self, facts: Sequence[FeedFact]) -> None:
-        """Make the cached first page of every feed that `facts` change void."""
+        """Make the cached first page of every feed that `facts` change void, and announce what has
+        changed.
+        """
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
         others = {
             fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
         }
-        readers = authors | followers | others
+        readers = followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, readers):
-            here.pages.invalidate(users, watched)
+        new_posts = _new_posts(facts)
+        users = authors | readers
+        changes = [Change(readers)] if readers else []
+        changes += [Change([author], author, new_posts[author]) for author in by_every_page]
+        for audience in follows.audience(authors - by_every_page):
+            for author, audience_of in audience.items():
+                pulled_from = author if author in watched else 0
+                changes.append(Change(audience_of, pulled_from, new_posts[author]))
+            here.pages.invalidate(users.union(*audience.values()), watched, changes)
+            users, changes = set(), []
+
+
+def _new_posts(facts: Sequence[FeedFact]) -> dict[int, list[int]]:
+    """Return by author which posts are new and nothing but new: none of an author who has also
+    deleted one.
+    """
+    created = [fact for fact in facts if isinstance(fact, PostCreated)]
+    deleted = Post.objects.deleted_among(fact.post_id for fact in created)
+    new_posts: dict[int, list[int]] = defaultdict(list)
+    for post in created:
+        # Of a replay, whose post was deleted long ago.
+        if post.post_id not in deleted:
+            new_posts[post.author_id].append(post.post_id)
+    for fact in facts:
+        if isinstance(fact, PostDeleted):
+            new_posts.pop(fact.author_id, None)
+    return new_posts
 
 
 def _apply_step(facts: Sequence[Any], careful: bool) -> None:

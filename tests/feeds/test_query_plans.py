@@ -83,7 +83,7 @@ def test_markers_are_raised_by_one_look_up_each(large_tables: None) -> None:
 
 
 def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> None:
-    assert_no_full_scan(lambda: list(follows.audience({7}, set())), "follows")
+    assert_no_full_scan(lambda: list(follows.audience({7})), "follows")
 
 
 def test_processed_events_are_looked_up_by_their_key(large_tables: None) -> None:
