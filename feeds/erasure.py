@@ -28,7 +28,7 @@ from feeds.read import here
 from posts.models import ALIVE, PULLED, Fanout
 
 # A part whose worker died is taken up by another after so long.
-TURN_SECONDS = 30
+TURN_SECONDS = 5
 WAIT_SECONDS = 1
 
 ROWS = 1_000
@@ -49,8 +49,10 @@ RETURNING user_id
 # The feed rests: what is stored of it is read by nobody, and nothing is added to it.
 _PUT_TO_REST = """
 WITH resting AS (
-    UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false, last_read_at = now()
-    WHERE user_id = ANY(%(users)s::bigint[])
+    UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false, last_read_at = now(),
+        seen_post_id = CASE WHEN seen_post_id > event_id THEN seen_post_id END
+    FROM erasures
+    WHERE feeds.user_id = ANY(%(users)s::bigint[]) AND erasures.user_id = feeds.user_id
 )
 UPDATE follows SET idle = true WHERE follower_id = ANY(%(users)s::bigint[]) AND NOT idle
 """

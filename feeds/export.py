@@ -37,9 +37,9 @@ class Section(NamedTuple):
 SECTIONS = (
     Section(
         "user",
-        ("user_id", "last_read_at", "follower_count", "floor", "pulled_since"),
+        ("user_id", "last_read_at", "seen_post_id", "follower_count", "floor", "pulled_since"),
         """
-        SELECT user_id, last_read_at, follower_count, floor, pulled_since FROM feeds
+        SELECT user_id, last_read_at, seen_post_id, follower_count, floor, pulled_since FROM feeds
         WHERE user_id = %(user)s AND user_id > %(after)s LIMIT %(limit)s
         """,
     ),

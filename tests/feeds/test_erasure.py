@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from eventbus.database.sql import fetch
-from eventbus.models import Erasure, IdempotencyKey, ProcessedEvent
+from eventbus.deadletters.store import store
+from eventbus.models import DeadLetter, Erasure, IdempotencyKey, ProcessedEvent
 from feeds import erasure, fanout, housekeeping, verification
 from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
+from feeds.seen import FeedSeen
 from feeds.timeline import Reader
 from posts.models import Post
 from posts.pagination import START
+from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
@@ -31,6 +34,7 @@ from tests.factories import (
     UserUnmutedFactory,
     apply,
     follow_all,
+    next_id,
 )
 from tests.feeds.model import Step, expected_feed, feed, history
 
@@ -221,7 +225,7 @@ def test_a_part_whose_worker_died_before_it_was_noted_is_done_again(step: str) -
     assert place is not None
     with transaction.atomic():
         erasure.STEPS[step](place)
-    assert erasure.erase_part() is False  # for half a minute it is taken to be under way
+    assert erasure.erase_part() is False  # for some seconds it is taken to be under way
     erase_all()
     assert not Follow.objects.exists()
     assert not Post.objects.alive().filter(author_id=ERASED).exists()
@@ -249,6 +253,16 @@ def test_a_mute_from_before_does_not_hide_who_is_followed_after() -> None:
     erase_all()
     assert feed(2) == [post.post_id]
     assert verification.verify().equal
+
+
+@pytest.mark.parametrize("erasure_first", [True, False])
+def test_a_marker_from_before_is_none(erasure_first: bool) -> None:
+    old, erased = FeedSeen(next_id(), ERASED, next_id()), UserErasedFactory(user_id=ERASED)
+    apply(*([erased, old] if erasure_first else [old, erased]))
+    assert Feed.objects.get().seen_post_id is None
+    new = FeedSeen(next_id(), ERASED, next_id())
+    apply(new, old, erased, careful=True)
+    assert Feed.objects.get().seen_post_id == new.post_id
 
 
 def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
@@ -302,6 +316,47 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         ("erasures", "user_id"),
         ("processed_events", "actor_id"),
     }
+
+
+NAMES = f'"{ERASED}"'.encode()
+
+
+@pytest.mark.parametrize(
+    ("dead_letter", "stays"),
+    [
+        ({"key": str(ERASED).encode(), "value": b"\xff\x00"}, False),
+        ({"value": b'{"actor_id": %b}' % NAMES}, False),
+        ({"value": b'{"payload": {"follower_id": %b}}' % NAMES}, False),
+        ({"value": b"{broken, by " + NAMES}, False),
+        # Somebody else's, who only mentions the number.
+        ({"value": b'{"actor_id": "7", "payload": {"content": %b}}' % NAMES}, True),
+        ({"value": b'{"actor_id": "7", "payload": {"data": {"a_id": %b}}}' % NAMES}, True),
+        ({"value": b'{"actor_id": "%d1"}' % ERASED}, True),
+    ],
+)
+def test_dead_letters_that_are_about_an_erased_user_go_and_are_stored_no_more(
+    dead_letter: dict[str, Any], stays: bool
+) -> None:
+    an_entry(**dead_letter, event_id=41)
+    erased = erase()
+    assert DeadLetter.objects.exists() == stays
+    DeadLetter.objects.all().delete()
+    record = a_dead_letter(**dead_letter, event_id=42)
+    store([record, record])
+    # What is no JSON names whom its key does, and nobody else.
+    is_broken = dead_letter["value"].startswith(b"{broken")
+    assert DeadLetter.objects.exists() == (stays or is_broken)
+    later = a_dead_letter(**dead_letter, event_id=erased.event_id + 1)
+    store([later])
+    assert DeadLetter.objects.filter(event_id=erased.event_id + 1).exists()
+
+
+def test_many_dead_letters_are_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "DEAD_LETTERS", 2)
+    for number in range(5):
+        an_entry(key=str(ERASED if number % 2 else 7).encode())
+    erase()
+    assert [bytes(entry.key) for entry in DeadLetter.objects.all()] == [b"7"] * 3
 
 
 def note_processed(facts: Sequence[Any]) -> None:
