@@ -13,13 +13,15 @@ from feeds import fanout, follows
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import Feed
 from feeds.read import here
-from posts.events import PostCreated, PostDeleted, PostFact
+from posts import edits
+from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
 
 FeedFact = PostFact | FollowFact
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.created", 2): PostCreated.from_event,
+    ("post.edited", 1): PostEdited.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
@@ -97,6 +99,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
     match facts[0]:
         case PostCreated():
             fanout.deliver(facts, careful=careful)
+        case PostEdited():
+            edits.apply_edits(facts)
         case PostDeleted():
             fanout.withdraw(facts)
         case UserFollowed():
@@ -125,7 +129,9 @@ def _is_oversized(fact: PostFact) -> bool:
 
 
 def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
-    """Return how many feed rows `fact` may change."""
+    """Return how many feed rows `fact` may change; an edit changes none, and its post."""
+    if isinstance(fact, PostEdited):
+        return 1
     count = followers.get(fact.key, 0)
     if isinstance(fact, PostCreated) and count >= fanout.pulled_from():
         return 1

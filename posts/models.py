@@ -7,6 +7,7 @@ from django.db import models
 
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.ids.snowflake import EPOCH_MS, ID_BITS
+from posts import edits
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -64,7 +65,8 @@ _FIND = f"""
 SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts WHERE id = %s
 """  # noqa: S608 - composed of constants
 
-# The array of data is empty where no post has any: `unnest` fills up with nulls.
+# The array of data is empty where no post has any: `unnest` fills up with nulls. The limit has
+# edits that wait looked up post by post: for EXISTS all of them would be read.
 _INSERT = """
 INSERT INTO posts (id, author_id, content, created_at, fanout, data)
 SELECT id, author_id, content, created_at, fanout, data::jsonb
@@ -72,15 +74,21 @@ FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::small
     AS new (id, author_id, content, created_at, fanout, data)
 ORDER BY 1
 ON CONFLICT (id) DO NOTHING
-RETURNING id
+RETURNING id, (SELECT true FROM waiting_edits WHERE post_id = posts.id LIMIT 1)
 """
 
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
-# away.
+# away, and edits need not wait for it.
 _TOMBSTONE = """
+WITH gone AS (
+    SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigint[])
+        AS gone (id, author_id, created_at, event_id)
+), waiting AS (
+    DELETE FROM waiting_edits USING gone
+    WHERE waiting_edits.post_id = gone.id AND waiting_edits.author_id = gone.author_id
+)
 INSERT INTO posts (id, author_id, content, created_at, fanout, deleted_event_id)
-SELECT id, author_id, '', created_at, 0, event_id
-FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigint[]) AS gone (id, author_id, created_at, event_id)
+SELECT id, author_id, '', created_at, 0, event_id FROM gone
 ORDER BY 1
 ON CONFLICT (id) DO UPDATE
 SET content = '', data = NULL, deleted_event_id = EXCLUDED.deleted_event_id
@@ -110,7 +118,7 @@ class PostQuerySet(models.QuerySet["Post"]):
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
         """Insert `posts` in one statement; return the ids that were new (an existing row, or
-        tombstone, stays).
+        tombstone, stays). Edits that have waited for them take effect.
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
@@ -124,7 +132,10 @@ class PostQuerySet(models.QuerySet["Post"]):
             ),
             _data_of(posts),
         ]
-        return {post_id for (post_id,) in fetch(_INSERT, columns)}
+        new = dict(fetch(_INSERT, columns))
+        if edited := [post_id for post_id, has_waiting_edit in new.items() if has_waiting_edit]:
+            edits.apply_waiting(edited)
+        return set(new)
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no
@@ -193,3 +204,21 @@ class Post(models.Model):
         """Return the last edit that changed anything, if there is one."""
         edits = [each for each in (self.content_event_id, self.data_event_id) if each is not None]
         return max(edits, default=None)
+
+
+class WaitingEdit(models.Model):
+    """An edit that came before its post; see `posts.edits`."""
+
+    event_id = models.BigIntegerField(primary_key=True)
+    post_id = models.BigIntegerField()
+    author_id = models.BigIntegerField()
+    content = models.TextField(null=True)  # noqa: DJ001 - null is an edit that does not name it
+    changes_data = models.BooleanField()
+    data = models.JSONField(null=True)
+
+    class Meta:
+        db_table = "waiting_edits"
+        indexes = [models.Index(fields=["post_id"], name="waiting_edits_by_post")]
+
+    def __str__(self) -> str:
+        return f"edit of post {self.post_id}"

@@ -11,6 +11,7 @@ from tests.api.server import ApiServer
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
     UserUnfollowedFactory,
     follow_all,
 )
@@ -91,6 +92,19 @@ def test_a_deletion_and_an_unfollow_are_changes(front: ApiServer, worker: Worker
     assert live.event() == ("changed", {})
     worker.process(UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR))
     assert live.event() == ("changed", {})
+    live.close()
+
+
+def test_an_edit_is_a_change_whether_the_post_is_pushed_or_pulled(
+    front: ApiServer, worker: Worker
+) -> None:
+    posts = [PostCreatedFactory(author_id=author) for author in (AUTHOR, STAR)]
+    worker.process(*posts)
+    live = Live(front, "?since=0")
+    assert live.new() == {"newest_id": str(posts[1].post_id), "count": 2}
+    for post in posts:
+        worker.process(PostEditedFactory(author_id=post.author_id, post_id=post.post_id))
+        assert live.event() == ("changed", {})
     live.close()
 
 

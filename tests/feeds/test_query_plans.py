@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import connection
 from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
@@ -13,12 +14,24 @@ from eventbus.models import ProcessedEvent
 from feeds import fanout, follows
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
+from posts import edits
 from posts.models import Post
 from posts.pagination import START, Position
-from tests.factories import PostCreatedFactory, UserFollowedFactory
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    PostEditedFactory,
+    UserFollowedFactory,
+)
 from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of
 
 pytestmark = pytest.mark.django_db
+
+# More than there ever are, and not analysed.
+WAITING = """
+INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data)
+SELECT n, n, n % 2000 + 1, 'early', false FROM generate_series(1, 100000) AS n
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +72,26 @@ def test_lists_read_only_their_page(large_tables: None) -> None:
     assert_no_full_scan(lambda: Post.objects.page_of(7, START, 21), "posts")
     assert_no_full_scan(lambda: Follow.objects.followers_page(7, START, 21), "follows")
     assert_no_full_scan(lambda: Follow.objects.following_page(9000, START, 21), "follows")
+
+
+def test_a_post_is_found_by_its_key(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.find(7), "posts")
+
+
+def test_edits_find_their_posts_by_their_keys(large_tables: None) -> None:
+    there = [PostEditedFactory(post_id=n, author_id=n % 2000 + 1) for n in range(1, 500)]
+    assert_no_full_scan(lambda: edits.apply_edits(there), "posts")
+    early = [PostEditedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: edits.apply_edits(early), "posts", queries=2)
+
+
+def test_new_posts_look_for_edits_that_wait_by_an_index(large_tables: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(WAITING)
+    posts = [PostCreatedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.store(posts), "waiting_edits")
+    gone = [PostDeletedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.bury(gone), "waiting_edits")
 
 
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
