@@ -36,8 +36,15 @@ WHERE NOT EXISTS (SELECT FROM posts WHERE posts.id = early.post_id)
 ORDER BY 1
 ON CONFLICT DO NOTHING
 """
+# Post by post in the index, and then out of an array that PostgreSQL cannot look into and takes to be
+# short: it looks each of them up, whatever statistics say.
 _TAKE = """
-DELETE FROM waiting_edits WHERE post_id = ANY(%s::bigint[])
+WITH waiting AS MATERIALIZED (
+    SELECT edit.event_id FROM unnest(%s::bigint[]) AS post CROSS JOIN LATERAL (
+        SELECT event_id FROM waiting_edits WHERE post_id = post ORDER BY event_id OFFSET 0
+    ) AS edit
+)
+DELETE FROM waiting_edits WHERE event_id = ANY(ARRAY(SELECT event_id FROM waiting))
 RETURNING event_id, post_id, author_id, content, changes_data, data::text
 """
 
@@ -72,6 +79,11 @@ def apply_edits(edits: Sequence[PostEdited]) -> None:
 def apply_waiting(post_ids: Collection[int]) -> None:
     """Edit posts that were stored just now by the edits that have waited for them."""
     _apply([PostEdited(*row) for row in fetch(_TAKE, [bigints(post_ids)])])
+
+
+def drop_waiting(post_ids: Iterable[int]) -> None:
+    """Forget the edits that have waited for posts which are deleted by now."""
+    execute(_TAKE, [bigints(post_ids)])
 
 
 def _apply(edits: Iterable[PostEdited]) -> set[int]:

@@ -248,9 +248,9 @@ def write_ids(request: Request, body: str = "") -> Ids:
 def written_in(body: object) -> Written:
     """Return what the JSON of a new post says. Raises `Unprocessable`."""
     body = _object(body)
-    data = _data_in(body)
-    if data is None:
+    if body.get("data") is None:
         return Written(_content_in(body), None)
+    data = _data_in(body)
     if "content" not in body:
         return Written("", data)
     return Written(_content_in(body, may_be_empty=True), data)

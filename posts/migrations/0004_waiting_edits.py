@@ -19,7 +19,9 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "waiting_edits",
-                "indexes": [models.Index(fields=["post_id"], name="waiting_edits_by_post")],
+                "indexes": [
+                    models.Index(fields=["post_id", "event_id"], name="waiting_edits_by_post")
+                ],
             },
         ),
     ]

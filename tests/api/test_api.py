@@ -102,10 +102,11 @@ def test_a_bad_body_is_refused_with_a_code(body: bytes, status: int, code: str) 
     assert told(post(body)) == (status, code)
 
 
-@pytest.mark.parametrize(("text", "code"), REFUSED, ids=lambda value: str(value)[:40])
-def test_bad_data_is_refused_with_a_code(text: str, code: str) -> None:
-    status = 400 if code == "malformed_json" else 422
-    assert told(post(b'{"data": ' + text.encode("utf-8", "surrogatepass") + b"}")) == (status, code)
+def test_bad_data_is_refused_with_a_code() -> None:
+    for text, code in REFUSED:
+        status = 400 if code == "malformed_json" else 422
+        body = b'{"data": ' + text.encode("utf-8", "surrogatepass") + b"}"
+        assert told(post(body)) == (status, code), text[:80]
 
 
 @pytest.mark.parametrize("content", [None, "", "  ", "text"])
@@ -232,30 +233,29 @@ def test_editing_a_post() -> None:
     assert anonymous.status_code == 401
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        (b"", 400, "malformed_json"),
-        (b"{", 400, "malformed_json"),
-        (b"[]", 422, "not_an_object"),
-        (b"{}", 422, "nothing_to_edit"),
-        (b'{"text": "x"}', 422, "nothing_to_edit"),
-        (b'{"content": null}', 422, "content_required"),
-        (b'{"content": 5}', 422, "content_required"),
-        (b'{"content": " "}', 422, "content_empty"),
-        (b'{"content": "", "data": null}', 422, "content_empty"),
-        (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
-        (b'{"content": "' + b"x" * 5_001 + b'"}', 422, "content_too_long"),
-        (b'{"content": "x", "data": []}', 422, "data_not_an_object"),
-        (b'{"data": {"a": 1, "a": 2}}', 422, "duplicate_key"),
-        (b'{"data": {"a": 1e300}}', 422, "data_number"),
-        (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_a_bad_edit_is_refused_with_a_code(body: bytes, status: int, code: str) -> None:
+BAD_EDITS = [
+    (b"", 400, "malformed_json"),
+    (b"{", 400, "malformed_json"),
+    (b"[]", 422, "not_an_object"),
+    (b"{}", 422, "nothing_to_edit"),
+    (b'{"text": "x"}', 422, "nothing_to_edit"),
+    (b'{"content": null}', 422, "content_required"),
+    (b'{"content": 5}', 422, "content_required"),
+    (b'{"content": " "}', 422, "content_empty"),
+    (b'{"content": "", "data": null}', 422, "content_empty"),
+    (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
+    (b'{"content": "' + b"x" * 5_001 + b'"}', 422, "content_too_long"),
+    (b'{"content": "x", "data": []}', 422, "data_not_an_object"),
+    (b'{"data": {"a": 1, "a": 2}}', 422, "duplicate_key"),
+    (b'{"data": {"a": 1e300}}', 422, "data_number"),
+    (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
+]
+
+
+def test_a_bad_edit_is_refused_with_a_code() -> None:
     apply(mine := PostCreatedFactory(author_id=1))
-    assert told(edit(mine.post_id, body)) == (status, code)
+    for body, status, code in BAD_EDITS:
+        assert told(edit(mine.post_id, body)) == (status, code), body[:80]
 
 
 def test_a_post_keeps_content_or_data() -> None:
