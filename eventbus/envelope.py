@@ -15,7 +15,7 @@ import orjson
 from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent, UndecodableEvent
 from eventbus.ids import clock
-from eventbus.ids.snowflake import is_id, milliseconds_of, number_in
+from eventbus.ids.snowflake import id_in, is_id, milliseconds_of
 
 MAX_TYPE_CHARS = 64
 
@@ -108,10 +108,10 @@ def read_minted_id(fields: Fields, name: str) -> int:
 
 def parse_id(text: object, name: str) -> int:
     """Return the id written as a decimal string. Raises `InvalidEvent` naming the field."""
-    number = number_in(text) if isinstance(text, str) else None
-    if number and str(number) == text:
-        return number
-    raise _no_id(name)
+    number = id_in(text)
+    if number is None:
+        raise _no_id(name)
+    return number
 
 
 def _no_id(name: str) -> InvalidEvent:

@@ -87,22 +87,24 @@ class EventProducer:
         value: bytes | None,
         headers: Headers,
         on_delivery: OnDelivery,
+        wait_until: float | None = None,
     ) -> None:
         """Queue one record; `on_delivery` gets None or the error, from another thread. It must not
         raise.
 
-        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`.
-        Raises `PublishFailed` for what the client refuses by itself; `RecordTooLarge` of these for
-        a record that is too big.
+        Waits for room in the queue up to that monotonic time, or else up to the publish time-out,
+        then raises `ProducerQueueFull`. Raises `PublishFailed` for what the client refuses by
+        itself; `RecordTooLarge` of these for a record that is too big.
         """
-        deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
+        if wait_until is None:
+            wait_until = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
             try:
                 self.send_now(
                     topic, key, value, list(headers), lambda error, _message: on_delivery(error)
                 )
             except ProducerQueueFull:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= wait_until:
                     raise
                 time.sleep(QUEUE_FULL_PAUSE)
             else:
@@ -353,11 +355,48 @@ def publish(event: Event, headers: Headers = ()) -> None:
                 kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context
             )
     except PublishFailed as error:
-        _note_failure(event, error, trial)
+        _note_failure([event], error, trial)
         raise
     KAFKA.succeeded()
     metrics.events_were_published(event.type, 1)
     log.debug("event_published", type=event.type)
+
+
+def publish_all(events: Sequence[Event], headers: Headers = ()) -> None:
+    """Publish `events`, all of them on their way together, and return once each is durable.
+
+    Waits no longer than for one. Raises as `publish`; then some of them may have been stored.
+    """
+    values = [envelope.encode(event) for event in events]
+    correlation.bind_events([event.event_id for event in events])
+    trial = NO_TRIAL
+    try:
+        trial = _enter()
+        _publish_together(events, values, headers)
+    except PublishFailed as error:
+        _note_failure(events, error, trial)
+        raise
+    KAFKA.succeeded()
+    for event in events:
+        metrics.events_were_published(event.type, 1)
+    log.debug("events_published", count=len(events))
+
+
+def _publish_together(events: Sequence[Event], values: Sequence[bytes], headers: Headers) -> None:
+    wait_until = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
+    producer = get()
+    reports: list[_Report] = []
+    for event, value in zip(events, values, strict=True):
+        report = _Report()
+        key = envelope.encode_key(event.key)
+        with tracing.publishing(event, headers) as headers_with_context:
+            producer.send(
+                kafka.FEED_EVENTS, key, value, headers_with_context, report.arrive, wait_until
+            )
+        reports.append(report)
+    for report in reports:
+        left = wait_until - time.monotonic()
+        report.wait(max(0.0, left) + REPORT_GRACE_SECONDS)
 
 
 async def publish_soon(event: Event, headers: Headers = ()) -> None:
@@ -372,7 +411,7 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
             kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers)
         )
     except PublishFailed as error:
-        _note_failure(event, error, trial)
+        _note_failure([event], error, trial)
         raise
     except BaseException:
         KAFKA.gave_up(trial)
@@ -421,8 +460,9 @@ def _enter() -> int:
         raise KafkaAway from error
 
 
-def _note_failure(event: Event, error: PublishFailed, trial: int) -> None:
-    metrics.events_published_total.labels(event.type, error.result).inc()
+def _note_failure(events: Sequence[Event], error: PublishFailed, trial: int) -> None:
+    for event in events:
+        metrics.events_published_total.labels(event.type, error.result).inc()
     if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
         KAFKA.failed(error, trial)
     elif not isinstance(error, KafkaAway | PublishForbidden):

@@ -9,14 +9,23 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows
-from feeds.events import FollowFact, UserFollowed, UserUnfollowed
+from feeds import erasure, fanout, follows, mutes, seen
+from feeds.events import (
+    FollowFact,
+    MuteFact,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from feeds.models import Feed
 from feeds.read import here
+from feeds.seen import FeedSeen
 from posts import edits
 from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
 
-FeedFact = PostFact | FollowFact
+FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
@@ -25,6 +34,10 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
+    ("user.muted", 1): UserMuted.from_event,
+    ("user.unmuted", 1): UserUnmuted.from_event,
+    ("feed.seen", 1): FeedSeen.from_event,
+    ("user.erased", 1): UserErased.from_event,
 }
 
 
@@ -41,7 +54,7 @@ def subscription() -> Subscription:
 
 
 class FeedHandlers(Handlers[FeedFact]):
-    """Posts and follows, applied to the feeds."""
+    """Posts, follows and markers, applied to the feeds."""
 
     def to_fact(self, event: Event) -> FeedFact:
         """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
@@ -80,8 +93,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
-            follows.lock_feeds(follow_facts)
+        about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
+        if about_users:
+            follows.lock_feeds(set().union(*(fact.users for fact in about_users)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -90,8 +104,12 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
+        others = {
+            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
+        }
+        readers = authors | followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers):
+        for users in follows.audience(authors - by_every_page, readers):
             here.pages.invalidate(users, watched)
 
 
@@ -107,6 +125,12 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_follows(facts)
         case UserUnfollowed():
             follows.apply_unfollows(facts)
+        case MuteFact():
+            mutes.apply_mutes(facts)
+        case FeedSeen():
+            seen.apply_seen(facts)
+        case UserErased():
+            erasure.apply(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
@@ -121,8 +145,8 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by
-    its cap.
+    """Tell whether the feeds that a post is in do not fit one transaction; what a follow or a
+    mute changes is bounded by the cap.
     """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit
@@ -137,6 +161,8 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
         return 1
     if isinstance(fact, PostFact):
         return count + 1
+    if isinstance(fact, FeedSeen):
+        return 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
 

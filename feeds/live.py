@@ -18,7 +18,7 @@ from redis import Redis, RedisError
 
 from eventbus.database.sql import bigints, fetch
 from feeds import announcements
-from feeds.models import HORIZON
+from feeds.models import HORIZON, IN_FEED
 from feeds.read import here
 from feeds.read.era import connection_pool, pool_like
 from feeds.timeline import Reader
@@ -53,7 +53,7 @@ CROSS JOIN LATERAL (
         (SELECT near.id FROM (
              SELECT followee_id AS author FROM follows
              JOIN feeds ON feeds.user_id = followee_id AND pulled_since IS NOT NULL
-             WHERE follower_id = asked.user_id AND active
+             WHERE follower_id = asked.user_id AND {IN_FEED}
              UNION ALL
              SELECT feeds.user_id FROM feeds
              WHERE feeds.user_id = asked.user_id AND pulled_since IS NOT NULL
@@ -69,13 +69,13 @@ CROSS JOIN LATERAL (
 ) AS found
 """  # noqa: S608 - composed of constants
 
-_READERS_OF = """
+_READERS_OF = f"""
 SELECT reader FROM unnest(%(users)s::bigint[]) AS reader
 WHERE reader = ANY(%(authors)s::bigint[]) OR EXISTS (
     SELECT FROM unnest(%(authors)s::bigint[]) AS author
-    JOIN follows ON follower_id = reader AND followee_id = author AND active
+    JOIN follows ON follower_id = reader AND followee_id = author AND {IN_FEED}
 )
-"""
+"""  # noqa: S608 - composed of constants
 
 log = structlog.get_logger(__name__)
 

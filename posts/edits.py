@@ -26,13 +26,17 @@ WHERE id = post_id AND author_id = author AND deleted_event_id IS NULL
 RETURNING id
 """
 
-# A post that is there and was not edited is deleted, or somebody else's: that edit has no effect.
+# A post that is there and was not edited is deleted, or somebody else's: that edit has no effect. Nor
+# has one of a post from before its author was erased.
 _KEEP = """
 INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data, data)
 SELECT event_id, post_id, author_id, content, changes_data, data::jsonb
 FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::boolean[], %s::text[])
     AS early (event_id, post_id, author_id, content, changes_data, data)
 WHERE NOT EXISTS (SELECT FROM posts WHERE posts.id = early.post_id)
+  AND NOT EXISTS (
+      SELECT FROM erasures WHERE user_id = early.author_id AND erasures.event_id > early.post_id
+  )
 ORDER BY 1
 ON CONFLICT DO NOTHING
 """

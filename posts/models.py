@@ -1,6 +1,6 @@
 """The `posts` table and its query vocabulary."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from django.db import models
@@ -62,22 +62,31 @@ _PAGE_OF_OLDER = _PAGE_OF.format(beyond="id <= %(id)s ORDER BY id DESC")
 _PAGE_OF_NEWER = _PAGE_OF.format(beyond="id > %(id)s ORDER BY id")
 
 _FIND = f"""
-SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts WHERE id = %s
+SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts
+WHERE id = ANY(%s::bigint[])
 """  # noqa: S608 - composed of constants
 
 # Whether any edit waits for its post, which is nearly never: asked once a statement, where a look-up
 # for each post would cost a tenth of it.
 _IS_ANY_WAITING = "(SELECT true FROM waiting_edits ORDER BY event_id LIMIT 1)"
 
-# The array of data is empty where no post has any: `unnest` fills up with nulls.
+# A post from before its author was erased is a tombstone from the beginning. The array of data is
+# empty where no post has any: `unnest` fills up with nulls.
 _INSERT = f"""
-INSERT INTO posts (id, author_id, content, created_at, fanout, data)
-SELECT id, author_id, content, created_at, fanout, data::jsonb
-FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[], %s::text[])
-    AS new (id, author_id, content, created_at, fanout, data)
-ORDER BY 1
+INSERT INTO posts (id, author_id, content, created_at, fanout, data, deleted_event_id)
+SELECT
+    id, author_id, CASE WHEN erasure IS NULL THEN content ELSE '' END, created_at, fanout,
+    CASE WHEN erasure IS NULL THEN data::jsonb END, erasure
+FROM (
+    SELECT new.*, (
+        SELECT event_id FROM erasures WHERE user_id = author_id AND event_id > new.id
+    ) AS erasure
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[], %s::text[])
+        AS new (id, author_id, content, created_at, fanout, data)
+    ORDER BY 1
+) AS new
 ON CONFLICT (id) DO NOTHING
-RETURNING id, {_IS_ANY_WAITING}
+RETURNING id, deleted_event_id IS NULL, {_IS_ANY_WAITING}
 """  # noqa: S608 - composed of constants
 
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
@@ -106,17 +115,17 @@ class PostQuerySet(models.QuerySet["Post"]):
         values = {"author": author_id, "id": position.id, "limit": limit}
         return [PostRow(*row) for row in fetch(statement, values)]
 
-    def find(self, post_id: int) -> FoundPost | None:
-        """Return the post or its tombstone, if there is one."""
-        rows = fetch(_FIND, [post_id])
-        if not rows:
-            return None
-        *row, is_deleted = rows[0]
-        return FoundPost(PostRow(*row), is_deleted)
+    def find(self, post_ids: Iterable[int]) -> dict[int, FoundPost]:
+        """Return those of the posts that there are, or their tombstones, by id (a look-up each)."""
+        found = {}
+        for *row, is_deleted in fetch(_FIND, [bigints(post_ids)]):
+            post = PostRow(*row)
+            found[post.id] = FoundPost(post, is_deleted)
+        return found
 
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
-        """Insert `posts` in one statement; return the ids that were new (an existing row, or
-        tombstone, stays). Edits that have waited for them take effect.
+        """Insert `posts` in one statement; return the ids that were new and are no tombstones (an
+        existing row, or tombstone, stays). Edits that have waited for them take effect.
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
@@ -131,8 +140,8 @@ class PostQuerySet(models.QuerySet["Post"]):
             _data_of(posts),
         ]
         rows = fetch(_INSERT, columns)
-        new = {post_id for post_id, _ in rows}
-        if any(is_any_waiting for _, is_any_waiting in rows):
+        new = {post_id for post_id, is_alive, _ in rows if is_alive}
+        if _is_any_waiting(rows):
             edits.apply_waiting(new)
         return new
 
@@ -148,8 +157,13 @@ class PostQuerySet(models.QuerySet["Post"]):
             [deletion.event_id for deletion in unique],
         ]
         rows = fetch(_TOMBSTONE, columns)
-        if any(is_any_waiting for _, is_any_waiting in rows):
+        if _is_any_waiting(rows):
             edits.drop_waiting(post_id for post_id, _ in rows)
+
+
+def _is_any_waiting(rows: Sequence[Sequence[Any]]) -> bool:
+    """Return the last column of any row: it is the same in all."""
+    return bool(rows and rows[0][-1])
 
 
 def _data_of(posts: Sequence[PostCreated]) -> list[str | None]:
@@ -219,7 +233,11 @@ class WaitingEdit(models.Model):
 
     class Meta:
         db_table = "waiting_edits"
-        indexes = [models.Index(fields=["post_id", "event_id"], name="waiting_edits_by_post")]
+        indexes = [
+            models.Index(fields=["post_id", "event_id"], name="waiting_edits_by_post"),
+            # What is held of a user, to show or erase it.
+            models.Index(fields=["author_id", "event_id"], name="waiting_edits_by_author"),
+        ]
 
     def __str__(self) -> str:
         return f"edit of post {self.post_id}"

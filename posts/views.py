@@ -17,6 +17,7 @@ from eventbus.event import Fields
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
+from eventbus.ids.snowflake import id_in
 from eventbus.telemetry import correlation
 from posts import pagination, rates, services
 from posts.data import DataRefused, fragment, text_of
@@ -32,9 +33,11 @@ from posts.schemas import (
     EditPost,
     NewPost,
     PostList,
+    PostsByIdSchema,
     PostSchema,
 )
 
+MAX_IDS = 100
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 IDEMPOTENCY = OpenApiParameter(
@@ -42,6 +45,13 @@ IDEMPOTENCY = OpenApiParameter(
     str,
     OpenApiParameter.HEADER,
     description="the same key and body: the same answer, done once",
+)
+IDS = OpenApiParameter(
+    "ids",
+    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_IDS},
+    required=True,
+    explode=False,
+    description="up to 100 post ids with commas between",
 )
 PAGING = [
     OpenApiParameter("limit", int, description="1 to 100, default 20"),
@@ -87,10 +97,20 @@ class Edited(NamedTuple):
 class PostsView(APIView):
     throttle_classes = [WriteRate]
 
+    @extend_schema(operation_id="read_posts", parameters=[IDS], responses={200: PostsByIdSchema})
+    def get(self, request: Request) -> Response:
+        """Return up to 100 posts by their ids: an entry each, in the order they were asked for.
+
+        Instead of a post that was deleted, or that there is not (yet), its entry has a `state`.
+        """
+        ids = ids_of(request)
+        posts = Post.objects.find(ids)
+        return Response({"results": [_entry(post_id, posts.get(post_id)) for post_id in ids]})
+
     @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
-        written = written_in(_body_of(request))
+        written = written_in(json_of(request))
         post = services.create_post(
             author_id=principal(request).user_id,
             content=written.content,
@@ -120,7 +140,7 @@ class PostView(APIView):
             raise PermissionDenied("Only its author can edit a post.", code="not_the_author")
         if found.is_deleted:
             raise Gone
-        edited = edited_in(_body_of(request), found.row)
+        edited = edited_in(json_of(request), found.row)
         edit = PostEdited(
             event_id=write_ids(request, edited.fingerprint).event_id,
             post_id=post_id,
@@ -229,20 +249,50 @@ def write_ids(request: Request, body: str = "") -> Ids:
 
     Raises `ParseError` on a key that is none, `Unprocessable` on one used for another request.
     """
-    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    key = _idempotency_key(request)
     if key is None:
         return idempotency.fresh()
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
+    user_id = principal(request).user_id
+    try:
+        return idempotency.reserve(user_id, key, _said_by(request, body))
+    except IdempotencyKeyReused as error:
+        raise Unprocessable(str(error), code="idempotency_key_reused") from error
+
+
+def write_run(request: Request, body: str, count: int) -> range:
+    """Return consecutive ids for the `count` events of a request, which must depend on nothing but
+    its body. Raises as `write_ids`.
+    """
+    key = _idempotency_key(request)
+    if key is None:
+        return idempotency.fresh_run(count)
+    user_id = principal(request).user_id
+    try:
+        return idempotency.reserve_run(user_id, key, _said_by(request, body), count)
+    except IdempotencyKeyReused as error:
+        raise Unprocessable(str(error), code="idempotency_key_reused") from error
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise ParseError(
             "Idempotency-Key must be 1 to 255 printable ASCII characters.",
             code="invalid_idempotency_key",
         )
-    try:
-        return idempotency.reserve(
-            principal(request).user_id, key, f"{request.method} {request.path}\n{body}"
-        )
-    except IdempotencyKeyReused as error:
-        raise Unprocessable(str(error), code="idempotency_key_reused") from error
+    return key
+
+
+def _said_by(request: Request, body: str) -> str:
+    return f"{request.method} {request.path}\n{body}"
+
+
+def json_of(request: Request) -> object:
+    """Return what the JSON in the body says. Raises `ParseError`, also for an empty body."""
+    if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
+        raise ParseError("The body is empty.", code="malformed_json")
+    body: object = request.data
+    return body
 
 
 def written_in(body: object) -> Written:
@@ -270,13 +320,6 @@ def edited_in(body: object, post: PostRow) -> Edited:
     elif not (post.content or has_data):
         raise Unprocessable("A post must keep content or data.", code="content_empty")
     return Edited(content, changes_data, data)
-
-
-def _body_of(request: Request) -> object:
-    """Return what the JSON of the request says. Raises `ParseError`, also without a body."""
-    if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
-        raise ParseError("The body is empty.", code="malformed_json")
-    return request.data
 
 
 def _object(body: object) -> Fields:
@@ -312,8 +355,30 @@ def _content_in(body: Fields, *, may_be_empty: bool = False) -> str:
     return content
 
 
+def ids_of(request: Request) -> list[int]:
+    """Return the post ids in `?ids=`, as they were asked for. Raises `ParseError`."""
+    given = ",".join(request.query_params.getlist("ids"))
+    if not given:
+        raise ParseError("Name the posts: ids=1,2,3.", code="ids_required")
+    ids = [id_in(text) for text in given.split(",", MAX_IDS)]
+    if len(ids) > MAX_IDS:
+        raise ParseError(f"ids must name no more than {MAX_IDS} posts.", code="too_many_ids")
+    found = [post_id for post_id in ids if post_id is not None]
+    if len(found) < len(ids):
+        raise ParseError("ids must be post ids with commas between.", code="invalid_ids")
+    return found
+
+
+def _entry(post_id: int, post: FoundPost | None) -> Fields:
+    if post is None:
+        return {"id": str(post_id), "state": "unknown"}
+    if post.is_deleted:
+        return {"id": str(post_id), "state": "deleted"}
+    return post_json(post.row)
+
+
 def _find(post_id: int) -> FoundPost:
-    post = Post.objects.find(post_id)
+    post = Post.objects.find([post_id]).get(post_id)
     if post is None:
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post

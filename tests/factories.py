@@ -9,7 +9,8 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostEdited
 
 _sequence = itertools.count(1)
@@ -68,6 +69,42 @@ class UserUnfollowedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     follower_id = 2
     followee_id = 1
+
+
+class UserMutedFactory(factory.Factory):
+    class Meta:
+        model = UserMuted
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    muted_id = 1
+
+
+class UserUnmutedFactory(factory.Factory):
+    class Meta:
+        model = UserUnmuted
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    muted_id = 1
+
+
+class FeedSeenFactory(factory.Factory):
+    class Meta:
+        model = FeedSeen
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    post_id = factory.LazyFunction(next_id)
+
+
+class UserErasedFactory(factory.Factory):
+    class Meta:
+        model = UserErased
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 1
+    actor_id = factory.SelfAttribute("user_id")
 
 
 @transaction.atomic

@@ -30,7 +30,7 @@ from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
 from feeds.live import Wanted
 from feeds.read.near_cache import KeptPage, NearCache
-from feeds.read.page import new_posts_body, with_links
+from feeds.read.page import new_posts_body, seen_of, with_links
 from feeds.views import (
     FeedView,
     LiveView,
@@ -62,9 +62,12 @@ log = structlog.get_logger(__name__)
 
 
 class WantedFeed(NamedTuple):
-    """Whose first page is asked for, or how many of its posts are newer than `since`."""
+    """Whose first page is asked for, or how many of its posts are newer than `since`, or than its
+    user has seen.
+    """
 
     user_id: int
+    is_page: bool
     since: int | None
 
 
@@ -143,12 +146,13 @@ class HotAnswers:
     ) -> Answer | None:
         view: type[APIView] = FeedView
         name = "feed"
-        if wanted.since is None:
+        if wanted.is_page:
             body = self._first_page(request, kept)
             self._tally.count_cache("hit")
         else:
             view, name = NewPostsView, "new-posts"
-            found = new_posts_body(kept.page, wanted.since)
+            since = seen_of(kept.page) if wanted.since is None else wanted.since
+            found = None if since is None else new_posts_body(kept.page, since)
             if found is None:
                 return None
             body = found
@@ -253,13 +257,12 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
     query = request.scope.query_string
     name = path[len(FEEDS) :]
     since = None
-    if name.endswith(NEW):
-        name = name[: -len(NEW)]
-        since = _since(query)
+    is_page = not name.endswith(NEW)
+    if query:
+        since = None if is_page else _since(query)
         if since is None:
             return None
-    elif query:
-        return None
+    name = name.removesuffix(NEW)
     user_id = _user_id(name)
     principal = _principal(request)
     if (
@@ -269,7 +272,7 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
         or _is_redirected(request)
     ):
         return None
-    return WantedFeed(user_id, since)
+    return WantedFeed(user_id, is_page, since)
 
 
 def _principal(request: Request) -> Principal | None:

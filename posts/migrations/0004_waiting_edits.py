@@ -20,7 +20,8 @@ class Migration(migrations.Migration):
             options={
                 "db_table": "waiting_edits",
                 "indexes": [
-                    models.Index(fields=["post_id", "event_id"], name="waiting_edits_by_post")
+                    models.Index(fields=["post_id", "event_id"], name="waiting_edits_by_post"),
+                    models.Index(fields=["author_id", "event_id"], name="waiting_edits_by_author"),
                 ],
             },
         ),

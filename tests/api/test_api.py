@@ -26,6 +26,7 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     PostEditedFactory,
+    UserMutedFactory,
     apply,
     follow_all,
 )
@@ -315,11 +316,47 @@ def test_following_and_unfollowing() -> None:
     assert told(client(1).put("/follows/1")) == (422, "cannot_follow_oneself")
 
 
+def test_muting_and_lifting_it() -> None:
+    for answer in (client(1).put("/mutes/2"), client(1).delete("/mutes/2")):
+        assert answer.status_code == 202
+        body = answer.json()
+        assert (set(body), body["muted_id"]) == ({"event_id", "user_id", "muted_id"}, "2")
+        assert answer.headers["Location"] == f"/events/{body['event_id']}"
+    apply(*[UserMutedFactory(user_id=1, muted_id=other) for other in (2, 3, MAX_ID)])
+    assert pages("/mutes?limit=2", 1, key="user_id") == [[str(MAX_ID), "3"], ["2"]]
+    assert pages("/mutes", 2, key="user_id") == [[]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("PUT", "/mutes/1", 422, "cannot_mute_oneself"),
+        ("DELETE", "/mutes/1", 422, "cannot_mute_oneself"),
+        ("PUT", "/mutes/0", 404, "not_found"),
+        ("PUT", "/mutes/01", 404, "not_found"),
+        ("PUT", "/mutes/9223372036854775808", 404, "not_found"),
+        ("PUT", "/mutes/-1", 404, "not_found"),
+        ("PUT", "/mutes/x", 404, "not_found"),
+        ("DELETE", "/mutes/%00", 404, "not_found"),
+        ("PUT", "/mutes/%F0%9F%8C%8D", 404, "not_found"),
+        ("PUT", "/mutes", 405, "method_not_allowed"),
+        ("POST", "/mutes/2", 405, "method_not_allowed"),
+        ("GET", "/mutes/2", 405, "method_not_allowed"),
+        ("GET", "/mutes?limit=0", 400, "invalid_limit"),
+        ("GET", "/mutes?cursor=x", 400, "invalid_cursor"),
+    ],
+)
+def test_what_is_wrong_about_a_mute_is_refused_with_a_code(
+    method: str, path: str, status: int, code: str
+) -> None:
+    assert told(client(1).request(method, path, {})) == (status, code)
+
+
 def pages(url: str, user: int, key: str = "id") -> list[list[str]]:
     found, following = [], url
     while following:
         page = client(user).get(following).json()
-        assert set(page) == {"results", "next", "previous"}
+        assert set(page) >= {"results", "next", "previous"}
         found.append([row[key] for row in page["results"]])
         following = page["next"]
     return found
@@ -486,6 +523,7 @@ def test_the_openapi_document_is_complete_and_its_page_loads_nothing_from_outsid
         "/posts",
         "/posts/{post_id}",
         "/follows/{user_id}",
+        "/mutes/{user_id}",
         "/feeds/{user_id}",
         "/events/{event_id}",
     ):

@@ -8,7 +8,7 @@ from django.test import Client
 
 from eventbus.envelope import format_time
 from eventbus.ids.snowflake import time_of
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import MuteFact, UserErased, UserFollowed, UserMuted, UserUnfollowed
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
@@ -18,8 +18,11 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     PostEditedFactory,
+    UserErasedFactory,
     UserFollowedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
+    UserUnmutedFactory,
 )
 
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
@@ -63,6 +66,12 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
         elif kind == "unfollow" and one != other:
             facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
+        elif kind == "mute" and one != other:
+            facts.append(UserMutedFactory(user_id=one, muted_id=other))
+        elif kind == "unmute" and one != other:
+            facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
+        elif kind == "erase":
+            facts.append(UserErasedFactory(user_id=one))
     return facts
 
 
@@ -79,10 +88,13 @@ def edit_of(post: PostCreated, number: int) -> PostEdited:
 
 
 def expected_post(facts: Sequence[Any], post: PostCreated) -> PostRow | None:
-    """Return what is shown of a post, in plain Python; None if it is deleted."""
+    """Return what is shown of a post, in plain Python; None if it, or its author, is deleted."""
+    counting = _counting(facts)
+    if post not in counting:
+        return None
     about = [
         fact
-        for fact in facts
+        for fact in counting
         if isinstance(fact, PostFact)
         and (fact.post_id, fact.author_id) == (post.post_id, post.author_id)
     ]
@@ -102,28 +114,45 @@ def shown_post(post_id: int) -> PostRow | None:
     """Return what is shown of a post, its data as compact JSON; None if it is deleted or not
     there.
     """
-    found = Post.objects.find(post_id)
+    found = Post.objects.find([post_id]).get(post_id)
     if found is None or found.is_deleted:
         return None
     data = found.row.data
     return found.row._replace(data=data and orjson.dumps(orjson.loads(data)).decode())
 
 
+def _counting(facts: Sequence[Any]) -> list[Any]:
+    """Return the facts that no erasure of someone they name comes after."""
+    erased: dict[int, int] = {}
+    for fact in facts:
+        if isinstance(fact, UserErased):
+            erased[fact.user_id] = max(fact.event_id, erased.get(fact.user_id, 0))
+    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in fact.users)]
+
+
+def _id(fact: Any) -> int:
+    """Return by which id a fact is from before or after an erasure."""
+    number: int = fact.post_id if isinstance(fact, PostCreated) else fact.event_id
+    return number
+
+
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
-    deleted.
+    deleted, and nothing from before a user was erased counts.
     """
-    last: dict[tuple[int, int], FollowFact] = {}
-    for fact in sorted(
-        (fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id
-    ):
-        last[fact.follower_id, fact.followee_id] = fact
-    authors = {
-        pair[1] for pair, fact in last.items() if pair[0] == user and isinstance(fact, UserFollowed)
+    facts = _counting(facts)
+    in_order = sorted(facts, key=lambda fact: fact.event_id)
+    followed: dict[int, bool] = {}
+    muted: dict[int, bool] = {}
+    for fact in in_order:
+        if isinstance(fact, FollowFact) and fact.follower_id == user:
+            followed[fact.followee_id] = isinstance(fact, UserFollowed)
+        if isinstance(fact, MuteFact) and fact.user_id == user:
+            muted[fact.muted_id] = isinstance(fact, UserMuted)
+    authors = {user} | {
+        author for author, is_followed in followed.items() if is_followed and not muted.get(author)
     }
     deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
     posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}
-    mine = (
-        post for post, author in posts.items() if author in authors | {user} and post not in deleted
-    )
+    mine = (post for post, author in posts.items() if author in authors and post not in deleted)
     return sorted(mine, reverse=True)

@@ -50,7 +50,9 @@ def deliver(facts: Sequence[Any], chance: random.Random) -> None:
 
 
 steps = st.tuples(
-    st.sampled_from(["post", "edit", "delete", "follow", "unfollow"]),
+    st.sampled_from(
+        ["post", "post", "edit", "delete", "follow", "follow", "unfollow", "mute", "mute", "unmute"]
+    ),
     st.sampled_from(USERS),
     st.sampled_from(USERS),
 )

@@ -74,8 +74,7 @@ def test_any_order_with_repetitions_gives_the_same_posts(
             delivered = delivered[size:]
         for post in posts:
             assert shown_post(post.post_id) == expected_post(facts, post)
-        foreign = [edit for edit in WaitingEdit.objects.all() if edit.author_id != 9]
-        assert foreign == []
+        assert not WaitingEdit.objects.exclude(author_id=9).exists()
         assert verification.verify().equal
         transaction.set_rollback(True)
 

@@ -38,8 +38,7 @@ def test_data_is_kept_equal_as_json_and_goes_with_the_post() -> None:
     fact = PostCreatedFactory(content="", data=text_of(data))
     plain = PostCreatedFactory(author_id=fact.author_id)
     Post.objects.store([fact, plain])
-    found = Post.objects.find(fact.post_id)
-    assert found is not None
+    found = Post.objects.find([fact.post_id])[fact.post_id]
     assert found.row.content == ""
     assert json.loads(found.row.data or "") == Post.objects.get(id=fact.post_id).data == data
     newest, older = Post.objects.page_of(fact.author_id, START, 2)
