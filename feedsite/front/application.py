@@ -110,7 +110,8 @@ class Application:
             connection.response_bytes(*full)
             return True
         transport = connection.response_stream(200, opening.headers)
-        await self._live.serve(opening.wanted, transport, opening.expires_at)
+        peer = request.scope.client
+        await self._live.serve(opening.wanted, transport, opening.expires_at, peer)
         return True
 
     async def _answer(self, request: Request) -> Answer | FileAnswer:

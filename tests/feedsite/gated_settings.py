@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
+from django.apps import apps
 from django.db import connection
 from psycopg.abc import PQGen
 
@@ -56,7 +57,8 @@ def _closed_for() -> str:
 
 
 def _report() -> None:
-    time.sleep(1)  # Django is not up yet
+    while not apps.ready:
+        time.sleep(LOOK_SECONDS)
     while True:
         time.sleep(LOOK_SECONDS)
         _hurry_the_lease()
