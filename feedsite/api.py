@@ -119,7 +119,7 @@ def _response_to(error: Exception) -> Response | None:
         return _api_error(error)
     if isinstance(error, PublishFailed):
         log.warning("write_not_accepted", error=str(error))
-        return _unavailable("kafka_unavailable", f"{error} Nothing was promised: try again.")
+        return _unavailable(error.code, f"{error} Nothing was promised: try again.")
     if isinstance(error, IdsUnavailable):
         log.warning("write_not_accepted", error=str(error))
         return _unavailable("database_unavailable", f"{error} Nothing was promised: try again.")
