@@ -88,22 +88,24 @@ class EventProducer:
         value: bytes | None,
         headers: Headers,
         on_delivery: OnDelivery,
+        wait_until: float | None = None,
     ) -> None:
         """Queue one record; `on_delivery` gets None or the error, from another thread. It must not
         raise.
 
-        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`.
-        Raises `PublishFailed` for what the client refuses by itself; `RecordTooLarge` of these for
-        a record that is too big.
+        Waits for room in the queue up to that monotonic time, or else up to the publish time-out,
+        then raises `ProducerQueueFull`. Raises `PublishFailed` for what the client refuses by
+        itself; `RecordTooLarge` of these for a record that is too big.
         """
-        deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
+        if wait_until is None:
+            wait_until = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
             try:
                 self.send_now(
                     topic, key, value, list(headers), lambda error, _message: on_delivery(error)
                 )
             except ProducerQueueFull:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= wait_until:
                     raise
                 time.sleep(QUEUE_FULL_PAUSE)
             else:
@@ -354,6 +356,37 @@ def publish(event: Event, headers: Headers = ()) -> None:
     log.debug("event_published", type=event.type)
 
 
+def publish_all(events: Sequence[Event], headers: Headers = ()) -> None:
+    """Publish `events`, all of them on their way together, and return once each is durable.
+
+    Waits no longer than for one. Raises as `publish`; then some of them may have been stored.
+    """
+    values = [envelope.encode(event) for event in events]
+    correlation.bind_events([event.event_id for event in events])
+    with Attempt(*events):
+        _publish_together(events, values, headers)
+    for event in events:
+        metrics.events_were_published(event.type, 1)
+    log.debug("events_published", count=len(events))
+
+
+def _publish_together(events: Sequence[Event], values: Sequence[bytes], headers: Headers) -> None:
+    wait_until = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
+    producer = get()
+    reports: list[_Report] = []
+    for event, value in zip(events, values, strict=True):
+        report = _Report()
+        key = envelope.encode_key(event.key)
+        with tracing.publishing(event, headers) as headers_with_context:
+            producer.send(
+                kafka.FEED_EVENTS, key, value, headers_with_context, report.arrive, wait_until
+            )
+        reports.append(report)
+    for report in reports:
+        left = wait_until - time.monotonic()
+        report.wait(max(0.0, left) + REPORT_GRACE_SECONDS)
+
+
 async def publish_soon(event: Event, headers: Headers = ()) -> None:
     """Do as `publish` on the event loop that was attached, which goes on with others meanwhile."""
     if _loop_deliveries is None:
@@ -370,28 +403,28 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
 
 
 class Attempt:
-    """A `with` around what publishes an event: asks whether it may, and tells the breaker and the
+    """A `with` around what publishes events: asks whether it may, and tells the breaker and the
     metrics how it went.
 
     A class, for a generator would cost each post on the loop more.
     """
 
-    __slots__ = ("_event", "_trial")
+    __slots__ = ("_events", "_trial")
 
-    def __init__(self, event: Event) -> None:
-        self._event = event
+    def __init__(self, *events: Event) -> None:
+        self._events = events
         self._trial = NO_TRIAL
 
     def __enter__(self) -> None:
         try:
             self._trial = _enter()
         except PublishFailed as error:
-            _count_failure(self._event, error)
+            _count_failures(self._events, error)
             raise
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if isinstance(error, PublishFailed):
-            _count_failure(self._event, error)
+            _count_failures(self._events, error)
         if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
             KAFKA.failed(error, self._trial)
         elif error is None or isinstance(error, PublishFailed):
@@ -410,8 +443,9 @@ def _enter() -> int:
         raise KafkaAway from error
 
 
-def _count_failure(event: Event, error: PublishFailed) -> None:
-    metrics.events_published_total.labels(event.type, error.result).inc()
+def _count_failures(events: Sequence[Event], error: PublishFailed) -> None:
+    for event in events:
+        metrics.events_published_total.labels(event.type, error.result).inc()
 
 
 def publish_record(
