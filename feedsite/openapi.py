@@ -37,7 +37,13 @@ OF_ALL = [
 OF_IDS_IN_PATHS = ["not_found"]
 OF_METHODS_WITH_BODIES = ["incomplete_body", "request_timeout", "payload_too_large"]
 OF_BODIES = ["malformed_json", "unsupported_encoding", "unsupported_media_type", "not_an_object"]
-OF_WRITES = ["invalid_idempotency_key", "idempotency_key_reused", "throttled", "kafka_unavailable"]
+OF_WRITES = [
+    "invalid_idempotency_key",
+    "idempotency_key_reused",
+    "throttled",
+    "kafka_unavailable",
+    "topics_unchecked",
+]
 
 
 def _header(name: str, kind: Any, statuses: list[int] | bool, description: str) -> OpenApiParameter:

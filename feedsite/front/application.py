@@ -20,6 +20,7 @@ from feedsite.front.hot import HTML, LIVE, HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.live import LiveFeeds
+from feedsite.front.spool import FileAnswer
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
@@ -91,7 +92,10 @@ class Application:
             log.exception("request_not_answered", method=request.method)
             answer = self._refusal(request, 500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
-            connection.response_bytes(*answer)
+            if isinstance(answer, FileAnswer):
+                connection.response_file(*answer)
+            else:
+                connection.response_bytes(*answer)
 
     async def _stream(self, request: Request, connection: Connection) -> bool:
         """Serve a live feed to its end; False if none is asked for, or something is wrong with the
@@ -108,10 +112,11 @@ class Application:
             connection.response_bytes(*full)
             return True
         transport = connection.response_stream(200, opening.headers)
-        await self._live.serve(opening.wanted, transport, opening.expires_at)
+        peer = request.scope.client
+        await self._live.serve(opening.wanted, transport, opening.expires_at, peer)
         return True
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> Answer | FileAnswer:
         probe = self._hot.probe(request)
         if probe is not None:
             return probe

@@ -17,7 +17,7 @@ from tests.api import contract
 from tests.api.server import Current
 
 ROOT = Path(__file__).resolve().parents[2]
-APPS = ("posts", "feeds", "feedsite")
+APPS = ("eventbus", "posts", "feeds", "feedsite")
 # Raised by Django REST framework, of which these are all that can occur here.
 OF_THE_FRAMEWORK = {
     exceptions.NotAuthenticated.default_code,
@@ -26,7 +26,16 @@ OF_THE_FRAMEWORK = {
     exceptions.Throttled.default_code,
 }
 # What may be called with a code, and which of its arguments that is.
-TAKING_CODES = {"error_body": 0, "_unavailable": 0, "refusal": 1, "BodyRefused": 1, "_refusal": 2}
+TAKING_CODES = {
+    "error_body": 0,
+    "_unavailable": 0,
+    "refusal": 1,
+    "BodyRefused": 1,
+    "_refusal": 2,
+    "DataRefused": 0,
+    "Refusal": 0,
+}
+CODE_ATTRIBUTES = ("code", "default_code")
 METHOD_NAME = re.compile(r"[a-z]+(_[a-z]+)+")
 
 
@@ -72,7 +81,7 @@ def _codes_of(node: ast.AST) -> Iterator[str]:
         name = getattr(node.func, "id", getattr(node.func, "attr", None))
         if name in TAKING_CODES:
             given += node.args[TAKING_CODES[name] :][:1]
-    if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "default_code":
+    if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in CODE_ATTRIBUTES:
         given.append(node.value)
     for value in given:
         if isinstance(value, ast.Constant) and isinstance(value.value, str):
@@ -125,7 +134,7 @@ def test_each_write_tells_its_headers_and_its_event() -> None:
         if answer := operation["responses"].get("202"):
             assert {"Location", "RateLimit", "RateLimit-Policy"} <= answer["headers"].keys(), name
             _body_name, body = schema_of(answer)
-            assert "event_id" in body["required"], name
+            assert {"event_id", "results"} & set(body["required"]), name
             assert "Retry-After" in operation["responses"]["429"]["headers"], name
 
 

@@ -13,7 +13,7 @@ import pytest
 from django.db import connection
 from pytest_django import DjangoDbBlocker
 
-from feeds import fanout, follows, housekeeping, rebuild
+from feeds import fanout, follows, housekeeping, mutes, rebuild
 from feeds.models import Horizon, Withdrawal
 from feeds.timeline import Reader
 from posts.pagination import START, Position
@@ -21,7 +21,9 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     UserFollowedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
+    UserUnmutedFactory,
 )
 from tests.feeds.partitioning import lay_out, partitions_undone
 from tests.large_tables import filled, nodes, plans_of
@@ -102,6 +104,8 @@ HOT: dict[str, Callable[[], object]] = {
     "unfollow": lambda: follows.apply_unfollows(
         [UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR + 1)]
     ),
+    "mute": lambda: mutes.apply_mutes([UserMutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
+    "unmute": lambda: mutes.apply_mutes([UserUnmutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
     "rebuild": lambda: rebuild._fill(READER),
     "walk": lambda: housekeeping.put_to_rest(range(5_000, 5_100)),
 }
