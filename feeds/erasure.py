@@ -22,6 +22,7 @@ from eventbus.deadletters import erasing
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
 from feeds import fanout, follows, mutes
+from feeds.announcements import Change
 from feeds.events import UserErased
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.read import here
@@ -245,8 +246,11 @@ def _advance(place: Place, part: Part) -> None:
 def _void(user_id: int, part: Part) -> None:
     if part.of_author:
         watched, by_every_page = Feed.objects.watched_among({user_id})
-        for audience in follows.audience({user_id} - by_every_page):
-            here.pages.invalidate({user_id}.union(*audience.values()), watched)
+        if by_every_page:
+            here.pages.invalidate([user_id], watched, [Change([user_id], user_id)])
+            return
+        for audience in follows.audience([user_id]):
+            here.pages.invalidate(audience[user_id], watched)
     elif part.users:
         here.pages.invalidate(part.users)
 

@@ -156,6 +156,7 @@ def test_an_erased_user_is_gone_from_every_feed_and_list() -> None:
 def test_older_events_revive_nothing_and_newer_ones_count() -> None:
     before: list[Any] = [
         PostCreatedFactory(author_id=ERASED),
+        PostCreatedFactory(author_id=ERASED),
         UserFollowedFactory(follower_id=2, followee_id=ERASED),
         UserFollowedFactory(follower_id=ERASED, followee_id=2),
         UserUnfollowedFactory(follower_id=3, followee_id=ERASED),
