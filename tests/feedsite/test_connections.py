@@ -239,7 +239,9 @@ def test_all_threads_of_the_api_at_once_use_just_the_connections_of_the_formula(
     needed = connections.of_api(THREADS)
     gate = Gated(tmp_path, needed)
     system.api(**gate.variables)
-    # Its turns are seconds apart, and a write with a key needs the lease that it keeps.
+    # Its turns are seconds apart, and a write with a key needs the lease that it keeps: without one
+    # so far, a write would be refused and ask nobody.
+    wait_until(lambda: write(system, 1) == 202)
     gate.close("snowflake-lease")
     gate.wait_for({"snowflake-lease"})
     gate.close(EVERYBODY)
