@@ -62,7 +62,7 @@ CROSS JOIN LATERAL (
          JOIN posts AS post ON post.id = entry.post_id
              AND post.deleted_event_id IS NULL AND post.fanout = {Fanout.PUSH.value}
          WHERE entry.user_id = asked.user_id AND entry.post_id > bounds.after
-           AND entry.post_id > %(lowest)s AND state.floor <= bounds.after
+           AND entry.post_id >= %(lowest)s + 1 AND state.floor <= bounds.after
          ORDER BY entry.post_id DESC LIMIT bounds.most)
         UNION ALL
         (SELECT near.id FROM unnest(pulled.authors) AS author
