@@ -90,6 +90,11 @@ WITH part AS MATERIALIZED (
 )
 SELECT count(*), coalesce(max(id), 0) FROM part
 """  # noqa: S608 - composed of constants
+_DROP_WAITING_EDITS = """
+DELETE FROM waiting_edits WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM waiting_edits WHERE author_id = %(user)s AND post_id < %(event)s LIMIT %(limit)s
+))
+"""
 _IS_WITHDRAWING = """
 SELECT EXISTS (SELECT FROM withdrawals WHERE author_id = %(user)s AND post_id < %(event)s)
 """
@@ -256,6 +261,11 @@ def _bury_posts(place: Place) -> Part:
     return Part(last, count < ROWS, of_author=True)
 
 
+def _drop_waiting_edits(place: Place) -> Part:
+    locks.acquire_keys([place.user_id])
+    return Part(0, execute(_DROP_WAITING_EDITS, place.values(ROWS)) < ROWS)
+
+
 def _await_withdrawals(place: Place) -> Part:
     # `fanout.withdraw_part` finds by their follows whose feeds they are in, so these go later.
     [(is_withdrawing,)] = fetch(_IS_WITHDRAWING, place.values(ROWS))
@@ -346,6 +356,7 @@ def _part_of(keys: Sequence[int], limit: int, *, users: Sequence[int] = ()) -> P
 # In this order; an erasure under way keeps the name of its step, so one may be put in between.
 STEPS: dict[str, Callable[[Place], Part]] = {
     "posts": _bury_posts,
+    "waiting edits": _drop_waiting_edits,
     "withdrawals": _await_withdrawals,
     "followers": _forget_followers,
     "former followers": _forget_former_followers,

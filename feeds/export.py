@@ -60,6 +60,14 @@ SECTIONS = (
         """,  # noqa: S608 - composed of constants
     ),
     Section(
+        "waiting_edit",
+        ("event_id", "post_id", "content", "changes_data", "data"),
+        """
+        SELECT event_id, post_id, content, changes_data, data::text FROM waiting_edits
+        WHERE author_id = %(user)s AND event_id > %(after)s ORDER BY event_id LIMIT %(limit)s
+        """,
+    ),
+    Section(
         "follows",
         ("user_id", "active", "event_id"),
         """

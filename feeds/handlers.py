@@ -24,7 +24,8 @@ from feeds.events import (
 from feeds.models import Feed
 from feeds.read import here
 from feeds.seen import FeedSeen
-from posts.events import PostCreated, PostDeleted, PostFact
+from posts import edits
+from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
 from posts.models import Post
 
 FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
@@ -32,6 +33,7 @@ FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.created", 2): PostCreated.from_event,
+    ("post.edited", 1): PostEdited.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
@@ -126,7 +128,7 @@ class FeedHandlers(Handlers[FeedFact]):
 
 def _new_posts(facts: Sequence[FeedFact]) -> dict[int, list[int]]:
     """Return by author which posts are new and nothing but new: none of an author who has also
-    deleted one.
+    deleted or edited one.
     """
     created = [fact for fact in facts if isinstance(fact, PostCreated)]
     deleted = Post.objects.deleted_among(fact.post_id for fact in created)
@@ -136,7 +138,7 @@ def _new_posts(facts: Sequence[FeedFact]) -> dict[int, list[int]]:
         if post.post_id not in deleted:
             new_posts[post.author_id].append(post.post_id)
     for fact in facts:
-        if isinstance(fact, PostDeleted):
+        if isinstance(fact, PostDeleted | PostEdited):
             new_posts.pop(fact.author_id, None)
     return new_posts
 
@@ -145,6 +147,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
     match facts[0]:
         case PostCreated():
             fanout.deliver(facts, careful=careful)
+        case PostEdited():
+            edits.apply_edits(facts)
         case PostDeleted():
             fanout.withdraw(facts)
         case UserFollowed():
@@ -179,7 +183,9 @@ def _is_oversized(fact: PostFact) -> bool:
 
 
 def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
-    """Return how many feed rows `fact` may change."""
+    """Return how many feed rows `fact` may change; an edit changes none, and its post."""
+    if isinstance(fact, PostEdited):
+        return 1
     count = followers.get(fact.key, 0)
     if isinstance(fact, PostCreated) and count >= fanout.pulled_from():
         return 1

@@ -21,6 +21,7 @@ from tests.api.server import ApiServer
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
     UserFollowedFactory,
     UserUnfollowedFactory,
     follow_all,
@@ -246,6 +247,19 @@ def test_who_follows_a_star_meanwhile_hears_of_their_posts(
     worker.process(after)
     while live.new() != (after.post_id, 2):
         pass
+    live.close()
+
+
+def test_an_edit_is_a_change_whether_the_post_is_pushed_or_pulled(
+    front: ApiServer, worker: Worker
+) -> None:
+    posts = [PostCreatedFactory(author_id=author) for author in (AUTHOR, STAR)]
+    worker.process(*posts)
+    live = Live(front, "?since=0")
+    assert live.new() == (posts[1].post_id, 2)
+    for post in posts:
+        worker.process(PostEditedFactory(author_id=post.author_id, post_id=post.post_id))
+        assert live.event() == ("changed", {})
     live.close()
 
 

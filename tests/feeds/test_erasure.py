@@ -21,12 +21,14 @@ from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
 from feeds.seen import FeedSeen
 from feeds.timeline import Reader
-from posts.models import Post
+from posts.events import PostCreated
+from posts.models import Post, WaitingEdit
 from posts.pagination import START
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
     UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
@@ -36,7 +38,14 @@ from tests.factories import (
     follow_all,
     next_id,
 )
-from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.model import (
+    Step,
+    expected_feed,
+    expected_post,
+    feed,
+    history,
+    shown_post,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -71,7 +80,18 @@ def erase(user: int = ERASED) -> Any:
 
 steps = st.tuples(
     st.sampled_from(
-        ["post", "post", "delete", "follow", "follow", "unfollow", "mute", "unmute", "erase"]
+        [
+            "post",
+            "post",
+            "edit",
+            "delete",
+            "follow",
+            "follow",
+            "unfollow",
+            "mute",
+            "unmute",
+            "erase",
+        ]
     ),
     st.sampled_from(USERS),
     st.sampled_from(USERS),
@@ -95,6 +115,9 @@ def test_any_order_with_repetitions_and_parts_in_between_converges(
         erase_all()
         for user in USERS:
             assert feed(user) == expected_feed(facts, user)
+        for post in (fact for fact in facts if isinstance(fact, PostCreated)):
+            assert shown_post(post.post_id) == expected_post(facts, post)
+        assert not WaitingEdit.objects.exists()
         assert verification.verify().equal
         assert not Withdrawal.objects.exists()
         transaction.set_rollback(True)
@@ -276,9 +299,12 @@ def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
 def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> None:
     post = PostCreatedFactory(author_id=ERASED, content=SECRET, data=f'{{"told": "{SECRET}"}}')
     gone = PostDeletedFactory(author_id=ERASED, post_id=post.post_id - 1)
+    early = PostEditedFactory(author_id=ERASED, post_id=gone.post_id - 1, content=SECRET)
     acts = [
         post,
         gone,
+        PostEditedFactory(author_id=ERASED, post_id=post.post_id, content=f"still {SECRET}"),
+        early,
         UserFollowedFactory(follower_id=2, followee_id=ERASED),
         UserFollowedFactory(follower_id=ERASED, followee_id=2),
         UserUnfollowedFactory(follower_id=3, followee_id=ERASED),
@@ -288,7 +314,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         UserUnmutedFactory(user_id=5, muted_id=ERASED),
     ]
     apply(*acts)
-    assert ("posts", "data") in tables_with(SECRET)
+    assert {("posts", "data"), ("waiting_edits", "content")} <= tables_with(SECRET)
     note_processed(acts)
     IdempotencyKey.objects.create(
         user_id=ERASED, key="k", fingerprint="f", event_id=post.event_id, object_id=post.post_id
@@ -307,6 +333,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
     assert Post.objects.filter(deleted_event_id=None).count() == 0
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
     apply(*acts, careful=True)
+    assert tables_with(SECRET) == set()
     ProcessedEvent.objects.exclude(type="user.erased").delete()
     note_processed(acts)
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
@@ -356,7 +383,7 @@ def test_many_dead_letters_are_looked_through_in_parts(monkeypatch: pytest.Monke
     for number in range(5):
         an_entry(key=str(ERASED if number % 2 else 7).encode())
     erase()
-    assert [bytes(entry.key) for entry in DeadLetter.objects.all()] == [b"7"] * 3
+    assert [bytes(entry.key or b"") for entry in DeadLetter.objects.all()] == [b"7"] * 3
 
 
 def note_processed(facts: Sequence[Any]) -> None:

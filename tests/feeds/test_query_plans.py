@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import connection
 from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
@@ -13,11 +14,14 @@ from eventbus.models import ProcessedEvent
 from feeds import fanout, follows, mutes, seen
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
+from posts import edits
 from posts.models import Post
 from posts.pagination import START, Position
 from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
+    PostDeletedFactory,
+    PostEditedFactory,
     UserFollowedFactory,
     UserMutedFactory,
     UserUnmutedFactory,
@@ -25,6 +29,12 @@ from tests.factories import (
 from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of, scans
 
 pytestmark = pytest.mark.django_db
+
+# More than there ever are, and not analysed.
+WAITING = """
+INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data)
+SELECT n, n, n % 2000 + 1, 'early', false FROM generate_series(1, 100000) AS n
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,22 @@ def test_lists_read_only_their_page(large_tables: None) -> None:
 
 def test_posts_are_found_by_their_ids(large_tables: None) -> None:
     assert_no_full_scan(lambda: Post.objects.find(range(5, 100_005, 1_000)), "posts")
+
+
+def test_edits_find_their_posts_by_their_keys(large_tables: None) -> None:
+    there = [PostEditedFactory(post_id=n, author_id=n % 2000 + 1) for n in range(1, 500)]
+    assert_no_full_scan(lambda: edits.apply_edits(there), "posts")
+    early = [PostEditedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: edits.apply_edits(early), "posts", queries=2)
+
+
+def test_edits_that_wait_are_found_by_an_index(large_tables: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(WAITING)
+    posts = [PostCreatedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.store(posts), "waiting_edits", queries=3)
+    gone = [PostDeletedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.bury(gone), "waiting_edits", queries=2)
 
 
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
