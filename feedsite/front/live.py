@@ -11,14 +11,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from django.conf import settings
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import metrics
-from feeds.announcements import Change
+from feeds.announcements import MARK, Change
 from feeds.live import Counting, Found, Hearing, NewPosts, Wanted
 from feedsite.front import unread
 from feedsite.front.keepers import Keeper
@@ -31,12 +31,20 @@ RETRY_MS = (1_000, 15_000)
 HEARTBEAT = b": heartbeat\n\n"
 
 
+class Progress(NamedTuple):
+    """How far the user has seen a feed, and how many of its posts are unread; None: never said."""
+
+    seen: str | None
+    unread: int | None
+
+
 class Stream:
     """One open stream: what is new in its feed, and which events it has still to send."""
 
     __slots__ = (
         "_change_is_told",
         "_heard",
+        "_progress_told",
         "_untold",
         "_woken",
         "asked_at",
@@ -44,6 +52,7 @@ class Stream:
         "peer",
         "posts",
         "task",
+        "unread_posts",
         "user_id",
         "wanted_since",
     )
@@ -55,6 +64,9 @@ class Stream:
         self.task: asyncio.Task[None] | None = None  # which nobody else holds
         self.asked_at = 0.0  # monotonic; 0: no count is awaited
         self.posts: NewPosts | None = None  # None: not counted yet
+        # None: its user has never said what they have seen.
+        self.unread_posts: NewPosts | None = None
+        self._progress_told: Progress | None = None  # None: not counted yet
         self._heard: list[int] = []  # since `asked_at`, which the count may know of or not
         self._change_is_told = False  # of which that count is
         self._untold: dict[str, None] = {}
@@ -74,8 +86,11 @@ class Stream:
         """Hear that these posts are new in the feed."""
         if self.asked_at:
             self._heard += post_ids
+        is_unread = self.unread_posts is not None and self.unread_posts.add(post_ids)
         if self.posts is not None and self.posts.add(post_ids):
             self.tell("new")
+        elif is_unread:
+            self.tell("seen")
 
     def changed(self) -> None:
         """Hear that the feed has changed otherwise; it is to be counted."""
@@ -88,6 +103,7 @@ class Stream:
         self.posts = self._new_posts(found)
         self.posts.add(found.post_ids)
         self.posts.add(self._heard)
+        self.unread_posts = self._counted_unread(found)
         self.asked_at, self._heard = 0.0, []
         known_count = before.count if before else 0
         known_newest = (before.newest_id if before else None) or 0
@@ -95,6 +111,10 @@ class Stream:
             self.tell("new")
         elif self.posts.count < known_count and not self._change_is_told:
             self.tell("changed")
+        if self._progress_told is None:
+            self._progress_told = self.progress
+        if self.progress != self._progress_told and "new" not in self._untold:
+            self.tell("seen")
         self._change_is_told = False
 
     def _new_posts(self, found: Found) -> NewPosts:
@@ -107,6 +127,20 @@ class Stream:
         if before:
             return NewPosts(before[0])
         return NewPosts(min(self._heard, default=1) - 1)
+
+    def _counted_unread(self, found: Found) -> NewPosts | None:
+        if found.seen is None:
+            return None
+        posts = NewPosts(found.seen)
+        posts.add(found.unread_ids)
+        posts.add(self._heard)
+        return posts
+
+    @property
+    def progress(self) -> "Progress":
+        if self.unread_posts is None:
+            return Progress(None, None)
+        return Progress(str(self.unread_posts.since), self.unread_posts.count)
 
     def tell(self, name: str) -> None:
         """Have an event sent, once however often it is told before that."""
@@ -121,8 +155,12 @@ class Stream:
 
     def _event(self, name: str) -> bytes:
         if name == "new" and self.posts is not None:
-            data, event_id = orjson.dumps(self.posts.to_json()), self.posts.newest_id
-            return b"id: %d\nevent: new\ndata: %b\n\n" % (event_id or 0, data)
+            self._progress_told = self.progress
+            data = orjson.dumps({**self.posts.to_json(), "unread": self.progress.unread})
+            return b"id: %d\nevent: new\ndata: %b\n\n" % (self.posts.newest_id or 0, data)
+        if name == "seen":
+            self._progress_told = self.progress
+            return b"event: seen\ndata: %b\n\n" % orjson.dumps(self.progress._asdict())
         return b"event: %b\ndata: {}\n\n" % name.encode()
 
     def woken(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
@@ -269,11 +307,12 @@ class LiveFeeds:
     def _announced(self, changes: Sequence[Change]) -> None:
         for change in changes:
             for stream in self._concerned(change):
-                if change.post_ids:
+                if change.post_ids and MARK not in change.post_ids:
                     stream.announced(change.post_ids)
-                else:
+                    continue
+                if not change.post_ids:
                     stream.changed()
-                    self._counting.ask([stream.ask()])
+                self._counting.ask([stream.ask()])
 
     def _concerned(self, change: Change) -> list[Stream]:
         users = set(change.user_ids)
