@@ -11,7 +11,7 @@ from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
 from feeds import erasure, fanout, follows, mutes, seen
-from feeds.announcements import Change
+from feeds.announcements import MARK, Change
 from feeds.events import (
     FollowFact,
     MuteFact,
@@ -109,14 +109,14 @@ class FeedHandlers(Handlers[FeedFact]):
         """
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        others = {
-            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
-        }
+        others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
+        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
         readers = followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
         new_posts = _new_posts(facts)
-        users = authors | readers
+        users = authors | readers | marking
         changes = [Change(readers)] if readers else []
+        changes += [Change(marking, post_ids=[MARK])] if marking else []
         changes += [Change([author], author, new_posts[author]) for author in by_every_page]
         for audience in follows.audience(authors - by_every_page):
             for author, audience_of in audience.items():

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
 from eventbus.models import ProcessedEvent
-from feeds import fanout, follows, mutes, seen
+from feeds import fanout, follows, live, mutes, seen
+from feeds.live import Wanted
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
 from posts import edits
-from posts.models import Post
+from posts.models import Fanout, Post
 from posts.pagination import START, Position
 from tests.factories import (
     FeedSeenFactory,
@@ -110,6 +112,19 @@ def test_markers_are_raised_by_one_look_up_each(large_tables: None) -> None:
 
 def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> None:
     assert_no_full_scan(lambda: list(follows.audience({7})), "follows")
+
+
+def test_what_is_new_in_feeds_with_streams_is_looked_up_in_indexes(large_tables: None) -> None:
+    Feed.objects.filter(user_id__in=(1, 2, 3)).update(pulled_since=Now())
+    Post.objects.filter(author_id__in=(1, 2, 3), id__gt=190_000).update(fanout=Fanout.PULL)
+    opened = [Wanted(user, None) for user in range(1, 101)]
+    gone_on = [Wanted(user, 150_000) for user in range(101, 201)]
+    tables = ("feed_entries", "posts", "feeds", "follows")
+    assert_no_full_scan(lambda: live.find(opened + gone_on), *tables, queries=2)
+
+
+def test_deleted_posts_are_looked_up_by_their_key(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.deleted_among(range(1, 501)), "posts")
 
 
 def test_processed_events_are_looked_up_by_their_key(large_tables: None) -> None:
