@@ -87,27 +87,32 @@ def edit_of(post: PostCreated, number: int) -> PostEdited:
     return edit
 
 
-def expected_post(facts: Sequence[Any], post: PostCreated) -> PostRow | None:
-    """Return what is shown of a post, in plain Python; None if it, or its author, is deleted."""
-    counting = _counting(facts)
-    if post not in counting:
-        return None
-    about = [
-        fact
-        for fact in counting
-        if isinstance(fact, PostFact)
-        and (fact.post_id, fact.author_id) == (post.post_id, post.author_id)
-    ]
-    if any(isinstance(fact, PostDeleted) for fact in about):
-        return None
-    content, data, edited_at = post.content, post.data, None
+def expected_posts(facts: Sequence[Any]) -> dict[int, PostRow]:
+    """Return what is shown of each post, in plain Python: the last edit that names it decides
+    content and data; none is shown that it, or its author, was deleted.
+    """
+    about = [fact for fact in _counting(facts) if isinstance(fact, PostFact)]
+    posts = {fact.post_id: _row_of(fact) for fact in about if isinstance(fact, PostCreated)}
     edits = [fact for fact in about if isinstance(fact, PostEdited)]
     for edit in sorted(edits, key=lambda edit: edit.event_id):
-        edited_at = format_time(time_of(edit.event_id))
-        content = edit.content if edit.content is not None else content
-        data = edit.data if edit.changes_data else data
+        post = posts.get(edit.post_id)
+        if post is not None and post.author_id == edit.author_id:
+            posts[edit.post_id] = _edited(post, edit)
+    deleted = {fact.post_id for fact in about if isinstance(fact, PostDeleted)}
+    return {post_id: post for post_id, post in posts.items() if post_id not in deleted}
+
+
+def _row_of(post: PostCreated) -> PostRow:
     created_at = format_time(post.created_at)
-    return PostRow(post.post_id, post.author_id, content, data, created_at, edited_at)
+    return PostRow(post.post_id, post.author_id, post.content, post.data, created_at, None)
+
+
+def _edited(post: PostRow, edit: PostEdited) -> PostRow:
+    return post._replace(
+        content=post.content if edit.content is None else edit.content,
+        data=edit.data if edit.changes_data else post.data,
+        edited_at=format_time(time_of(edit.event_id)),
+    )
 
 
 def shown_post(post_id: int) -> PostRow | None:

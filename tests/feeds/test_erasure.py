@@ -41,7 +41,7 @@ from tests.factories import (
 from tests.feeds.model import (
     Step,
     expected_feed,
-    expected_post,
+    expected_posts,
     feed,
     history,
     shown_post,
@@ -115,8 +115,9 @@ def test_any_order_with_repetitions_and_parts_in_between_converges(
         erase_all()
         for user in USERS:
             assert feed(user) == expected_feed(facts, user)
+        posts = expected_posts(facts)
         for post in (fact for fact in facts if isinstance(fact, PostCreated)):
-            assert shown_post(post.post_id) == expected_post(facts, post)
+            assert shown_post(post.post_id) == posts.get(post.post_id)
         assert not WaitingEdit.objects.exists()
         assert verification.verify().equal
         assert not Withdrawal.objects.exists()
