@@ -3,6 +3,7 @@ it.
 """
 
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -11,7 +12,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventbus.ids.snowflake import MAX_ID
-from feeds import inspector
+from feeds import inspector, live_tickets
 from feeds.models import RESTING, Feed, FeedEntry
 from feeds.read import first_page, here
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
@@ -307,3 +308,19 @@ def test_one_statement_hence_one_snapshot_serves_the_comparison(
     posts(5)
     with django_assert_num_queries(1):
         inspector._compare(READER)
+
+
+def test_the_page_has_a_ticket_to_the_live_feed_of_this_user_alone(
+    client: Client, settings: Settings
+) -> None:
+    newest = post()
+    page = context_of(operator(client, "view_feed"), inspector_of(READER))["inspection"]
+    address = urlsplit(page.live_address)
+    query = parse_qs(address.query)
+    assert (address.path, query["since"]) == (f"/feeds/{READER}/live", [str(newest)])
+    [ticket] = query["ticket"]
+    assert live_tickets.expires_at(ticket, READER)
+    assert live_tickets.expires_at(ticket, READER + 1) is None
+    assert live_tickets.expires_at(ticket + "x", READER) is None
+    settings.SECRET_KEY = "another" * 10
+    assert live_tickets.expires_at(ticket, READER) is None

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import threading
 from array import array
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +17,7 @@ from pytest_django import Settings
 from eventbus.database.sql import execute
 from eventbus.models import ProcessedEvent
 from feeds import live as live_feeds
+from feeds import live_tickets
 from feeds.announcements import CHANNEL, Change
 from feeds.models import Feed
 from feeds.read import here
@@ -66,6 +68,7 @@ class Live:
         headers: str = "",
         ttl: int = 60,
         user: int = READER,
+        path_user: int = 0,
         receive_bytes: int = 0,
     ) -> None:
         self._socket = socket.socket()
@@ -74,7 +77,7 @@ class Live:
         self._socket.settimeout(20)
         self._socket.connect(("127.0.0.1", server.port))
         head = (
-            f"GET /feeds/{user}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"GET /feeds/{path_user or user}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Authorization: Bearer {issue_token(user, '', ttl)}\r\n{headers}\r\n"
         )
         self._socket.sendall(head.encode())
@@ -118,6 +121,10 @@ class Live:
         with suppress(ConnectionResetError):
             while self._socket.recv(65_536):
                 pass
+
+    def shut_down(self) -> None:
+        """Have whoever reads come to the end."""
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._lines.close()
@@ -301,6 +308,20 @@ def test_a_stream_ends_with_its_token(front: ApiServer, worker: Worker) -> None:
     live.close()
 
 
+def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
+    front: ApiServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Live(front, f"?since=0&ticket={live_tickets.issue(READER)}", user=9, path_user=READER)
+    post = PostCreatedFactory(author_id=AUTHOR)
+    worker.process(post)
+    assert live.new() == (post.post_id, 1)
+    live.close()
+    monkeypatch.setattr(live_tickets, "SECONDS", 0)
+    for ticket in ("x", live_tickets.issue(READER), live_tickets.issue(READER + 1)):
+        refused = front.anonymous().get(f"/feeds/{READER}/live?ticket={ticket}")
+        assert refused.status_code == 401
+
+
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:
     settings.LIVE_MAX_STREAMS = 1
     live = Live(front)
@@ -335,20 +356,22 @@ def test_events_are_counted(front: ApiServer, worker: Worker) -> None:
 def test_a_client_that_does_not_read_is_cut_off(front: ApiServer, worker: Worker) -> None:
     before = counted("live_streams_cut_off_total")
     deaf = Live(front, "?since=0", receive_bytes=4_096)
-    reading = Live(front, "?since=0")
+    reading = Live(front, "?since=0", ttl=600)
+    reader = threading.Thread(target=reading.drain, daemon=True)
+    reader.start()
 
     def is_cut_off() -> bool:
         """Look, and tell a hundred posts more if not."""
         for _ in range(100):
             tell_of_a_post()
-            reading.until("new")
         return counted("live_streams_cut_off_total") > before
 
     eventually(is_cut_off, 60)
     deaf.drain()
-    tell_of_a_post()
-    reading.until("new")
-    reading.close()
+    assert reader.is_alive()
+    assert counted("live_streams_cut_off_total") == before + 1
+    reading.shut_down()
+    reader.join()
 
 
 def tell_of_a_post() -> None:
