@@ -72,8 +72,8 @@ test-matrix: ## the API, cache and crash tests on every Python here with Django 
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
-	$(patsubst %,tests/crash/test_%.py,broker three_brokers killed_workers killed_stores) tests/e2e/test_real_graph.py \
-	tests/e2e/test_demo_on_apache_kafka.py
+	$(patsubst %,tests/crash/test_%.py,broker three_brokers killed_workers killed_stores) \
+	tests/api/test_first_check.py tests/e2e/test_real_graph.py tests/e2e/test_demo_on_apache_kafka.py
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
 	@KAFKA=apache $(RUN) -m pytest $(IN_PARALLEL) $(or $(ARGS),$(TOUCHING_KAFKA))

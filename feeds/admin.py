@@ -1,5 +1,5 @@
-"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows and is
-followed by.
+"""Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows,
+is followed by and has muted.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,13 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from eventbus.admin import LargeTableAdmin, id_of
+from eventbus.exceptions import IdsUnavailable, PublishFailed
+from eventbus.ids import idempotency
 from eventbus.ids.snowflake import MAX_ID
-from feeds import inspector, verification
+from eventbus.models import Erasure
+from feeds import inspector, mutes, services, verification
 from feeds import rebuild as rebuilding
-from feeds.models import Feed, Follow
+from feeds.models import Feed, Follow, Mute
 from feeds.read import here
 from feeds.verification import Report
 from posts.pagination import Position
@@ -26,6 +29,7 @@ from posts.pagination import Position
 FOLLOWS_SHOWN = 100
 MAY_CHANGE = "feeds.change_feed"
 MAY_READ = "posts.view_post"
+MAY_ERASE = "feeds.erase_user"
 
 
 @admin.register(Feed)
@@ -46,6 +50,7 @@ class FeedAdmin(LargeTableAdmin):
         return [
             path("follows/", view(self.follows_view), name="feeds_feed_follows"),
             path("<id:user_id>/inspect/", view(self.inspect_view), name="feeds_feed_inspect"),
+            path("<id:user_id>/erase/", view(self.erase_view), name="feeds_feed_erase"),
             *super().get_urls(),
         ]
 
@@ -83,11 +88,44 @@ class FeedAdmin(LargeTableAdmin):
             ],
             "may_change": request.user.has_perm(MAY_CHANGE),
             "may_read": request.user.has_perm(MAY_READ),
+            "may_erase": request.user.has_perm(MAY_ERASE),
+            "erasure": Erasure.objects.filter(user_id=user_id).first(),
         }
         return TemplateResponse(request, "admin/feeds/feed/inspect.html", context)
 
+    def erase_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
+        """Ask whether to erase a user; a POST with the user's id typed in does it."""
+        if not request.user.has_perm(MAY_ERASE):
+            raise PermissionDenied
+        is_wrong = False
+        if request.method == "POST":
+            if id_of(request.POST.get("user_id", "").strip()) == user_id:
+                self._erase(request, user_id)
+                return HttpResponseRedirect(_inspect_url(user_id))
+            is_wrong = True
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Erase user {user_id}",
+            "opts": self.opts,
+            "user_id": user_id,
+            "feed": Feed.objects.filter(user_id=user_id).first(),
+            "is_wrong": is_wrong,
+        }
+        return TemplateResponse(request, "admin/feeds/feed/erase.html", context)
+
+    def _erase(self, request: HttpRequest, user_id: int) -> None:
+        try:
+            fact = services.erase_user(user_id=user_id, actor_id=user_id, ids=idempotency.fresh())
+        except (PublishFailed, IdsUnavailable) as error:
+            self.message_user(request, f"Not done: {error}", messages.ERROR)
+            return
+        what = f"Erasure asked for, as event {fact.event_id}."
+        self._tell(request, user_id, what, messages.SUCCESS)
+
     def follows_view(self, request: HttpRequest) -> HttpResponse:
-        """Show whom a user follows and who follows them, or one pair with its last event."""
+        """Show whom a user follows, who follows them and whom they have muted, or one pair with its
+        last event.
+        """
         self._require_view(request)
         user_id, other_id = id_of(request.GET.get("user", "")), id_of(request.GET.get("other", ""))
         context = {
@@ -107,6 +145,7 @@ class FeedAdmin(LargeTableAdmin):
             context["lists"] = [
                 _follow_list(request, "following", user_id, Follow.objects.following_page),
                 _follow_list(request, "followers", user_id, Follow.objects.followers_page),
+                _follow_list(request, "muted", user_id, mutes.muted_page),
             ]
         return TemplateResponse(request, "admin/feeds/feed/follows.html", context)
 
@@ -170,7 +209,11 @@ def _verdict(report: Report) -> str:
 
 def _pair(follower_id: int, followee_id: int) -> Follow:
     pair = {"follower_id": follower_id, "followee_id": followee_id}
-    return Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
+    found = Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
+    # Also where there is no follow for it to be repeated on.
+    mute = Mute.objects.filter(user_id=follower_id, muted_id=followee_id).first()
+    found.muted = mute is not None and mute.active
+    return found
 
 
 def _follow_list(

@@ -1,5 +1,5 @@
-"""The facts about follows, as they travel in events; their key is the followee, whose audience
-changes.
+"""The facts about users, as they travel in events; their key is the one whose audience changes: the
+followee, who is muted, or who is erased.
 """
 
 from dataclasses import dataclass
@@ -60,3 +60,88 @@ class UserUnfollowed(FollowFact):
     """`user.unfollowed`: the follower no longer does."""
 
     TYPE = "user.unfollowed"
+
+
+@dataclass(frozen=True, slots=True)
+class MuteFact:
+    TYPE: ClassVar[str]
+
+    event_id: int
+    user_id: int
+    muted_id: int
+
+    @property
+    def key(self) -> int:
+        return self.muted_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact names."""
+        return {self.user_id, self.muted_id}
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return the fact in `event`. Raises `InvalidEvent`."""
+        user_id = read_id(event.payload, "user_id")
+        if user_id == event.key:
+            raise InvalidEvent("Nobody can mute themselves.")
+        return cls(event_id=event.event_id, user_id=user_id, muted_id=event.key)
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.user_id,
+            occurred_at=time_of(self.event_id),
+            key=self.muted_id,
+            payload={"user_id": str(self.user_id)},
+        )
+
+
+class UserMuted(MuteFact):
+    """`user.muted`: the user wants none of the other's posts in their feed, followed or not."""
+
+    TYPE = "user.muted"
+
+
+class UserUnmuted(MuteFact):
+    """`user.unmuted`: the user no longer minds them."""
+
+    TYPE = "user.unmuted"
+
+
+@dataclass(frozen=True, slots=True)
+class UserErased:
+    """`user.erased`: nothing the user did before counts, and all that is held of it goes."""
+
+    TYPE: ClassVar[str] = "user.erased"
+
+    event_id: int
+    user_id: int
+    actor_id: int  # who asked for it
+
+    @property
+    def key(self) -> int:
+        return self.user_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact changes."""
+        return {self.user_id}
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return the fact in `event`."""
+        return cls(event_id=event.event_id, user_id=event.key, actor_id=event.actor_id)
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.actor_id,
+            occurred_at=time_of(self.event_id),
+            key=self.user_id,
+            payload={},
+        )

@@ -3,20 +3,38 @@
 The highest event id of a pair wins, in whatever order.
 """
 
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from django.conf import settings
 
 from eventbus import metrics
 from eventbus.database.sql import bigints, execute, fetch
+from eventbus.models import BEFORE_ERASURE
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
-from feeds.models import FLOOR, TO_DELIVER
+from feeds.models import FLOOR, IN_FEED, TO_DELIVER
 from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
 Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
+
+
+class Changed(NamedTuple):
+    """A row of `follows` that was written, and whether the followee's posts are in the follower's
+    feed now.
+    """
+
+    follower_id: int
+    followee_id: int
+    in_feed: bool
+
+    @property
+    def pair(self) -> Pair:
+        return self.follower_id, self.followee_id
+
 
 _PAIRS = "unnest(%(followers)s::bigint[], %(followees)s::bigint[])"
 
@@ -26,17 +44,21 @@ JOIN {_PAIRS} AS pair (follower, followee) ON follower_id = follower AND followe
 WHERE active
 """  # noqa: S608 - composed of constants
 
-_WRITE = """
-INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
-SELECT follower, followee, %(active)s, feeds.idle, event
+# What is from before either was erased has no effect: the pair may be forgotten by now.
+_WRITE = f"""
+INSERT INTO follows (follower_id, followee_id, active, idle, muted, event_id)
+SELECT follower, followee, %(active)s, feeds.idle,
+    EXISTS (SELECT FROM mutes WHERE mutes.user_id = follower AND muted_id = followee AND mutes.active), event
 FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[]) AS new (follower, followee, event)
 JOIN feeds ON user_id = follower
+WHERE NOT {BEFORE_ERASURE.format(user="follower", id="event")}
+  AND NOT {BEFORE_ERASURE.format(user="followee", id="event")}
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
-SET active = EXCLUDED.active, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
+SET active = EXCLUDED.active, idle = EXCLUDED.idle, muted = EXCLUDED.muted, event_id = EXCLUDED.event_id
 WHERE follows.event_id <= EXCLUDED.event_id
-RETURNING follower_id, followee_id
-"""
+RETURNING follower_id, followee_id, {IN_FEED}
+"""  # noqa: S608 - composed of constants
 
 # The newest posts of the followee above the follower's floor and the horizon; one more than fits
 # tells where the floor must go.
@@ -86,17 +108,22 @@ FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::
 WHERE user_id = followee
 """
 
+_FORGET = f"""
+DELETE FROM follows USING {_PAIRS} AS pair (follower, followee)
+WHERE follower_id = follower AND followee_id = followee AND event_id < %(before)s
+RETURNING follower_id, followee_id, active
+"""  # noqa: S608 - composed of constants
+
 _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
 
 
-def lock_feeds(facts: Iterable[FollowFact]) -> None:
-    """Hold the `feeds` rows of everyone in `facts` until the transaction ends.
+def lock_feeds(user_ids: Iterable[int]) -> None:
+    """Hold the `feeds` rows of the users until the transaction ends.
 
-    To be called once a transaction, with all it will follow and unfollow: in one go and in id
+    To be called once a transaction, with all whose rows its facts will change: in one go and in id
     order, such transactions cannot deadlock.
     """
-    users = {user for fact in facts for user in (fact.follower_id, fact.followee_id)}
-    execute(_LOCK_FEEDS, [list(users)])
+    execute(_LOCK_FEEDS, [list(user_ids)])
 
 
 def apply_follows(facts: Sequence[UserFollowed]) -> None:
@@ -104,9 +131,8 @@ def apply_follows(facts: Sequence[UserFollowed]) -> None:
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
     written = _write(facts, active=True)
-    _count([pair for pair in written if pair not in active_before], step=1)
-    rows = execute(_BACKFILL, {**_columns(written), "cap": settings.FEED_MAX_ENTRIES})
-    metrics.fanout_rows_total.inc(rows)
+    _count([row.pair for row in written if row.pair not in active_before], step=1)
+    update_feeds(written)
 
 
 def apply_unfollows(facts: Sequence[UserUnfollowed]) -> None:
@@ -114,8 +140,29 @@ def apply_unfollows(facts: Sequence[UserUnfollowed]) -> None:
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
     written = _write(facts, active=False)
-    _count([pair for pair in written if pair in active_before], step=-1)
-    fanout.remove(fetch(_TO_REMOVE, _columns(written)))
+    _count([row.pair for row in written if row.pair in active_before], step=-1)
+    update_feeds(written)
+
+
+def update_feeds(changed: Sequence[Changed]) -> None:
+    """Put the followees' posts into the followers' feeds, or take them out, as the rows say."""
+    if shown := [row.pair for row in changed if row.in_feed]:
+        rows = execute(_BACKFILL, {**_columns(shown), "cap": settings.FEED_MAX_ENTRIES})
+        metrics.fanout_rows_total.inc(rows)
+    if hidden := [row.pair for row in changed if not row.in_feed]:
+        fanout.remove(fetch(_TO_REMOVE, _columns(hidden)))
+
+
+def forget(pairs: Sequence[Pair], before: int) -> None:
+    """Delete the pairs that no event from `before` on has changed, with what they brought into
+    feeds.
+
+    Needs the locks of the followees, and the `feeds` rows of all (`lock_feeds`).
+    """
+    gone = fetch(_FORGET, {**_columns(pairs), "before": before})
+    ended = [(follower, followee) for follower, followee, active in gone if active]
+    _count(ended, step=-1)
+    fanout.remove(fetch(_TO_REMOVE, _columns(ended)))
 
 
 def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
@@ -132,11 +179,11 @@ def _active(facts: Iterable[FollowFact]) -> set[Pair]:
     return {(follower, followee) for follower, followee in fetch(_ACTIVE, _columns(pairs))}
 
 
-def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Pair]:
+def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Changed]:
     """Write the pairs that no later event has changed; return them."""
     columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
     values = {**columns, "events": [fact.event_id for fact in facts], "active": active}
-    return [(follower, followee) for follower, followee in fetch(_WRITE, values)]
+    return [Changed(*row) for row in fetch(_WRITE, values)]
 
 
 def _count(pairs: Sequence[Pair], *, step: int) -> None:
@@ -150,21 +197,46 @@ def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     }
 
 
+# As bytes, which Python takes over at once: there are as many pairs as rows were delivered.
 _AUDIENCE = f"""
-SELECT DISTINCT follower_id FROM follows
-WHERE followee_id = ANY(%(authors)s::bigint[]) AND {TO_DELIVER} AND follower_id > %(after)s
-ORDER BY follower_id LIMIT %(limit)s
+SELECT author, part.last, part.followers
+FROM unnest(%(authors)s::bigint[], %(afters)s::bigint[]) AS asked (author, after)
+CROSS JOIN LATERAL (
+    SELECT max(follower_id) AS last, string_agg(int8send(follower_id), '') AS followers FROM (
+        SELECT follower_id FROM follows
+        WHERE followee_id = author AND {TO_DELIVER} AND follower_id > after
+        ORDER BY follower_id LIMIT %(limit)s
+    ) AS follower
+) AS part
 """  # noqa: S608 - composed of constants
+_LEAST_PART = 1_000
+_ID_BYTES = 8
 
 
-def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
-    """Yield, in bounded lists, `others` and the followers of `authors` whose feeds do not rest."""
-    first, after, limit = list(others), 0, settings.FEED_BATCH_MAX_ROWS
-    while authors:
-        values = {"authors": bigints(authors), "after": after, "limit": limit}
-        users = [user for (user,) in fetch(_AUDIENCE, values)]
-        yield first + users
-        if len(users) < limit:
-            return
-        first, after = [], users[-1]
-    yield first
+def audience(authors: Iterable[int]) -> Iterator[dict[int, "array[int]"]]:
+    """Yield, by author, the author and the followers whose feeds do not rest, in parts of about
+    `FEED_BATCH_MAX_ROWS` in all; of no authors one empty part.
+    """
+    audience_of = {author: array("q", [author]) for author in authors}
+    afters = dict.fromkeys(audience_of, 0)
+    while afters:
+        limit = max(_LEAST_PART, settings.FEED_BATCH_MAX_ROWS // len(afters))
+        values = {"authors": bigints(afters), "afters": bigints(afters.values()), "limit": limit}
+        afters = {}
+        for author, last, followers in fetch(_AUDIENCE, values):
+            if followers is None:
+                continue
+            audience_of[author] += _ids_in(followers)
+            if len(followers) == limit * _ID_BYTES:
+                afters[author] = last
+        if afters:
+            yield audience_of
+            audience_of = {author: array("q") for author in afters}
+    yield audience_of
+
+
+def _ids_in(data: bytes) -> "array[int]":
+    ids = array("q", data)
+    if sys.byteorder == "little":
+        ids.byteswap()
+    return ids

@@ -1,5 +1,6 @@
 """From an event to the function that applies it: what `run_fanout` does with a batch."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -9,19 +10,37 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows
-from feeds.events import FollowFact, UserFollowed, UserUnfollowed
+from feeds import erasure, fanout, follows, mutes, seen
+from feeds.announcements import MARK, Change
+from feeds.events import (
+    FollowFact,
+    MuteFact,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from feeds.models import Feed
 from feeds.read import here
-from posts.events import PostCreated, PostDeleted, PostFact
+from feeds.seen import FeedSeen
+from posts import edits
+from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
+from posts.models import Post
 
-FeedFact = PostFact | FollowFact
+FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
+    ("post.created", 2): PostCreated.from_event,
+    ("post.edited", 1): PostEdited.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
+    ("user.muted", 1): UserMuted.from_event,
+    ("user.unmuted", 1): UserUnmuted.from_event,
+    ("feed.seen", 1): FeedSeen.from_event,
+    ("user.erased", 1): UserErased.from_event,
 }
 
 
@@ -38,7 +57,7 @@ def subscription() -> Subscription:
 
 
 class FeedHandlers(Handlers[FeedFact]):
-    """Posts and follows, applied to the feeds."""
+    """Posts, follows and markers, applied to the feeds."""
 
     def to_fact(self, event: Event) -> FeedFact:
         """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
@@ -77,31 +96,71 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        if follow_facts := [fact for fact in facts if isinstance(fact, FollowFact)]:
-            follows.lock_feeds(follow_facts)
+        about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
+        if about_users:
+            follows.lock_feeds(set().union(*(fact.users for fact in about_users)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
 
     def after_commit(self, facts: Sequence[FeedFact]) -> None:
-        """Make the cached first page of every feed that `facts` change void."""
+        """Make the cached first page of every feed that `facts` change void, and announce what has
+        changed.
+        """
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
+        others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
+        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
+        readers = followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers):
-            here.pages.invalidate(users, watched)
+        new_posts = _new_posts(facts)
+        users = authors | readers | marking
+        changes = [Change(readers)] if readers else []
+        changes += [Change(marking, post_ids=[MARK])] if marking else []
+        changes += [Change([author], author, new_posts[author]) for author in by_every_page]
+        for audience in follows.audience(authors - by_every_page):
+            for author, audience_of in audience.items():
+                pulled_from = author if author in watched else 0
+                changes.append(Change(audience_of, pulled_from, new_posts[author]))
+            here.pages.invalidate(users.union(*audience.values()), watched, changes)
+            users, changes = set(), []
+
+
+def _new_posts(facts: Sequence[FeedFact]) -> dict[int, list[int]]:
+    """Return by author which posts are new and nothing but new: none of an author who has also
+    deleted or edited one.
+    """
+    created = [fact for fact in facts if isinstance(fact, PostCreated)]
+    deleted = Post.objects.deleted_among(fact.post_id for fact in created)
+    new_posts: dict[int, list[int]] = defaultdict(list)
+    for post in created:
+        # Of a replay, whose post was deleted long ago.
+        if post.post_id not in deleted:
+            new_posts[post.author_id].append(post.post_id)
+    for fact in facts:
+        if isinstance(fact, PostDeleted | PostEdited):
+            new_posts.pop(fact.author_id, None)
+    return new_posts
 
 
 def _apply_step(facts: Sequence[Any], careful: bool) -> None:
     match facts[0]:
         case PostCreated():
             fanout.deliver(facts, careful=careful)
+        case PostEdited():
+            edits.apply_edits(facts)
         case PostDeleted():
             fanout.withdraw(facts)
         case UserFollowed():
             follows.apply_follows(facts)
         case UserUnfollowed():
             follows.apply_unfollows(facts)
+        case MuteFact():
+            mutes.apply_mutes(facts)
+        case FeedSeen():
+            seen.apply_seen(facts)
+        case UserErased():
+            erasure.apply(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
@@ -116,20 +175,24 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; a follow is bounded by
-    its cap.
+    """Tell whether the feeds that a post is in do not fit one transaction; what a follow or a
+    mute changes is bounded by the cap.
     """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit
 
 
 def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
-    """Return how many feed rows `fact` may change."""
+    """Return how many feed rows `fact` may change; an edit changes none, and its post."""
+    if isinstance(fact, PostEdited):
+        return 1
     count = followers.get(fact.key, 0)
     if isinstance(fact, PostCreated) and count >= fanout.pulled_from():
         return 1
     if isinstance(fact, PostFact):
         return count + 1
+    if isinstance(fact, FeedSeen):
+        return 1
     cap: int = settings.FEED_MAX_ENTRIES
     return cap
 

@@ -32,6 +32,11 @@ CREATE TEMPORARY TABLE new_follows (follower_id bigint, followee_id bigint) ON C
 """
 _COPY = "COPY staged_follows FROM STDIN"
 
+# An erased user is in no file: see ADR 32.
+_LEAVE_OUT = """
+DELETE FROM staged_follows USING erasures WHERE user_id = {user} AND erasures.event_id > %s
+"""
+
 _FIND_NEW = """
 INSERT INTO new_follows
 SELECT DISTINCT follower_id, followee_id
@@ -42,12 +47,13 @@ WHERE event_id IS NULL OR (NOT active AND event_id < %s)
 # The highest event id of a pair wins, as everywhere. At equal ids the event does: an import has the
 # first of its millisecond.
 _MERGE = """
-INSERT INTO follows (follower_id, followee_id, active, idle, event_id)
-SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), %s::bigint
-FROM staged_follows LEFT JOIN feeds ON user_id = follower_id
+INSERT INTO follows (follower_id, followee_id, active, idle, muted, event_id)
+SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), coalesce(mutes.active, false), %s::bigint
+FROM staged_follows LEFT JOIN feeds ON feeds.user_id = follower_id
+LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
-SET active = true, idle = EXCLUDED.idle, event_id = EXCLUDED.event_id
+SET active = true, idle = EXCLUDED.idle, muted = EXCLUDED.muted, event_id = EXCLUDED.event_id
 WHERE follows.event_id < EXCLUDED.event_id
 """
 
@@ -100,6 +106,8 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     # it to have.
     execute("ANALYZE staged_follows")
     locks.acquire_bulk_load()
+    for user in ("follower_id", "followee_id"):
+        execute(_LEAVE_OUT.format(user=user), [event_id])
     new = execute(_FIND_NEW, [event_id])
     execute(_MERGE, [event_id])
     if new:

@@ -23,8 +23,10 @@ WITH defined AS ({definition}), stored AS (
 )
 SELECT
     coalesce(defined.id, stored.post_id) AS post_id, defined.id IS NOT NULL, stored.post_id IS NOT NULL,
-    post.author_id, stored.author_id, post.content, post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
+    post.author_id, stored.author_id, post.content, post.data::text,
+    post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
     EXISTS (SELECT FROM withdrawals WHERE withdrawals.post_id = post.id),
+    EXISTS (SELECT FROM mutes WHERE user_id = %(user)s AND muted_id = post.author_id AND active),
     greatest((SELECT floor FROM feeds WHERE user_id = %(user)s), {horizon})
 FROM defined FULL JOIN stored ON stored.post_id = defined.id
 LEFT JOIN posts AS post ON post.id = coalesce(defined.id, stored.post_id)
@@ -39,10 +41,12 @@ class Compared(NamedTuple):
     author_id: int | None  # of the post, if there is one
     stored_author_id: int | None
     content: str | None
+    data: str | None  # JSON
     created_at: datetime | None
     fanout: int | None
     deleted: bool
     leaving: bool  # deleted, and being withdrawn from many feeds
+    muted: bool  # by the user, its author
     floor: int  # of the feed, or the horizon
 
 
@@ -81,7 +85,7 @@ class Entry:
         return ""
 
     @property
-    def unread(self) -> bool:
+    def read_by_nobody(self) -> bool:
         """Tell whether this is a row that nobody reads: at or below the floor, or of a post that is
         being withdrawn.
         """
@@ -91,7 +95,9 @@ class Entry:
     def _why_not_defined(self) -> str:
         if self.row.author_id is None:
             return "there is no such post"
-        return "the post is deleted" if self.row.deleted else "its author is not followed"
+        if self.row.deleted:
+            return "the post is deleted"
+        return "its author is muted" if self.row.muted else "its author is not followed"
 
 
 @dataclass(frozen=True, slots=True)

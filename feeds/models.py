@@ -1,7 +1,7 @@
 """The tables of feeds and follows.
 
-`feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now.
-`feed_entries` only makes it fast: the rows above the floor of u are exactly the pushed part of that
+`feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now and has not
+muted. `feed_entries` only makes it fast: the rows above the floor of u are exactly the pushed part of that
 join above the floor, and nobody reads rows at or below it. The floor is `feeds.floor` or the
 `Horizon`, whichever is higher. A feed whose reader stays away rests: its floor is `RESTING`, and
 the fan-out leaves it out.
@@ -24,13 +24,19 @@ from posts.pagination import Position
 CLOCK_SKEW_SECONDS = 60
 RESTING = MAX_ID  # the floor of a feed of which nothing is materialised
 
+# Conditions on `follows` in SQL: for those whose posts are in the follower's feed, and for those
+# whom the fan-out writes for, as the index has it.
+IN_FEED = "active AND NOT muted"
+TO_DELIVER = "active AND NOT idle AND NOT muted"
 
-_PULLED_BY = """
+# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
+PULLED_BY = f"""
 SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
-WHERE follower_id = %(user)s AND active
+WHERE follower_id = {{user}} AND {IN_FEED}
 UNION ALL
-SELECT user_id FROM feeds WHERE user_id = %(user)s AND pulled_since IS NOT NULL
-"""
+SELECT user_id FROM feeds WHERE user_id = {{user}} AND pulled_since IS NOT NULL
+"""  # noqa: S608 - composed of constants
+_PULLED_BY_ONE = PULLED_BY.format(user="%(user)s")
 
 
 _FOLLOWERS_OF = """
@@ -48,30 +54,29 @@ class FollowQuerySet(models.QuerySet["Follow"]):
         """Return up to `limit` followers of the user beyond `position`, nearest to it first (one
         index scan).
         """
-        return _users_beyond(_FOLLOWERS_OF, user_id, position, limit)
+        return users_beyond(_FOLLOWERS_OF, user_id, position, limit)
 
     def following_page(self, user_id: int, position: Position, limit: int) -> list[int]:
         """Return up to `limit` of those the user follows beyond `position`, nearest to it first
         (one index scan).
         """
-        return _users_beyond(_FOLLOWED_BY, user_id, position, limit)
+        return users_beyond(_FOLLOWED_BY, user_id, position, limit)
 
     def pulled_by(self, user_id: int) -> list[int]:
         """Return those the user follows, or is, whose posts may have to be pulled (one look-up a
         followee).
         """
-        return [author for (author,) in fetch(_PULLED_BY, {"user": user_id})]
+        return [author for (author,) in fetch(_PULLED_BY_ONE, {"user": user_id})]
 
 
-def _users_beyond(statement: str, user_id: int, position: Position, limit: int) -> list[int]:
+def users_beyond(statement: str, user_id: int, position: Position, limit: int) -> list[int]:
+    """Return up to `limit` users beyond `position`, nearest to it first: `statement` has gaps for
+    `compare` and `direction`, and the values `user`, `id` and `limit`.
+    """
     compare, direction = (">", "ASC") if position.newer else ("<=", "DESC")
     values = {"user": user_id, "id": position.id, "limit": limit}
     rows = fetch(statement.format(compare=compare, direction=direction), values)
     return [user for (user,) in rows]
-
-
-# The condition on `follows` in SQL for those whom the fan-out writes for, as the index has it.
-TO_DELIVER = "active AND NOT idle"
 
 
 class Follow(models.Model):
@@ -79,8 +84,8 @@ class Follow(models.Model):
     wins.
 
     An unfollow keeps the row inactive, so that a late or replayed follow from before it changes
-    nothing. `idle` repeats `feeds.idle` of the follower, so that the fan-out finds whom to write
-    for in one index.
+    nothing. `idle` repeats `feeds.idle` of the follower and `muted` what `mutes` says of the pair, so
+    that the fan-out finds whom to write for in one index.
     """
 
     pk = models.CompositePrimaryKey("follower_id", "followee_id")
@@ -88,6 +93,7 @@ class Follow(models.Model):
     followee_id = models.BigIntegerField()
     active = models.BooleanField(default=True, db_default=True)
     idle = models.BooleanField(default=False, db_default=False)
+    muted = models.BooleanField(default=False, db_default=False)
     event_id = models.BigIntegerField()
 
     objects = FollowQuerySet.as_manager()
@@ -103,13 +109,42 @@ class Follow(models.Model):
             # The fan-out reads the followers to write for from this index alone.
             models.Index(
                 fields=["followee_id", "follower_id"],
-                condition=models.Q(active=True, idle=False),
+                condition=models.Q(active=True, idle=False, muted=False),
                 name="follows_to_deliver",
+            ),
+            # An erasure finds those who once followed in this one.
+            models.Index(
+                fields=["followee_id", "follower_id"],
+                condition=models.Q(active=False),
+                name="follows_ended",
             ),
         ]
 
     def __str__(self) -> str:
         return f"{self.follower_id} → {self.followee_id}"
+
+
+class Mute(models.Model):
+    """One user's wish not to see the posts of another; the highest event id wins, as of follows.
+
+    It is kept whether or not the one follows the other, and a lifted one inactive.
+    """
+
+    pk = models.CompositePrimaryKey("user_id", "muted_id")
+    user_id = models.BigIntegerField()
+    muted_id = models.BigIntegerField()
+    active = models.BooleanField()
+    event_id = models.BigIntegerField()
+
+    class Meta:
+        db_table = "mutes"
+        indexes = [
+            # For what concerns the muted user, such as an erasure.
+            models.Index(fields=["muted_id", "user_id"], name="mutes_by_muted"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user_id} mutes {self.muted_id}"
 
 
 _ENSURE = """
@@ -183,6 +218,10 @@ class Feed(models.Model):
         null=True, help_text="from when on posts of this author may be left to be pulled by readers"
     )
 
+    seen_post_id = models.BigIntegerField(
+        null=True, help_text="the user has seen the feed up to this post id"
+    )
+
     objects = FeedQuerySet.as_manager()
 
     class Meta:
@@ -197,6 +236,7 @@ class Feed(models.Model):
                 fields=["user_id"], condition=models.Q(rebuild_wanted=True), name="feeds_to_rebuild"
             ),
         ]
+        permissions = [("erase_user", "Can erase a user")]
 
     def __str__(self) -> str:
         return f"feed of {self.user_id}"

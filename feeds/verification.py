@@ -1,7 +1,8 @@
 """The proof that the materialised feeds equal their definition: the invariant of `feeds.models`, as
 set-based SQL.
 
-    expected(u) = pushed, undeleted posts above floor(u) by u and by everyone u follows
+    expected(u) = pushed, undeleted posts above floor(u) by u and by everyone u follows and
+                  has not muted
     stored(u)   = feed_entries of u above floor(u)
 
 where the floor is `feeds.floor` or the horizon, whichever is higher.
@@ -21,7 +22,7 @@ from django.db import transaction
 from eventbus.database import locks
 from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import FLOOR, RESTING, Feed
+from feeds.models import FLOOR, IN_FEED, RESTING, Feed
 from feeds.partitions import partitions
 from feeds.read import era, here
 from posts.models import ALIVE, PULLED, PUSHED
@@ -48,7 +49,7 @@ class Scope(NamedTuple):
 _EXPECTED = """
 SELECT reader AS user_id, posts.id AS post_id, posts.author_id
 FROM (
-    SELECT follower_id AS reader, followee_id AS author FROM follows WHERE active
+    SELECT follower_id AS reader, followee_id AS author FROM follows WHERE {in_feed}
     UNION ALL
     SELECT user_id, user_id FROM feeds
 ) AS reads
@@ -115,8 +116,9 @@ SELECT user_id FROM (
         SELECT DISTINCT author_id FROM posts WHERE {pulled} AND {of_author}
     ) AS pulled ON pulled.author_id = feeds.user_id
     LEFT JOIN (
-        SELECT DISTINCT follower_id FROM follows JOIN feeds ON user_id = follower_id
-        WHERE follows.idle <> feeds.idle AND {of_follower} AND {of_user}
+        SELECT DISTINCT follower_id FROM follows JOIN feeds ON feeds.user_id = follower_id
+        LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
+        WHERE (follows.idle <> feeds.idle OR muted <> coalesce(mutes.active, false)) AND {of_follower} AND {of_user}
     ) AS differing ON differing.follower_id = feeds.user_id
 ) AS states
 WHERE wrong
@@ -133,8 +135,15 @@ ON CONFLICT (user_id) DO UPDATE SET
     floor = CASE WHEN feeds.idle THEN {resting} ELSE feeds.floor END
 """
 _MEND_FOLLOWS = """
-UPDATE follows SET idle = feeds.idle FROM feeds
-WHERE user_id = follower_id AND user_id = ANY(%(wrong)s) AND follows.idle <> feeds.idle
+UPDATE follows SET idle = truth.idle, muted = truth.muted
+FROM (
+    SELECT follower_id, followee_id, feeds.idle, coalesce(mutes.active, false) AS muted
+    FROM follows JOIN feeds ON feeds.user_id = follower_id
+    LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
+    WHERE follower_id = ANY(%(wrong)s)
+) AS truth
+WHERE follows.follower_id = truth.follower_id AND follows.followee_id = truth.followee_id
+    AND (follows.idle, follows.muted) <> (truth.idle, truth.muted)
 """
 
 _CONSTANTS = {
@@ -142,6 +151,7 @@ _CONSTANTS = {
     "pushed": PUSHED,
     "pulled": PULLED,
     "floor": FLOOR,
+    "in_feed": IN_FEED,
     "resting": RESTING,
     "shown": SHOWN,
 }

@@ -9,8 +9,9 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserFollowed, UserUnfollowed
-from posts.events import PostCreated, PostDeleted
+from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.seen import FeedSeen
+from posts.events import PostCreated, PostDeleted, PostEdited
 
 _sequence = itertools.count(1)
 
@@ -29,6 +30,18 @@ class PostCreatedFactory(factory.Factory):
     author_id = 1
     content = factory.Sequence(lambda n: f"post {n} 世界")
     created_at = factory.LazyAttribute(lambda post: time_of(post.post_id))
+
+
+class PostEditedFactory(factory.Factory):
+    class Meta:
+        model = PostEdited
+
+    event_id = factory.LazyFunction(next_id)
+    post_id = factory.LazyFunction(next_id)
+    author_id = 1
+    content = factory.Sequence(lambda n: f"edited {n} 世界")
+    changes_data = False
+    data = None
 
 
 class PostDeletedFactory(factory.Factory):
@@ -56,6 +69,42 @@ class UserUnfollowedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     follower_id = 2
     followee_id = 1
+
+
+class UserMutedFactory(factory.Factory):
+    class Meta:
+        model = UserMuted
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    muted_id = 1
+
+
+class UserUnmutedFactory(factory.Factory):
+    class Meta:
+        model = UserUnmuted
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    muted_id = 1
+
+
+class FeedSeenFactory(factory.Factory):
+    class Meta:
+        model = FeedSeen
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    post_id = factory.LazyFunction(next_id)
+
+
+class UserErasedFactory(factory.Factory):
+    class Meta:
+        model = UserErased
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 1
+    actor_id = factory.SelfAttribute("user_id")
 
 
 @transaction.atomic

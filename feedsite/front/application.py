@@ -19,6 +19,7 @@ from feedsite.front.hot import LIVE, HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.live import LiveFeeds
+from feedsite.front.spool import FileAnswer
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
@@ -77,7 +78,7 @@ class Application:
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
         request = Request(scope, connection, self._body_clock)
-        if request.path.endswith(LIVE) and await self._stream(request, connection):
+        if request.path.endswith(LIVE) and self._stream(request, connection):
             return
         try:
             answer = await self._answer(request)
@@ -90,10 +91,13 @@ class Application:
             log.exception("request_not_answered", method=request.method)
             answer = _refusal(request, 500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
-            connection.response_bytes(*answer)
+            if isinstance(answer, FileAnswer):
+                connection.response_file(*answer)
+            else:
+                connection.response_bytes(*answer)
 
-    async def _stream(self, request: Request, connection: Connection) -> bool:
-        """Serve a live feed to its end; False if none is asked for, or something is wrong with the
+    def _stream(self, request: Request, connection: Connection) -> bool:
+        """Begin to serve a live feed; False if none is asked for, or something is wrong with the
         request.
         """
         if not self._is_hot:
@@ -106,10 +110,10 @@ class Application:
             connection.response_bytes(*full)
             return True
         transport = connection.response_stream(200, opening.headers)
-        await self._live.serve(opening.wanted, transport, opening.expires_at)
+        self._live.open(opening.wanted, transport, opening.expires_at, request.scope.client)
         return True
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> Answer | FileAnswer:
         probe = self._hot.probe(request)
         if probe is not None:
             return probe

@@ -16,8 +16,10 @@ from feeds.models import RESTING, Feed, FeedEntry
 from feeds.read import first_page, here
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
 from tests.factories import (
+    FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
     apply,
     follow_all,
@@ -117,8 +119,15 @@ def test_a_row_below_the_floor_is_no_difference() -> None:
     Feed.objects.filter(user_id=READER).update(floor=old)
     apply(UserUnfollowedFactory())
     [entry] = inspector.inspect(READER).entries
-    assert (entry.row.post_id, entry.unread, entry.difference) == (old, True, "")
+    assert (entry.row.post_id, entry.read_by_nobody, entry.difference) == (old, True, "")
     assert entry.row.post_id != new
+
+
+def test_the_marker_is_shown(admin_client: Client) -> None:
+    newest = posts(2)[-1]
+    assert '<dd id="seen">–</dd>' in text_of(admin_client, inspector_of(READER))
+    apply(FeedSeenFactory(user_id=READER, post_id=newest))
+    assert f'<dd id="seen">{newest}</dd>' in text_of(admin_client, inspector_of(READER))
 
 
 def test_a_resting_feed_comes_from_the_join_alone() -> None:
@@ -213,14 +222,17 @@ def test_who_may_only_look_cannot_change(client: Client) -> None:
 
 
 def test_contents_are_for_those_who_may_see_posts(client: Client) -> None:
-    apply(PostCreatedFactory(content="for readers alone"))
+    apply(PostCreatedFactory(content="for readers alone", data='{"place":"Rome <b>"}'))
     operator(client, "view_feed")
     page = text_of(client, inspector_of(READER))
     assert 'id="entries-table"' in page
     assert "for readers alone" not in page
+    assert "place" not in page
     permissions = Permission.objects.filter(codename__in=("view_feed", "view_post"))
     User.objects.get(username="operator").user_permissions.set(permissions)
-    assert "for readers alone" in text_of(client, inspector_of(READER))
+    page = text_of(client, inspector_of(READER))
+    assert "for readers alone" in page
+    assert "Rome &lt;b&gt;" in page
 
 
 def test_who_may_not_look_sees_nothing(client: Client) -> None:
@@ -253,10 +265,11 @@ def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) ->
     url = "/admin/feeds/feed/follows/"
     assert [
         entry["users"] for entry in context_of(admin_client, f"{url}?user={READER}")["lists"]
-    ] == [[1], []]
+    ] == [[1], [], []]
     assert [entry["users"] for entry in context_of(admin_client, f"{url}?user=1")["lists"]] == [
         [],
         [READER],
+        [],
     ]
     apply(UserUnfollowedFactory())
     rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
@@ -265,6 +278,17 @@ def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) ->
         ["1", "2", "never followed"],
     ]
     assert "is a number" in text_of(admin_client, f"{url}?user=x")
+
+
+def test_who_is_muted_is_in_a_list_and_in_the_state_of_the_pair(admin_client: Client) -> None:
+    url = "/admin/feeds/feed/follows/"
+    apply(UserMutedFactory(user_id=READER, muted_id=1), UserMutedFactory(user_id=1, muted_id=9))
+    lists = context_of(admin_client, f"{url}?user={READER}")["lists"]
+    assert {entry["name"]: entry["users"] for entry in lists}["muted"] == [1]
+    rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
+    assert [row[2] for row in rows] == ["follows, mutes", "never followed"]
+    rows = rows_of(text_of(admin_client, f"{url}?user=1&other=9"), "pair-table")
+    assert [row[2] for row in rows] == ["never followed, mutes", "never followed"]
 
 
 def test_follows_are_paged_by_id(admin_client: Client) -> None:

@@ -13,18 +13,30 @@ from django.db import InterfaceError, ProgrammingError, connection
 from pytest_django import Settings
 
 from eventbus import producer
+from eventbus.envelope import format_time
 from eventbus.ids import clock
-from eventbus.ids.snowflake import compose
+from eventbus.ids.snowflake import compose, time_of
 from eventbus.models import ProcessedEvent
 from feedsite.api import exception_handler
+from posts.data import text_of
 from tests.api.server import ApiClient, Current
 from tests.e2e.real_data import DATA
 from tests.e2e.system import environment, wait_until
-from tests.factories import PostCreatedFactory, PostDeletedFactory, apply, follow_all
+from tests.factories import (
+    PostCreatedFactory,
+    PostDeletedFactory,
+    PostEditedFactory,
+    UserMutedFactory,
+    apply,
+    follow_all,
+)
+from tests.feeds.worker import Worker
+from tests.posts.test_data import REFUSED
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("current_api")]
 
 MAX_ID = 2**63 - 1
+POST_KEYS = ["id", "author_id", "content", "data", "created_at", "edited_at"]
 
 
 def client(user: int = 1, scope: str = "") -> ApiClient:
@@ -48,8 +60,9 @@ def test_an_accepted_post_tells_its_ids_and_where_its_event_is() -> None:
     answer = post({"content": "  hello 世界 \n"}, user=MAX_ID)
     body = answer.json()
     assert answer.status_code == 202
-    assert set(body) == {"id", "event_id", "author_id", "content", "created_at"}
+    assert set(body) == {"event_id", *POST_KEYS}
     assert (body["author_id"], body["content"]) == (str(MAX_ID), "hello 世界")
+    assert (body["data"], body["edited_at"]) == (None, None)
     assert answer.headers["Location"] == f"/events/{body['event_id']}"
     assert body["created_at"].endswith("Z")
     assert len(body["created_at"]) == len("2026-01-02T12:00:00.345Z")
@@ -75,10 +88,64 @@ def test_the_author_comes_from_the_token_alone() -> None:
         (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
         (json.dumps({"content": "世" * 5_001}).encode(), 422, "content_too_long"),
         (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
+        (b'{"data": null}', 422, "content_required"),
+        (b'{"content": "", "data": null}', 422, "content_empty"),
+        (b'{"content": null, "data": {}}', 422, "content_required"),
+        (b'{"content": "a\\u0000b", "data": {}}', 422, "content_has_nul"),
+        (b'{"data": {}, "data": {}}', 422, "duplicate_key"),
+        (b'{"content": "a", "content": "b", "data": {}}', 422, "duplicate_key"),
+        (b'{"d\\u0061ta": {"a": 1, "a": 2}}', 422, "duplicate_key"),
+        (b'{"data": {}, "other": ' + b"[" * 1_000 + b"]" * 1_000 + b"}", 422, "data_too_deep"),
+        (b'{"data": {"a": [' + b"1.50," * 20_000 + b"1]}}", 422, "data_too_large"),
     ],
 )
 def test_a_bad_body_is_refused_with_a_code(body: bytes, status: int, code: str) -> None:
     assert told(post(body)) == (status, code)
+
+
+def test_bad_data_is_refused_with_a_code() -> None:
+    for text, code in REFUSED:
+        status = 400 if code == "malformed_json" else 422
+        body = b'{"data": ' + text.encode("utf-8", "surrogatepass") + b"}"
+        assert told(post(body)) == (status, code), text[:80]
+
+
+@pytest.mark.parametrize("content", [None, "", "  ", "text"])
+def test_data_is_shown_wherever_the_post_is(content: str | None) -> None:
+    data = {"z": [1, 2.50, -0.0, 1e-7], "a": {"\n": None, "": "世界\u2028"}, "data": {"data": {}}}
+    written = {"data": data} if content is None else {"content": content, "data": data}
+    accepted = post(written).json()
+    assert accepted["data"] == data
+    shown = accepted["content"]
+    assert shown == (content or "").strip()
+
+    kept = PostCreatedFactory(author_id=78, content=shown, data=text_of(data))
+    apply(kept, PostCreatedFactory(author_id=78))
+    found = client(78).get(f"/posts/{kept.post_id}").json()
+    assert list(found) == POST_KEYS
+    assert (found["content"], found["data"], found["edited_at"]) == (shown, data, None)
+    for path in ("/feeds/78", "/feeds/78", "/feeds/78?limit=5", "/users/78/posts"):
+        other, same = client(78).get(path).json()["results"]
+        assert same == found
+        assert other["data"] is None
+
+
+def test_an_idempotency_key_is_for_one_content_and_data() -> None:
+    def ask(body: dict[str, Any]) -> Any:
+        raw = json.dumps(body).encode()
+        return client(79).post("/posts", raw, Idempotency_Key="once")
+
+    body = {"content": "x", "data": {"a": 1}}
+    assert ask(body).json()["id"] == ask(body).json()["id"]
+    others: list[dict[str, Any]] = [
+        {"content": "x"},
+        {"content": "x", "data": {}},
+        {"content": "x", "data": {"a": 2}},
+        {"content": "y", "data": {"a": 1}},
+        {"content": 'x{"a":1}'},
+    ]
+    for other in others:
+        assert told(ask(other)) == (422, "idempotency_key_reused")
 
 
 def test_5000_characters_are_fine_however_they_are_written() -> None:
@@ -140,6 +207,108 @@ def test_deleting_a_post() -> None:
     assert told(client(1).delete("/posts/12345")) == (404, "post_not_found")
 
 
+def edit(post_id: int, body: bytes | dict[str, Any], user: int = 1, key: str = "") -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Idempotency_Key": key} if key else {}
+    return client(user).patch(f"/posts/{post_id}", raw, **headers)
+
+
+def test_editing_a_post() -> None:
+    apply(mine := PostCreatedFactory(author_id=1, content="old", data='{"a": 1}'))
+    apply(gone := PostCreatedFactory(author_id=1))
+    apply(PostDeletedFactory(post_id=gone.post_id))
+    answer = edit(mine.post_id, {"content": " new \n"})
+    body = answer.json()
+    assert answer.status_code == 202
+    assert set(body) == {"id", "event_id", "edited_at", "content"}
+    assert (body["id"], body["content"]) == (str(mine.post_id), "new")
+    assert answer.headers["Location"] == f"/events/{body['event_id']}"
+    assert body["edited_at"] == format_time(time_of(int(body["event_id"])))
+    assert edit(mine.post_id, {"data": {"b": 1.50}}).json()["data"] == {"b": 1.5}
+    assert edit(mine.post_id, {"data": None}).json()["data"] is None
+    assert told(edit(mine.post_id, {"content": "x"}, user=2)) == (403, "not_the_author")
+    assert told(edit(gone.post_id, {"content": "x"}, user=2)) == (403, "not_the_author")
+    assert told(edit(gone.post_id, {"content": "x"})) == (410, "gone")
+    assert told(edit(12345, {"content": "x"})) == (404, "post_not_found")
+    anonymous = Current.api.anonymous().patch(f"/posts/{mine.post_id}", b'{"content": "x"}')
+    assert anonymous.status_code == 401
+
+
+BAD_EDITS = [
+    (b"", 400, "malformed_json"),
+    (b"{", 400, "malformed_json"),
+    (b"[]", 422, "not_an_object"),
+    (b"{}", 422, "nothing_to_edit"),
+    (b'{"text": "x"}', 422, "nothing_to_edit"),
+    (b'{"content": null}', 422, "content_required"),
+    (b'{"content": 5}', 422, "content_required"),
+    (b'{"content": " "}', 422, "content_empty"),
+    (b'{"content": "", "data": null}', 422, "content_empty"),
+    (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
+    (b'{"content": "' + b"x" * 5_001 + b'"}', 422, "content_too_long"),
+    (b'{"content": "x", "data": []}', 422, "data_not_an_object"),
+    (b'{"data": {"a": 1, "a": 2}}', 422, "duplicate_key"),
+    (b'{"data": {"a": 1e300}}', 422, "data_number"),
+    (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
+]
+
+
+def test_a_bad_edit_is_refused_with_a_code() -> None:
+    apply(mine := PostCreatedFactory(author_id=1))
+    for body, status, code in BAD_EDITS:
+        assert told(edit(mine.post_id, body)) == (status, code), body[:80]
+
+
+def test_a_post_keeps_content_or_data() -> None:
+    rich = PostCreatedFactory(author_id=1, content="", data="{}")
+    both = PostCreatedFactory(author_id=1, content="x", data="{}")
+    apply(rich, both)
+    assert told(edit(rich.post_id, {"data": None})) == (422, "content_empty")
+    assert edit(rich.post_id, {"data": None, "content": "x"}).status_code == 202
+    assert edit(both.post_id, {"content": ""}).status_code == 202
+    assert edit(both.post_id, {"data": None}).status_code == 202
+
+
+def test_an_edited_post_is_shown_edited_wherever_it_is() -> None:
+    apply(post := PostCreatedFactory(author_id=76, content="old", data='{"a": 1}'))
+    apply(PostCreatedFactory(author_id=76))
+    worker = Worker()
+    paths = ("/feeds/76", "/feeds/76", "/feeds/76?limit=5", "/users/76/posts")
+    changes: list[dict[str, Any]] = [{"content": "new"}, {"data": {"b": [2]}}, {"data": None}]
+    content, data = "old", {"a": 1}
+    for change in changes:
+        for path in paths:
+            client(76).get(path)
+        told = edit(post.post_id, change, user=76).json()
+        content = change.get("content", content)
+        data = change.get("data", data)
+        changed = PostEditedFactory(
+            event_id=int(told["event_id"]),
+            post_id=post.post_id,
+            author_id=76,
+            content=change.get("content"),
+            changes_data="data" in change,
+            data=json.dumps(change["data"]) if change.get("data") else None,
+        )
+        worker.process(changed)
+        found = client(76).get(f"/posts/{post.post_id}").json()
+        shown = (found["content"], found["data"], found["edited_at"])
+        assert shown == (content, data, told["edited_at"])
+        for path in paths:
+            assert client(76).get(path).json()["results"][1] == found
+
+
+def test_an_idempotency_key_is_for_one_edit() -> None:
+    apply(mine := PostCreatedFactory(author_id=1), other := PostCreatedFactory(author_id=1))
+    key = "edit once"
+    first = edit(mine.post_id, {"content": "x", "data": None}, key=key).json()
+    assert edit(mine.post_id, {"data": None, "content": "x "}, key=key).json() == first
+    for body in ({"content": "x"}, {"content": "x", "data": {}}, {"content": "y", "data": None}):
+        assert told(edit(mine.post_id, body, key=key)) == (422, "idempotency_key_reused")
+    repeated = edit(other.post_id, {"content": "x", "data": None}, key=key)
+    assert told(repeated) == (422, "idempotency_key_reused")
+
+
 def test_following_and_unfollowing() -> None:
     for answer in (client(1).put("/follows/2"), client(1).delete("/follows/2")):
         assert answer.status_code == 202
@@ -147,11 +316,47 @@ def test_following_and_unfollowing() -> None:
     assert told(client(1).put("/follows/1")) == (422, "cannot_follow_oneself")
 
 
+def test_muting_and_lifting_it() -> None:
+    for answer in (client(1).put("/mutes/2"), client(1).delete("/mutes/2")):
+        assert answer.status_code == 202
+        body = answer.json()
+        assert (set(body), body["muted_id"]) == ({"event_id", "user_id", "muted_id"}, "2")
+        assert answer.headers["Location"] == f"/events/{body['event_id']}"
+    apply(*[UserMutedFactory(user_id=1, muted_id=other) for other in (2, 3, MAX_ID)])
+    assert pages("/mutes?limit=2", 1, key="user_id") == [[str(MAX_ID), "3"], ["2"]]
+    assert pages("/mutes", 2, key="user_id") == [[]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("PUT", "/mutes/1", 422, "cannot_mute_oneself"),
+        ("DELETE", "/mutes/1", 422, "cannot_mute_oneself"),
+        ("PUT", "/mutes/0", 404, "not_found"),
+        ("PUT", "/mutes/01", 404, "not_found"),
+        ("PUT", "/mutes/9223372036854775808", 404, "not_found"),
+        ("PUT", "/mutes/-1", 404, "not_found"),
+        ("PUT", "/mutes/x", 404, "not_found"),
+        ("DELETE", "/mutes/%00", 404, "not_found"),
+        ("PUT", "/mutes/%F0%9F%8C%8D", 404, "not_found"),
+        ("PUT", "/mutes", 405, "method_not_allowed"),
+        ("POST", "/mutes/2", 405, "method_not_allowed"),
+        ("GET", "/mutes/2", 405, "method_not_allowed"),
+        ("GET", "/mutes?limit=0", 400, "invalid_limit"),
+        ("GET", "/mutes?cursor=x", 400, "invalid_cursor"),
+    ],
+)
+def test_what_is_wrong_about_a_mute_is_refused_with_a_code(
+    method: str, path: str, status: int, code: str
+) -> None:
+    assert told(client(1).request(method, path, {})) == (status, code)
+
+
 def pages(url: str, user: int, key: str = "id") -> list[list[str]]:
     found, following = [], url
     while following:
         page = client(user).get(following).json()
-        assert set(page) == {"results", "next", "previous"}
+        assert set(page) >= {"results", "next", "previous"}
         found.append([row[key] for row in page["results"]])
         following = page["next"]
     return found
@@ -318,6 +523,7 @@ def test_the_openapi_document_is_complete_and_its_page_loads_nothing_from_outsid
         "/posts",
         "/posts/{post_id}",
         "/follows/{user_id}",
+        "/mutes/{user_id}",
         "/feeds/{user_id}",
         "/events/{event_id}",
     ):

@@ -48,7 +48,7 @@ def test_writes_of_every_kind_count(api: ApiServer) -> None:
     writes = [
         writer.post("/posts", BODY),
         writer.put("/follows/5"),
-        writer.delete("/follows/5"),
+        writer.delete("/mutes/5"),
         writer.delete(f"/posts/{mine.post_id}"),
         writer.post("/posts", BODY, Idempotency_Key="k"),
     ]

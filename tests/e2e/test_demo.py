@@ -21,7 +21,7 @@ from feedsite.embedded.processes import free_port
 
 pytestmark = pytest.mark.e2e
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 POSTS = 200
 BURST = 100
 

@@ -68,7 +68,15 @@ def test_requests_at_the_same_time_make_one_post(feed_events: str) -> None:
         assert len(set(pool.map(post, range(16)))) == 1
 
 
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/follows/9"), ("DELETE", "/follows/9")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/follows/9"),
+        ("DELETE", "/follows/9"),
+        ("PUT", "/mutes/9"),
+        ("DELETE", "/mutes/9"),
+    ],
+)
 def test_every_write_takes_a_key(feed_events: str, method: str, path: str) -> None:
     first, again = (send(method, path, key="k1") for _ in range(2))
     assert (first.status_code, first.content) == (202, again.content)
@@ -106,6 +114,28 @@ def test_reserving_is_one_row_and_tells_a_reused_key() -> None:
     assert idempotency.reserve(7, "k", "request") == ids
     with pytest.raises(IdempotencyKeyReused):
         idempotency.reserve(7, "k", "another request")
+
+
+def test_a_bulk_reserves_the_ids_of_all_its_events_in_one_row(feed_events: str) -> None:
+    users = [str(user) for user in (9, 8, 9, 10)]
+    first, again = (send("POST", "/follows", {"followee_ids": users}, key="k1") for _ in range(2))
+    assert first.content == again.content
+    told = {(entry["followee_id"], entry["event_id"]) for entry in first.json()["results"]}
+    stored = [envelope.decode(record.value, record.key) for record in broker.read_all(feed_events)]
+    assert sorted((str(event.key), str(event.event_id)) for event in stored) == sorted([*told] * 2)
+    row = IdempotencyKey.objects.get()
+    assert row.object_id - row.event_id == 3
+    assert all(row.event_id <= event.event_id <= row.object_id for event in stored)
+    other = idempotency.fresh_run(1)[0]
+    assert other > row.object_id
+
+
+def test_reserving_a_run_is_one_row_and_tells_a_reused_key() -> None:
+    ids = idempotency.reserve_run(7, "k", "request", 100)
+    assert len(ids) == 100
+    assert idempotency.reserve_run(7, "k", "request", 100) == ids
+    with pytest.raises(IdempotencyKeyReused):
+        idempotency.reserve_run(7, "k", "another request", 100)
 
 
 def outcome(event_id: int) -> tuple[int, Any]:

@@ -3,18 +3,26 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import orjson
 from django.test import Client
 
-from feeds.events import UserFollowed, UserUnfollowed
+from eventbus.envelope import format_time
+from eventbus.ids.snowflake import time_of
+from feeds.events import MuteFact, UserErased, UserFollowed, UserMuted, UserUnfollowed
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
-from posts.events import PostCreated, PostDeleted
+from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
+from posts.models import Post, PostRow
 from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
+    UserErasedFactory,
     UserFollowedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
+    UserUnmutedFactory,
 )
 
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
@@ -52,28 +60,104 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(
                 PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one)
             )
+        elif kind == "edit" and posts:
+            facts.append(edit_of(posts[other % len(posts)], other))
         elif kind == "follow" and one != other:
             facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
         elif kind == "unfollow" and one != other:
             facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
+        elif kind == "mute" and one != other:
+            facts.append(UserMutedFactory(user_id=one, muted_id=other))
+        elif kind == "unmute" and one != other:
+            facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
+        elif kind == "erase":
+            facts.append(UserErasedFactory(user_id=one))
     return facts
+
+
+def edit_of(post: PostCreated, number: int) -> PostEdited:
+    """Return an edit of content, of data or of both."""
+    edit: PostEdited = PostEditedFactory(
+        post_id=post.post_id,
+        author_id=post.author_id,
+        content=None if number % 3 == 0 else f"edited {number}",
+        changes_data=number % 3 != 1,
+        data=f'{{"number":{number}}}' if number % 3 != 1 else None,
+    )
+    return edit
+
+
+def expected_posts(facts: Sequence[Any]) -> dict[int, PostRow]:
+    """Return what is shown of each post, in plain Python: the last edit that names it decides
+    content and data; none is shown that it, or its author, was deleted.
+    """
+    about = [fact for fact in _counting(facts) if isinstance(fact, PostFact)]
+    posts = {fact.post_id: _row_of(fact) for fact in about if isinstance(fact, PostCreated)}
+    edits = [fact for fact in about if isinstance(fact, PostEdited)]
+    for edit in sorted(edits, key=lambda edit: edit.event_id):
+        post = posts.get(edit.post_id)
+        if post is not None and post.author_id == edit.author_id:
+            posts[edit.post_id] = _edited(post, edit)
+    deleted = {fact.post_id for fact in about if isinstance(fact, PostDeleted)}
+    return {post_id: post for post_id, post in posts.items() if post_id not in deleted}
+
+
+def _row_of(post: PostCreated) -> PostRow:
+    created_at = format_time(post.created_at)
+    return PostRow(post.post_id, post.author_id, post.content, post.data, created_at, None)
+
+
+def _edited(post: PostRow, edit: PostEdited) -> PostRow:
+    return post._replace(
+        content=post.content if edit.content is None else edit.content,
+        data=edit.data if edit.changes_data else post.data,
+        edited_at=format_time(time_of(edit.event_id)),
+    )
+
+
+def shown_post(post_id: int) -> PostRow | None:
+    """Return what is shown of a post, its data as compact JSON; None if it is deleted or not
+    there.
+    """
+    found = Post.objects.find([post_id]).get(post_id)
+    if found is None or found.is_deleted:
+        return None
+    data = found.row.data
+    return found.row._replace(data=data and orjson.dumps(orjson.loads(data)).decode())
+
+
+def _counting(facts: Sequence[Any]) -> list[Any]:
+    """Return the facts that no erasure of someone they name comes after."""
+    erased: dict[int, int] = {}
+    for fact in facts:
+        if isinstance(fact, UserErased):
+            erased[fact.user_id] = max(fact.event_id, erased.get(fact.user_id, 0))
+    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in fact.users)]
+
+
+def _id(fact: Any) -> int:
+    """Return by which id a fact is from before or after an erasure."""
+    number: int = fact.post_id if isinstance(fact, PostCreated) else fact.event_id
+    return number
 
 
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
-    deleted.
+    deleted, and nothing from before a user was erased counts.
     """
-    last: dict[tuple[int, int], FollowFact] = {}
-    for fact in sorted(
-        (fact for fact in facts if isinstance(fact, FollowFact)), key=lambda fact: fact.event_id
-    ):
-        last[fact.follower_id, fact.followee_id] = fact
-    authors = {
-        pair[1] for pair, fact in last.items() if pair[0] == user and isinstance(fact, UserFollowed)
+    facts = _counting(facts)
+    in_order = sorted(facts, key=lambda fact: fact.event_id)
+    followed: dict[int, bool] = {}
+    muted: dict[int, bool] = {}
+    for fact in in_order:
+        if isinstance(fact, FollowFact) and fact.follower_id == user:
+            followed[fact.followee_id] = isinstance(fact, UserFollowed)
+        if isinstance(fact, MuteFact) and fact.user_id == user:
+            muted[fact.muted_id] = isinstance(fact, UserMuted)
+    authors = {user} | {
+        author for author, is_followed in followed.items() if is_followed and not muted.get(author)
     }
     deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
     posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}
-    mine = (
-        post for post, author in posts.items() if author in authors | {user} and post not in deleted
-    )
+    mine = (post for post, author in posts.items() if author in authors and post not in deleted)
     return sorted(mine, reverse=True)

@@ -21,14 +21,16 @@ from pytest_django import Settings
 from eventbus import retry
 from eventbus.database import locks
 from eventbus.ids.snowflake import milliseconds_of
-from feeds import housekeeping, partitions, verification
+from eventbus.models import Erasure
+from feeds import erasure, fanout, housekeeping, partitions, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Horizon, Housekeeping
 from feeds.read import here
 from feeds.rebuild import rebuild
-from tests.feeds.model import Step, expected_feed, feed, history
+from posts.events import PostCreated
+from tests.feeds.model import Step, expected_feed, expected_posts, feed, history, shown_post
 from tests.feeds.partitioning import lay_out, partitions_undone
-from tests.feeds.test_processing import read_through_the_cache
+from tests.feeds.test_processing import edits_through_the_cache, read_through_the_cache
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,18 +48,20 @@ class Log:
     """
 
     def __init__(self, chance: random.Random) -> None:
-        kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 3 + ["unfollow"]
+        kinds = ["post"] * 5 + ["edit", "edit", "delete", "delete"] + ["follow"] * 3 + ["unfollow"]
+        # Rarely: what an erasure takes away is tested no more.
+        kinds = kinds * 20 + ["erase"]
         self._facts = history(self._step(chance, kind) for kind in chance.choices(kinds, k=STEPS))
         self._lock = threading.Lock()
         self.taken = 0
 
     @staticmethod
     def _step(chance: random.Random, kind: str) -> Step:
-        # Deleted is one of the author's latest posts, which rebuilds are after too.
+        # Deleted or edited is one of the author's latest posts, which rebuilds and pages are after.
         return (
             kind,
             chance.choice(USERS),
-            -chance.randint(1, 4) if kind == "delete" else chance.choice(USERS),
+            -chance.randint(1, 4) if kind in ("delete", "edit") else chance.choice(USERS),
         )
 
     @property
@@ -146,7 +150,7 @@ class Run:
         while not self._stopped.is_set():
             user, act = (
                 chance.choice(USERS),
-                chance.choice(["rebuild", "come back", "come back", "queue", "walk", "rest"]),
+                chance.choice([*HOUSEKEEPING, "erase", "erase"]),
             )
             try:
                 self._keep_house(act, user)
@@ -172,6 +176,9 @@ class Run:
                 housekeeping.walk()
             case "rest":
                 self.calendar.let_a_month_pass(user)
+            case "erase":
+                erasure.erase_part()
+                fanout.withdraw_part()
 
     def read(self, chance: random.Random) -> None:
         while not self._stopped.is_set():
@@ -224,6 +231,10 @@ class Run:
 
 def assert_all_right(run: Run) -> None:
     print(dict(run.done), run.log.taken)  # noqa: T201 - pytest shows it on failure
+    while Erasure.objects.filter(finished_at=None).exists():
+        Erasure.objects.update(due_at="2025-01-01T00:00:00Z")
+        erasure.erase_part()
+        fanout.withdraw_part()
     assert [worker.dead_letters for worker in run.workers] == [[]] * len(run.workers)
     report = verification.verify()
     assert report.equal, report
@@ -232,6 +243,12 @@ def assert_all_right(run: Run) -> None:
     assert {user: read_through_the_cache(user) for user in USERS} == {
         user: posts[:3] for user, posts in expected.items()
     }
+    posts = expected_posts(run.log.facts)
+    for post in (fact for fact in run.log.facts if isinstance(fact, PostCreated)):
+        assert shown_post(post.post_id) == posts.get(post.post_id)
+    for user in USERS:
+        for post_id, edited_at in edits_through_the_cache(user).items():
+            assert posts[post_id].edited_at == edited_at
     assert run.done["batch"] > 10
     assert run.done["come back"] > 0
 

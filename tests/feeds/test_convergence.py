@@ -26,7 +26,14 @@ from tests.factories import (
     apply,
     follow_all,
 )
-from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.model import (
+    Step,
+    expected_feed,
+    expected_posts,
+    feed,
+    history,
+    shown_post,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -43,7 +50,9 @@ def deliver(facts: Sequence[Any], chance: random.Random) -> None:
 
 
 steps = st.tuples(
-    st.sampled_from(["post", "delete", "follow", "unfollow"]),
+    st.sampled_from(
+        ["post", "post", "edit", "delete", "follow", "follow", "unfollow", "mute", "mute", "unmute"]
+    ),
     st.sampled_from(USERS),
     st.sampled_from(USERS),
 )
@@ -65,6 +74,9 @@ def test_any_order_with_repetitions_converges_to_the_join(
         deliver(delivered, chance)
         for user in USERS:
             assert feed(user) == expected_feed(facts, user)
+        posts = expected_posts(facts)
+        for post in (fact for fact in facts if isinstance(fact, PostCreated)):
+            assert shown_post(post.post_id) == posts.get(post.post_id)
         assert verification.verify().equal
         transaction.set_rollback(True)
 

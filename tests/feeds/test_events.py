@@ -11,12 +11,15 @@ from eventbus import envelope
 from eventbus.exceptions import InvalidEvent, UnknownEventType
 from eventbus.ids.snowflake import MAX_ID
 from feeds import handlers
-from feeds.events import UserFollowed, UserUnfollowed
+from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
 from tests.factories import (
+    FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
     UserFollowedFactory,
+    UserMutedFactory,
     UserUnfollowedFactory,
+    UserUnmutedFactory,
 )
 
 ids = st.integers(1, MAX_ID)
@@ -26,6 +29,9 @@ ONE_OF_EACH: list[Any] = [
     PostDeletedFactory(author_id=1),
     UserFollowedFactory(follower_id=2, followee_id=1),
     UserUnfollowedFactory(follower_id=2, followee_id=1),
+    UserMutedFactory(user_id=2, muted_id=1),
+    UserUnmutedFactory(user_id=2, muted_id=1),
+    FeedSeenFactory(user_id=1),
 ]
 
 
@@ -40,7 +46,7 @@ def test_every_kind_of_event_is_found_by_its_type_and_comes_back_as_the_same_fac
 
 def test_every_kind_of_event_is_under_the_key_of_the_user_whose_audience_it_concerns() -> None:
     assert {fact.to_event().key for fact in ONE_OF_EACH} == {1}
-    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2]
+    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2, 2, 2, 1]
 
 
 @given(st.sampled_from([UserFollowed, UserUnfollowed]), ids, ids, ids)
@@ -54,6 +60,33 @@ def test_a_follow_survives_the_journey_through_kafka(
         followee_id = followee_id % MAX_ID + 1
     fact = kind(event_id, follower_id, followee_id)
     assert kind.from_event(fact.to_event()) == fact
+
+
+@given(st.sampled_from([UserMuted, UserUnmuted]), ids, ids, ids)
+def test_a_mute_survives_the_journey_through_kafka(
+    kind: type[UserMuted] | type[UserUnmuted], event_id: int, user_id: int, muted_id: int
+) -> None:
+    if user_id == muted_id:
+        muted_id = muted_id % MAX_ID + 1
+    fact = kind(event_id, user_id, muted_id)
+    assert kind.from_event(fact.to_event()) == fact
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"payload": {"user_id": "1"}}, "Nobody can mute themselves"),
+        ({"payload": {}}, "user_id must be"),
+        ({"payload": {"user_id": 2}}, "user_id must be"),
+        ({"payload": {"user_id": "0"}}, "user_id must be"),
+        ({"payload": {"user_id": str(MAX_ID + 1)}}, "user_id must be"),
+        ({"version": 2}, "user.muted version 2"),
+    ],
+)
+def test_a_mute_that_breaks_the_schema_is_refused(change: dict[str, Any], complaint: str) -> None:
+    event = replace(UserMutedFactory(user_id=2, muted_id=1).to_event(), **change)
+    with pytest.raises((InvalidEvent, UnknownEventType), match=complaint):
+        handlers.FeedHandlers().to_fact(event)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +105,23 @@ def test_a_follow_that_breaks_the_schema_is_refused(change: dict[str, Any], comp
         handlers.FeedHandlers().to_fact(event)
 
 
-@pytest.mark.parametrize("change", [{"type": "post.liked"}, {"version": 2}])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"key": 3}, "The key must be the user"),
+        ({"payload": {}}, "post_id must be"),
+        ({"payload": {"post_id": 5}}, "post_id must be"),
+        ({"payload": {"post_id": "0"}}, "post_id must be"),
+        ({"payload": {"post_id": str(MAX_ID)}}, "post_id is an id from .* hours in the future"),
+    ],
+)
+def test_a_marker_that_breaks_the_schema_is_refused(change: dict[str, Any], complaint: str) -> None:
+    event = replace(FeedSeenFactory(user_id=2).to_event(), **change)
+    with pytest.raises(InvalidEvent, match=complaint):
+        handlers.FeedHandlers().to_fact(event)
+
+
+@pytest.mark.parametrize("change", [{"type": "post.liked"}, {"version": 3}])
 def test_a_type_or_version_nobody_handles_is_refused_by_name(change: dict[str, Any]) -> None:
     event = replace(PostCreatedFactory().to_event(), **change)
     with pytest.raises(UnknownEventType, match=f"{event.type} version {event.version}"):

@@ -6,19 +6,37 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.db.models.functions import Now
 from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
 from eventbus.models import ProcessedEvent
-from feeds import fanout, follows
+from feeds import fanout, follows, live, mutes, seen
+from feeds.live import Wanted
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
-from posts.models import Post
+from posts import edits
+from posts.models import Fanout, Post
 from posts.pagination import START, Position
-from tests.factories import PostCreatedFactory, UserFollowedFactory
-from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of
+from tests.factories import (
+    FeedSeenFactory,
+    PostCreatedFactory,
+    PostDeletedFactory,
+    PostEditedFactory,
+    UserFollowedFactory,
+    UserMutedFactory,
+    UserUnmutedFactory,
+)
+from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of, scans
 
 pytestmark = pytest.mark.django_db
+
+# More than there ever are, and not analysed.
+WAITING = """
+INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data)
+SELECT n, n, n % 2000 + 1, 'early', false FROM generate_series(1, 100000) AS n
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +77,54 @@ def test_lists_read_only_their_page(large_tables: None) -> None:
     assert_no_full_scan(lambda: Post.objects.page_of(7, START, 21), "posts")
     assert_no_full_scan(lambda: Follow.objects.followers_page(7, START, 21), "follows")
     assert_no_full_scan(lambda: Follow.objects.following_page(9000, START, 21), "follows")
+    assert_no_full_scan(lambda: mutes.muted_page(7, START, 21), "mutes")
+
+
+def test_posts_are_found_by_their_ids(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.find(range(5, 100_005, 1_000)), "posts")
+
+
+def test_edits_find_their_posts_by_their_keys(large_tables: None) -> None:
+    there = [PostEditedFactory(post_id=n, author_id=n % 2000 + 1) for n in range(1, 500)]
+    assert_no_full_scan(lambda: edits.apply_edits(there), "posts")
+    early = [PostEditedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: edits.apply_edits(early), "posts", queries=2)
+
+
+def test_edits_that_wait_are_found_by_an_index(large_tables: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(WAITING)
+    posts = [PostCreatedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.store(posts), "waiting_edits", queries=3)
+    gone = [PostDeletedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.bury(gone), "waiting_edits", queries=2)
 
 
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
     assert_no_full_scan(lambda: fanout.follower_counts([7, 8, 9]), "feeds")
 
 
+def test_markers_are_raised_by_one_look_up_each(large_tables: None) -> None:
+    facts = [FeedSeenFactory(user_id=user) for user in (7, 8, 9)]
+    assert_no_full_scan(lambda: seen.apply_seen(facts), "feeds")
+    assert_no_full_scan(lambda: follows.lock_feeds([7, 8, 9]), "feeds")
+
+
 def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> None:
-    assert_no_full_scan(lambda: list(follows.audience({7}, set())), "follows")
+    assert_no_full_scan(lambda: list(follows.audience({7})), "follows")
+
+
+def test_what_is_new_in_feeds_with_streams_is_looked_up_in_indexes(large_tables: None) -> None:
+    Feed.objects.filter(user_id__in=(1, 2, 3)).update(pulled_since=Now())
+    Post.objects.filter(author_id__in=(1, 2, 3), id__gt=190_000).update(fanout=Fanout.PULL)
+    opened = [Wanted(user, None) for user in range(1, 101)]
+    gone_on = [Wanted(user, 150_000) for user in range(101, 201)]
+    tables = ("feed_entries", "posts", "feeds", "follows")
+    assert_no_full_scan(lambda: live.find(opened + gone_on), *tables, queries=2)
+
+
+def test_deleted_posts_are_looked_up_by_their_key(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.deleted_among(range(1, 501)), "posts")
 
 
 def test_processed_events_are_looked_up_by_their_key(large_tables: None) -> None:
@@ -83,3 +141,32 @@ def test_a_follow_costs_the_same_queries_for_any_number_of_pairs(
     ]
     with django_assert_num_queries(4):  # active before, write, count, back-fill
         follows.apply_follows(facts)
+
+
+def test_a_follow_looks_mutes_up_by_their_key(large_tables: None) -> None:
+    facts = [
+        UserFollowedFactory(follower_id=9000, followee_id=followee) for followee in range(1, 51)
+    ]
+    plans = plans_of(lambda: follows.apply_follows(facts))
+    scans_of_mutes = [scan for plan in plans for scan in scans(plan) if scan[1] == "mutes"]
+    assert {kind for kind, _ in scans_of_mutes} <= {"Index Scan", "Index Only Scan"}, scans_of_mutes
+
+
+@pytest.mark.parametrize("kind", [UserMutedFactory, UserUnmutedFactory])
+def test_mutes_cost_a_look_up_each(large_tables: None, kind: Any) -> None:
+    facts = [kind(user_id=9000, muted_id=muted) for muted in range(1, 51)]
+    plans = plans_of(lambda: mutes.apply_mutes(facts))
+    seen = [scan for plan in plans for scan in scans(plan)]
+    full = [
+        scan for scan in seen if scan[0] == "Seq Scan" and scan[1] in ("mutes", "follows", "posts")
+    ]
+    assert full == [], seen
+
+
+def test_the_fan_out_finds_whom_to_write_for_in_one_index(large_tables: None) -> None:
+    mutes.apply_mutes([UserMutedFactory(user_id=user, muted_id=7) for user in range(1, 30)])
+    post = PostCreatedFactory(author_id=7, post_id=10**7)
+    [_, _, deliver] = plans_of(lambda: fanout.deliver([post], careful=False))
+    of_follows = [node for node in nodes(deliver) if node.get("Relation Name") == "follows"]
+    assert "follows_to_deliver" in {node.get("Index Name") for node in nodes(deliver)}
+    assert sum(node.get("Rows Removed by Filter", 0) for node in of_follows) == 0

@@ -236,5 +236,5 @@ def test_the_ingress_shows_clients_what_they_need_and_keeps_the_rest_inside() ->
     (ingress,) = [manifest for manifest in manifests(EXAMPLE) if manifest["kind"] == "Ingress"]
     (rule,) = ingress["spec"]["rules"]
     shown = {path["path"] for path in rule["http"]["paths"]}
-    assert shown >= {"/posts", "/feeds", "/follows", "/users", "/events"}
+    assert shown >= {"/posts", "/feeds", "/follows", "/mutes", "/blocks", "/users", "/events"}
     assert shown.isdisjoint({"/", "/metrics", "/readyz", "/healthz"})
