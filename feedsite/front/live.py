@@ -79,7 +79,9 @@ class Stream:
     def ask(self) -> Wanted:
         """Return what is to be counted, from now on."""
         self.asked_at = time.monotonic()
-        self._heard = []
+        # Until the first count what was heard tells what is newer than the stream.
+        if self.posts is not None:
+            self._heard = []
         return Wanted(self.user_id, self.since)
 
     def announced(self, post_ids: Iterable[int]) -> None:

@@ -133,7 +133,10 @@ class Live:
 
 @pytest.fixture
 def front(servers: dict[str, ApiServer]) -> ApiServer:
-    return servers["front on"]
+    """The API, once its streams hear what is announced."""
+    front = servers["front on"]
+    eventually(lambda: here.trust.now() is not None and front.is_hearing)
+    return front
 
 
 def test_a_post_is_told_whether_it_is_pushed_or_pulled(front: ApiServer, worker: Worker) -> None:
