@@ -9,12 +9,15 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import fanout, follows, mutes
+from feeds import blocks, fanout, follows, mutes
 from feeds.events import (
+    BlockFact,
     FollowFact,
     MuteFact,
+    UserBlocked,
     UserFollowed,
     UserMuted,
+    UserUnblocked,
     UserUnfollowed,
     UserUnmuted,
 )
@@ -22,7 +25,7 @@ from feeds.models import Feed
 from feeds.read import here
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | MuteFact
+FeedFact = PostFact | FollowFact | MuteFact | BlockFact
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
@@ -31,6 +34,8 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("user.unfollowed", 1): UserUnfollowed.from_event,
     ("user.muted", 1): UserMuted.from_event,
     ("user.unmuted", 1): UserUnmuted.from_event,
+    ("user.blocked", 1): UserBlocked.from_event,
+    ("user.unblocked", 1): UserUnblocked.from_event,
 }
 
 
@@ -59,6 +64,11 @@ class FeedHandlers(Handlers[FeedFact]):
             ) from None
         return parse(event)
 
+    def locked_keys(self, facts: Sequence[FeedFact]) -> set[int]:
+        """Return the users who must be locked; see `Handlers.locked_keys`."""
+        keys = {fact.key for fact in facts}
+        return keys.union(*(fact.users for fact in facts if isinstance(fact, BlockFact)))
+
     def plan(self, facts: Sequence[FeedFact]) -> list[list[FeedFact]]:
         """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about
         `FEED_BATCH_MAX_ROWS` rows at most.
@@ -86,7 +96,7 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        pairs = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact)]
+        pairs = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact | BlockFact)]
         if pairs:
             follows.lock_feeds(set().union(*(fact.users for fact in pairs)))
         for step in _steps(facts):
@@ -98,8 +108,11 @@ class FeedHandlers(Handlers[FeedFact]):
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
         muting = {fact.user_id for fact in facts if isinstance(fact, MuteFact)}
+        apart = {user for fact in facts if isinstance(fact, BlockFact) for user in fact.users}
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, authors | followers | muting):
+        for users in follows.audience(
+            authors - by_every_page, authors | followers | muting | apart
+        ):
             here.pages.invalidate(users, watched)
 
 
@@ -115,6 +128,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_unfollows(facts)
         case MuteFact():
             mutes.apply_mutes(facts)
+        case BlockFact():
+            blocks.apply_blocks(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
@@ -129,8 +144,8 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; what a follow or a
-    mute changes is bounded by the cap.
+    """Tell whether the feeds that a post is in do not fit one transaction; what a fact about
+    two users changes is bounded by the cap.
     """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit
@@ -144,7 +159,7 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
     if isinstance(fact, PostFact):
         return count + 1
     cap: int = settings.FEED_MAX_ENTRIES
-    return cap
+    return 2 * cap if isinstance(fact, BlockFact) else cap
 
 
 def _steps(facts: Sequence[FeedFact]) -> Iterator[list[FeedFact]]:

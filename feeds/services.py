@@ -3,7 +3,14 @@
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
-from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import (
+    UserBlocked,
+    UserFollowed,
+    UserMuted,
+    UserUnblocked,
+    UserUnfollowed,
+    UserUnmuted,
+)
 
 
 def follow(*, follower_id: int, followee_id: int, ids: Ids, headers: Headers = ()) -> UserFollowed:
@@ -32,5 +39,19 @@ def mute(*, user_id: int, muted_id: int, ids: Ids, headers: Headers = ()) -> Use
 def unmute(*, user_id: int, muted_id: int, ids: Ids, headers: Headers = ()) -> UserUnmuted:
     """Publish that a user no longer minds another's posts. Raises `PublishFailed`."""
     fact = UserUnmuted(ids.event_id, user_id, muted_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def block(*, blocker_id: int, blocked_id: int, ids: Ids, headers: Headers = ()) -> UserBlocked:
+    """Publish that a user blocks another. Raises `PublishFailed`."""
+    fact = UserBlocked(ids.event_id, blocker_id, blocked_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def unblock(*, blocker_id: int, blocked_id: int, ids: Ids, headers: Headers = ()) -> UserUnblocked:
+    """Publish that a user no longer blocks another. Raises `PublishFailed`."""
+    fact = UserUnblocked(ids.event_id, blocker_id, blocked_id)
     producer.publish(fact.to_event(), headers)
     return fact

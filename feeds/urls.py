@@ -1,6 +1,8 @@
 from django.urls import path
 
 from feeds.views import (
+    BlocksView,
+    BlockView,
     FeedView,
     FollowersView,
     FollowingView,
@@ -16,6 +18,8 @@ urlpatterns = [
     path("feeds/<id:user_id>/new", NewPostsView.as_view(), name="new-posts"),
     path("feeds/<id:user_id>/live", LiveView.as_view(), name="live"),
     path("follows/<id:user_id>", FollowView.as_view(), name="follow"),
+    path("blocks", BlocksView.as_view(), name="blocks"),
+    path("blocks/<id:user_id>", BlockView.as_view(), name="block"),
     path("mutes", MutesView.as_view(), name="mutes"),
     path("mutes/<id:user_id>", MuteView.as_view(), name="mute"),
     path("users/<id:user_id>/followers", FollowersView.as_view(), name="followers"),

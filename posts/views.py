@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,7 +18,7 @@ from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
 from eventbus.telemetry import correlation
-from posts import pagination, rates, services
+from posts import pagination, rates, services, visibility
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 from posts.models import Post, PostRow
@@ -61,9 +62,11 @@ class PostView(APIView):
     throttle_classes = [WriteRate]
 
     @extend_schema(responses={200: PostSchema})
-    def get(self, _request: Request, post_id: int) -> Response:
-        """Return a post; 410 when its author has deleted it."""
-        post = _find(post_id)
+    def get(self, request: Request, post_id: int) -> Response:
+        """Return a post; 410 when its author has deleted it, 404 when a block is between the author
+        and the reader.
+        """
+        post = _find(request, post_id)
         if post.deleted_event_id is not None:
             raise Gone
         created_at = format_time(post.created_at)
@@ -72,7 +75,7 @@ class PostView(APIView):
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
-        if _find(post_id).author_id != principal(request).user_id:
+        if _find(request, post_id).author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
         deletion = services.delete_post(
             author_id=principal(request).user_id,
@@ -86,9 +89,10 @@ class PostView(APIView):
 class UserPostsView(APIView):
     @extend_schema(parameters=PAGING, responses={200: PostList})
     def get(self, request: Request, user_id: int) -> Response:
-        """List a user's posts, newest first."""
+        """List a user's posts, newest first; none where a block is between the two."""
+        hidden = visibility.is_hidden(principal(request), user_id)
         page = pagination.paginate(
-            lambda position, limit: Post.objects.page_of(user_id, position, limit),
+            pagination.nothing if hidden else partial(Post.objects.page_of, user_id),
             lambda row: row.id,
             pagination.position_of(request),
             pagination.limit_of(request),
@@ -195,8 +199,11 @@ def content_of(body: object) -> str:
     return content
 
 
-def _find(post_id: int) -> Post:
+def _find(request: Request, post_id: int) -> Post:
+    """Return the post, unless the asking user is to see nothing of its author. Raises
+    `NotFound`.
+    """
     post = Post.objects.filter(id=post_id).first()
-    if post is None:
+    if post is None or visibility.is_hidden(principal(request), post.author_id):
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post

@@ -9,7 +9,14 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import (
+    UserBlocked,
+    UserFollowed,
+    UserMuted,
+    UserUnblocked,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from posts.events import PostCreated, PostDeleted
 
 _sequence = itertools.count(1)
@@ -74,6 +81,24 @@ class UserUnmutedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     user_id = 2
     muted_id = 1
+
+
+class UserBlockedFactory(factory.Factory):
+    class Meta:
+        model = UserBlocked
+
+    event_id = factory.LazyFunction(next_id)
+    blocker_id = 2
+    blocked_id = 1
+
+
+class UserUnblockedFactory(factory.Factory):
+    class Meta:
+        model = UserUnblocked
+
+    event_id = factory.LazyFunction(next_id)
+    blocker_id = 2
+    blocked_id = 1
 
 
 @transaction.atomic

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.test import Client
 
-from feeds.events import MuteFact, UserFollowed, UserMuted, UserUnfollowed
+from feeds.events import BlockFact, MuteFact, UserBlocked, UserFollowed, UserMuted, UserUnfollowed
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
@@ -13,8 +13,10 @@ from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
 )
@@ -62,23 +64,44 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(UserMutedFactory(user_id=one, muted_id=other))
         elif kind == "unmute" and one != other:
             facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
+        elif kind == "block" and one != other:
+            facts.append(UserBlockedFactory(blocker_id=one, blocked_id=other))
+        elif kind == "unblock" and one != other:
+            facts.append(UserUnblockedFactory(blocker_id=one, blocked_id=other))
     return facts
 
 
-def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
-    """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
-    deleted.
+def is_free(facts: Sequence[Any], follow: FollowFact) -> bool:
+    """Tell whether no block is in the way of the follow, for all what happened from first to last:
+    the pair is not blocked in the end, and has not been since the follow.
     """
-    in_order = sorted(facts, key=lambda fact: fact.event_id)
-    followed: dict[int, bool] = {}
-    muted: dict[int, bool] = {}
-    for fact in in_order:
+    pair = {follow.follower_id, follow.followee_id}
+    last: dict[int, BlockFact] = {}  # by who blocks
+    for fact in sorted(facts, key=lambda fact: fact.event_id):
+        if isinstance(fact, BlockFact) and fact.users == pair:
+            last[fact.blocker_id] = fact
+            if isinstance(fact, UserBlocked) and fact.event_id > follow.event_id:
+                return False
+    return not any(isinstance(fact, UserBlocked) for fact in last.values())
+
+
+def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
+    """Return the feed in plain Python: the last event of a pair decides, a block ends the follows
+    from before it, a deleted post stays deleted.
+    """
+    follows: dict[int, FollowFact] = {}
+    mutes: dict[int, MuteFact] = {}
+    for fact in sorted(facts, key=lambda fact: fact.event_id):
         if isinstance(fact, FollowFact) and fact.follower_id == user:
-            followed[fact.followee_id] = isinstance(fact, UserFollowed)
+            follows[fact.followee_id] = fact
         if isinstance(fact, MuteFact) and fact.user_id == user:
-            muted[fact.muted_id] = isinstance(fact, UserMuted)
+            mutes[fact.muted_id] = fact
     authors = {user} | {
-        author for author, is_followed in followed.items() if is_followed and not muted.get(author)
+        author
+        for author, follow in follows.items()
+        if isinstance(follow, UserFollowed)
+        and not isinstance(mutes.get(author), UserMuted)
+        and is_free(facts, follow)
     }
     deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
     posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}

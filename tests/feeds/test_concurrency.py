@@ -46,7 +46,8 @@ class Log:
     """
 
     def __init__(self, chance: random.Random) -> None:
-        kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 3 + ["unfollow"]
+        kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 4 + ["unfollow"]
+        kinds += ["mute", "unmute", "block", "unblock"]
         self._facts = history(self._step(chance, kind) for kind in chance.choices(kinds, k=STEPS))
         self._lock = threading.Lock()
         self.taken = 0

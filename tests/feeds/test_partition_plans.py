@@ -13,15 +13,17 @@ import pytest
 from django.db import connection
 from pytest_django import DjangoDbBlocker
 
-from feeds import fanout, follows, housekeeping, mutes, rebuild
+from feeds import blocks, fanout, follows, housekeeping, mutes, rebuild
 from feeds.models import Horizon, Withdrawal
 from feeds.timeline import Reader
 from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
 )
@@ -106,6 +108,12 @@ HOT: dict[str, Callable[[], object]] = {
     ),
     "mute": lambda: mutes.apply_mutes([UserMutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
     "unmute": lambda: mutes.apply_mutes([UserUnmutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
+    "block": lambda: blocks.apply_blocks(
+        [UserBlockedFactory(blocker_id=READER, blocked_id=AUTHOR + 1)]
+    ),
+    "unblock": lambda: blocks.apply_blocks(
+        [UserUnblockedFactory(blocker_id=READER, blocked_id=AUTHOR + 1)]
+    ),
     "rebuild": lambda: rebuild._fill(READER),
     "walk": lambda: housekeeping.put_to_rest(range(5_000, 5_100)),
 }

@@ -44,7 +44,20 @@ pytestmark = pytest.mark.django_db(transaction=True)
 NUMBERS = range(1, 6)
 
 steps = st.tuples(
-    st.sampled_from(["post", "post", "delete", "follow", "follow", "unfollow", "mute", "unmute"]),
+    st.sampled_from(
+        [
+            "post",
+            "post",
+            "delete",
+            "follow",
+            "follow",
+            "unfollow",
+            "mute",
+            "unmute",
+            "block",
+            "unblock",
+        ]
+    ),
     st.sampled_from(NUMBERS),
     st.sampled_from(NUMBERS),
 )
