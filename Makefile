@@ -67,12 +67,13 @@ test-pythons: install ## the API, cache and crash tests on the oldest and the ne
 	done
 
 # Each cell in a virtual environment of its own, .venv-<python>-<django>, which stays for the next time.
-test-matrix: ## the API, cache and crash tests on every Python here with Django 5.2 and the newest 6 (DJANGOS="5.2 6.0")
-	@.ci/matrix $(ON_EACH_PYTHON) tests/admin/test_login.py tests/feedsite/test_command_line.py
+test-matrix: ## the API, cache and crash tests on every Python here with Django 5.2 and 6.0 (PYTHONS="3.12 3.13", DJANGOS=6.0, ARGS)
+	@.ci/matrix $(or $(ARGS),$(ON_EACH_PYTHON) tests/admin/test_login.py tests/admin/test_hostile.py tests/feedsite/test_command_line.py)
 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
-	$(patsubst %,tests/crash/test_%.py,broker three_brokers killed_workers killed_stores) tests/e2e/test_real_graph.py
+	$(patsubst %,tests/crash/test_%.py,broker three_brokers killed_workers killed_stores) \
+	tests/api/test_first_check.py tests/e2e/test_real_graph.py tests/e2e/test_demo_on_apache_kafka.py
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
 	@KAFKA=apache $(RUN) -m pytest $(IN_PARALLEL) $(or $(ARGS),$(TOUCHING_KAFKA))

@@ -181,6 +181,9 @@ def _object(name: str, component: dict[str, Any]) -> Iterator[str]:
     if "enum" in component:
         yield f"One of {_code(component['enum'])}."
         return
+    if "oneOf" in component:
+        yield f"{_type(component)}."
+        return
     yield from _table_head("field", "type", "meaning")
     for field, its in component["properties"].items():
         kind = _type(its) + ("" if field in component.get("required", []) else ", optional")

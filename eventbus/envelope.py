@@ -15,7 +15,7 @@ import orjson
 from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent, UndecodableEvent
 from eventbus.ids import clock
-from eventbus.ids.snowflake import is_id, milliseconds_of, number_in
+from eventbus.ids.snowflake import id_in, is_id, milliseconds_of
 
 MAX_TYPE_CHARS = 64
 
@@ -108,25 +108,27 @@ def read_minted_id(fields: Fields, name: str) -> int:
 
 def parse_id(text: object, name: str) -> int:
     """Return the id written as a decimal string. Raises `InvalidEvent` naming the field."""
-    number = number_in(text) if isinstance(text, str) else None
-    if number and str(number) == text:
-        return number
-    raise _no_id(name)
+    number = id_in(text)
+    if number is None:
+        raise _no_id(name)
+    return number
 
 
 def _no_id(name: str) -> InvalidEvent:
     return InvalidEvent(f"{name} must be a decimal string of 1 to 2^63-1.")
 
 
-def read_text(fields: Fields, name: str, *, max_length: int) -> str:
-    """Return the string in `fields[name]`, 1 … `max_length` characters without NUL.
+def read_text(fields: Fields, name: str, *, max_length: int, min_length: int = 1) -> str:
+    """Return the string in `fields[name]`, `min_length` … `max_length` characters without NUL.
 
     Raises `InvalidEvent`.
     """
     text = fields.get(name)
-    if isinstance(text, str) and 1 <= len(text) <= max_length and "\0" not in text:
+    if isinstance(text, str) and min_length <= len(text) <= max_length and "\0" not in text:
         return text
-    raise InvalidEvent(f"{name} must be a string of 1 to {max_length} characters without NUL.")
+    raise InvalidEvent(
+        f"{name} must be a string of {min_length} to {max_length} characters without NUL."
+    )
 
 
 def read_time(fields: Fields, name: str) -> datetime:

@@ -27,7 +27,8 @@ class UnknownEventType(PoisonEvent):
 class PublishFailed(EventBusError):
     """Kafka did not acknowledge the event."""
 
-    result = "failed"
+    result = "failed"  # in the metric
+    code = "kafka_unavailable"  # in an answer of the API
 
 
 class PublishTimedOut(PublishFailed):
@@ -64,6 +65,13 @@ class PublishForbidden(PublishFailed):
     """The topics are made so that an acknowledged write may be lost."""
 
     result = "forbidden"
+
+
+class TopicsUnchecked(PublishFailed):
+    """It is not known yet whether an acknowledged write is safe in Kafka's topics."""
+
+    result = "unchecked"
+    code = "topics_unchecked"
 
 
 class ServerAway(EventBusError):

@@ -101,6 +101,11 @@ feed_entries_partitions_ahead_seconds = Gauge(
     "feed_entries_partitions_ahead_seconds",
     "For how long there will be partitions of feed_entries for new posts.",
 )
+erasures_finished_total = Counter("erasures_finished_total", "Users of whom all is erased.")
+erasure_oldest_seconds = Gauge(
+    "erasure_oldest_seconds",
+    "For how long the oldest erasure that is not finished has been asked for; 0: there is none.",
+)
 fanout_rows_total = Counter("fanout_rows_total", "Rows written to feed_entries.")
 feed_cache_requests_total = Counter(
     "feed_cache_requests_total", "First-page reads, by what the cache answered.", ["result"]

@@ -19,21 +19,27 @@ NAME_MESSAGE_CHARS = 40
 # As arrays rather than through the ORM, which spends ten times as long on a batch as PostgreSQL
 # does.
 _PROCESSED_AMONG = "SELECT event_id FROM processed_events WHERE event_id = ANY(%s::bigint[])"
+# The condition in SQL that an event, or what it made, is from before its user was erased.
+BEFORE_ERASURE = (
+    "EXISTS (SELECT FROM erasures WHERE erasures.user_id = {user} AND erasures.event_id > {id})"
+)
+
 # The statement that makes an event processed counts it for the pipeline page too: never one without
 # the other.
-_RECORD = """
+_RECORD = f"""
 WITH new AS (
     SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::double precision[])
         AS new (event_id, actor_id, type, seconds)
 ), recorded AS (
     INSERT INTO processed_events (event_id, actor_id, type)
-    SELECT event_id, actor_id, type FROM new ORDER BY 1
+    SELECT event_id, CASE WHEN NOT {BEFORE_ERASURE.format(user="actor_id", id="new.event_id")} THEN actor_id END, type
+    FROM new ORDER BY 1
 )
 INSERT INTO pipeline_minutes (minute, worker_id, type, events, seconds)
 SELECT date_trunc('minute', now()), %s, type, count(*), sum(seconds) FROM new GROUP BY type ORDER BY type
 ON CONFLICT (minute, worker_id, type) DO UPDATE SET
     events = pipeline_minutes.events + EXCLUDED.events, seconds = pipeline_minutes.seconds + EXCLUDED.seconds
-"""
+"""  # noqa: S608 - composed of constants
 
 
 class ProcessedEventQuerySet(models.QuerySet["ProcessedEvent"]):
@@ -181,6 +187,37 @@ class IdempotencyKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user_id} {self.key}"
+
+
+class Erasure(models.Model):
+    """That a user was erased: nothing they did before `event_id` counts, whenever it comes.
+
+    The highest event id wins. The row stays, as the mark that keeps older events away, and says how
+    far what there was has been erased (`feeds.erasure`).
+    """
+
+    user_id = models.BigIntegerField(primary_key=True)
+    event_id = models.BigIntegerField()
+    step = models.CharField(max_length=32, help_text="what is being erased")
+    resume_after = models.BigIntegerField(
+        default=0, db_default=0, help_text="the last key of the step that is done"
+    )
+    due_at = models.DateTimeField(db_default=Now(), help_text="nobody works on it before")
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "erasures"
+        indexes = [
+            models.Index(fields=["event_id"], name="erasures_by_event"),
+            models.Index(
+                fields=["due_at"],
+                condition=models.Q(finished_at__isnull=True),
+                name="erasures_unfinished",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"erasure of {self.user_id}"
 
 
 class DeadLetterGroup(models.Model):

@@ -32,6 +32,7 @@ from eventbus.exceptions import (
     PublishTimedOut,
     RecordTooLarge,
     ServerAway,
+    TopicsUnchecked,
 )
 from eventbus.record import Headers
 from eventbus.telemetry import correlation, tracing
@@ -87,22 +88,24 @@ class EventProducer:
         value: bytes | None,
         headers: Headers,
         on_delivery: OnDelivery,
+        wait_until: float | None = None,
     ) -> None:
         """Queue one record; `on_delivery` gets None or the error, from another thread. It must not
         raise.
 
-        Waits for room in the queue up to the publish time-out, then raises `ProducerQueueFull`.
-        Raises `PublishFailed` for what the client refuses by itself; `RecordTooLarge` of these for
-        a record that is too big.
+        Waits for room in the queue up to that monotonic time, or else up to the publish time-out,
+        then raises `ProducerQueueFull`. Raises `PublishFailed` for what the client refuses by
+        itself; `RecordTooLarge` of these for a record that is too big.
         """
-        deadline = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
+        if wait_until is None:
+            wait_until = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
         while True:
             try:
                 self.send_now(
                     topic, key, value, list(headers), lambda error, _message: on_delivery(error)
                 )
             except ProducerQueueFull:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= wait_until:
                     raise
                 time.sleep(QUEUE_FULL_PAUSE)
             else:
@@ -345,19 +348,43 @@ def publish(event: Event, headers: Headers = ()) -> None:
     """
     value = envelope.encode(event)
     correlation.bind_event(event.event_id)
-    trial = NO_TRIAL
-    try:
-        trial = _enter()
-        with tracing.publishing(event, headers) as headers_with_context:
-            publish_record(
-                kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context
-            )
-    except PublishFailed as error:
-        _note_failure(event, error, trial)
-        raise
-    KAFKA.succeeded()
+    with Attempt(event), tracing.publishing(event, headers) as headers_with_context:
+        publish_record(
+            kafka.FEED_EVENTS, envelope.encode_key(event.key), value, headers_with_context
+        )
     metrics.events_were_published(event.type, 1)
     log.debug("event_published", type=event.type)
+
+
+def publish_all(events: Sequence[Event], headers: Headers = ()) -> None:
+    """Publish `events`, all of them on their way together, and return once each is durable.
+
+    Waits no longer than for one. Raises as `publish`; then some of them may have been stored.
+    """
+    values = [envelope.encode(event) for event in events]
+    correlation.bind_events([event.event_id for event in events])
+    with Attempt(*events):
+        _publish_together(events, values, headers)
+    for event in events:
+        metrics.events_were_published(event.type, 1)
+    log.debug("events_published", count=len(events))
+
+
+def _publish_together(events: Sequence[Event], values: Sequence[bytes], headers: Headers) -> None:
+    wait_until = time.monotonic() + settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000
+    producer = get()
+    reports: list[_Report] = []
+    for event, value in zip(events, values, strict=True):
+        report = _Report()
+        key = envelope.encode_key(event.key)
+        with tracing.publishing(event, headers) as headers_with_context:
+            producer.send(
+                kafka.FEED_EVENTS, key, value, headers_with_context, report.arrive, wait_until
+            )
+        reports.append(report)
+    for report in reports:
+        left = wait_until - time.monotonic()
+        report.wait(max(0.0, left) + REPORT_GRACE_SECONDS)
 
 
 async def publish_soon(event: Event, headers: Headers = ()) -> None:
@@ -365,23 +392,60 @@ async def publish_soon(event: Event, headers: Headers = ()) -> None:
     if _loop_deliveries is None:
         raise RuntimeError("No event loop was attached.")
     value = envelope.encode(event)
-    trial = NO_TRIAL
-    try:
-        trial = _enter()
+    with Attempt(event):
         await _loop_deliveries.send(
             kafka.FEED_EVENTS, envelope.encode_key(event.key), value, list(headers)
         )
-    except PublishFailed as error:
-        _note_failure(event, error, trial)
-        raise
-    except BaseException:
-        KAFKA.gave_up(trial)
-        raise
-    KAFKA.succeeded()
     _loop_deliveries.count(event.type)
     if _loop_deliveries.logs_each:
         correlation.bind_headers(headers, event.event_id)
         log.debug("event_published", type=event.type)
+
+
+class Attempt:
+    """A `with` around what publishes events: asks whether it may, and tells the breaker and the
+    metrics how it went.
+
+    A class, for a generator would cost each post on the loop more.
+    """
+
+    __slots__ = ("_events", "_trial")
+
+    def __init__(self, *events: Event) -> None:
+        self._events = events
+        self._trial = NO_TRIAL
+
+    def __enter__(self) -> None:
+        try:
+            self._trial = _enter()
+        except PublishFailed as error:
+            _count_failures(self._events, error)
+            raise
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, PublishFailed):
+            _count_failures(self._events, error)
+        if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
+            KAFKA.failed(error, self._trial)
+        elif error is None or isinstance(error, PublishFailed):
+            KAFKA.succeeded()  # it has answered, if with a refusal
+        else:
+            KAFKA.gave_up(self._trial)
+
+
+def _enter() -> int:
+    if _bar is not None:
+        kind, reason = _bar
+        raise kind(reason)
+    try:
+        return KAFKA.enter()
+    except ServerAway as error:
+        raise KafkaAway from error
+
+
+def _count_failures(events: Sequence[Event], error: PublishFailed) -> None:
+    for event in events:
+        metrics.events_published_total.labels(event.type, error.result).inc()
 
 
 def publish_record(
@@ -396,37 +460,27 @@ def publish_record(
     report.wait(settings.KAFKA_PUBLISH_TIMEOUT_MS / 1000 + REPORT_GRACE_SECONDS)
 
 
-_forbidden = ""
+# Why nothing may be published, and the error that says so; None while it may.
+_bar: tuple[type[PublishFailed], str] | None = None
 
 
 def forbid(reason: str) -> None:
     """Have `publish` and `publish_soon` refuse for this reason; an empty one allows them again."""
-    global _forbidden
-    if reason and not _forbidden:
+    global _bar
+    if reason and reason != forbidden():
         log.error("publishing_is_forbidden", reason=reason)
-    _forbidden = reason
+    _bar = (PublishForbidden, reason) if reason else None
+
+
+def await_check() -> None:
+    """Have them refuse until `forbid` tells what was found about the topics."""
+    global _bar
+    _bar = (TopicsUnchecked, str(TopicsUnchecked()))
 
 
 def forbidden() -> str:
     """Return why nothing may be published; empty if it may."""
-    return _forbidden
-
-
-def _enter() -> int:
-    if _forbidden:
-        raise PublishForbidden(_forbidden)
-    try:
-        return KAFKA.enter()
-    except ServerAway as error:
-        raise KafkaAway from error
-
-
-def _note_failure(event: Event, error: PublishFailed, trial: int) -> None:
-    metrics.events_published_total.labels(event.type, error.result).inc()
-    if isinstance(error, PublishTimedOut | ProducerQueueFull | ProducerFailed):
-        KAFKA.failed(error, trial)
-    elif not isinstance(error, KafkaAway | PublishForbidden):
-        KAFKA.succeeded()  # it has answered, with a refusal
+    return "" if _bar is None else _bar[1]
 
 
 _producer: EventProducer | None = None

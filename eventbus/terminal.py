@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show on a terminal."""
+"""Text from outside, made safe to show on a terminal, and asking who sits there."""
 
 import unicodedata
 
@@ -30,3 +30,11 @@ def count_of(number: int, thing: str, things: str = "") -> str:
     if number == 1:
         return f"1 {thing}"
     return f"{number} {things or thing + 's'}"
+
+
+def agreed(question: str) -> bool:
+    """Return what the operator says; no where there is nobody to ask."""
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:
+        return False

@@ -8,7 +8,7 @@ broker. That rests on the topics, which anyone may have made or changed.
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -57,9 +57,13 @@ def promise_broken(timeout: float = kafka.METADATA_TIMEOUT) -> list[str]:
     """Return why a write that Kafka acknowledges may be lost all the same, a sentence each; none if
     it may not.
 
-    Waits for Kafka, up to twice `timeout` seconds. Raises `KafkaException`.
+    Waits for Kafka, up to `timeout` seconds for each of three answers. Raises `KafkaException`,
+    also where there is no topic to write to.
     """
-    return _promises_broken(_describe(timeout))
+    topics = _describe(timeout)
+    if kafka.FEED_EVENTS not in topics:
+        raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+    return _promises_broken(topics)
 
 
 def fix(timeout: float = kafka.METADATA_TIMEOUT) -> None:

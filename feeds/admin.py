@@ -15,8 +15,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from eventbus.admin import LargeTableAdmin, id_of
+from eventbus.exceptions import IdsUnavailable, PublishFailed
+from eventbus.ids import idempotency
 from eventbus.ids.snowflake import MAX_ID
-from feeds import blocks, inspector, mutes, verification
+from eventbus.models import Erasure
+from feeds import blocks, inspector, mutes, services, verification
 from feeds import rebuild as rebuilding
 from feeds.models import Feed, Follow, Mute
 from feeds.read import here
@@ -27,6 +30,7 @@ from posts.pagination import Position
 FOLLOWS_SHOWN = 100
 MAY_CHANGE = "feeds.change_feed"
 MAY_READ = "posts.view_post"
+MAY_ERASE = "feeds.erase_user"
 
 
 @admin.register(Feed)
@@ -47,6 +51,7 @@ class FeedAdmin(LargeTableAdmin):
         return [
             path("follows/", view(self.follows_view), name="feeds_feed_follows"),
             path("<id:user_id>/inspect/", view(self.inspect_view), name="feeds_feed_inspect"),
+            path("<id:user_id>/erase/", view(self.erase_view), name="feeds_feed_erase"),
             *super().get_urls(),
         ]
 
@@ -84,8 +89,39 @@ class FeedAdmin(LargeTableAdmin):
             ],
             "may_change": request.user.has_perm(MAY_CHANGE),
             "may_read": request.user.has_perm(MAY_READ),
+            "may_erase": request.user.has_perm(MAY_ERASE),
+            "erasure": Erasure.objects.filter(user_id=user_id).first(),
         }
         return TemplateResponse(request, "admin/feeds/feed/inspect.html", context)
+
+    def erase_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
+        """Ask whether to erase a user; a POST with the user's id typed in does it."""
+        if not request.user.has_perm(MAY_ERASE):
+            raise PermissionDenied
+        is_wrong = False
+        if request.method == "POST":
+            if id_of(request.POST.get("user_id", "").strip()) == user_id:
+                self._erase(request, user_id)
+                return HttpResponseRedirect(_inspect_url(user_id))
+            is_wrong = True
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"Erase user {user_id}",
+            "opts": self.opts,
+            "user_id": user_id,
+            "feed": Feed.objects.filter(user_id=user_id).first(),
+            "is_wrong": is_wrong,
+        }
+        return TemplateResponse(request, "admin/feeds/feed/erase.html", context)
+
+    def _erase(self, request: HttpRequest, user_id: int) -> None:
+        try:
+            fact = services.erase_user(user_id=user_id, actor_id=user_id, ids=idempotency.fresh())
+        except (PublishFailed, IdsUnavailable) as error:
+            self.message_user(request, f"Not done: {error}", messages.ERROR)
+            return
+        what = f"Erasure asked for, as event {fact.event_id}."
+        self._tell(request, user_id, what, messages.SUCCESS)
 
     def follows_view(self, request: HttpRequest) -> HttpResponse:
         """Show whom a user follows, who follows them, whom they have muted and blocked, or one pair with its

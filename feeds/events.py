@@ -1,5 +1,5 @@
-"""The facts about two users, as they travel in events; their key is the one whose audience changes:
-the followee, who is muted, or who is blocked.
+"""The facts about users, as they travel in events; their key is the one whose audience changes: the
+followee, who is muted, who is blocked, or who is erased.
 """
 
 from dataclasses import dataclass
@@ -160,3 +160,39 @@ class UserUnblocked(BlockFact):
     """`user.unblocked`: the blocker takes that back; the follows that it ended stay ended."""
 
     TYPE = "user.unblocked"
+
+
+@dataclass(frozen=True, slots=True)
+class UserErased:
+    """`user.erased`: nothing the user did before counts, and all that is held of it goes."""
+
+    TYPE: ClassVar[str] = "user.erased"
+
+    event_id: int
+    user_id: int
+    actor_id: int  # who asked for it
+
+    @property
+    def key(self) -> int:
+        return self.user_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact changes."""
+        return {self.user_id}
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return the fact in `event`."""
+        return cls(event_id=event.event_id, user_id=event.key, actor_id=event.actor_id)
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.actor_id,
+            occurred_at=time_of(self.event_id),
+            key=self.user_id,
+            payload={},
+        )

@@ -10,6 +10,7 @@ from django.conf import settings
 
 from eventbus import metrics
 from eventbus.database.sql import bigints, execute, fetch
+from eventbus.models import BEFORE_ERASURE
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
 from feeds.models import BLOCKED, BLOCKS_OF, FLOOR, IN_FEED, LAST_BLOCK, TO_DELIVER
@@ -42,6 +43,7 @@ JOIN {_PAIRS} AS pair (follower, followee) ON follower_id = follower AND followe
 WHERE active
 """  # noqa: S608 - composed of constants
 
+# What is from before either was erased has no effect: the pair may be forgotten by now.
 _WRITE = f"""
 INSERT INTO follows (follower_id, followee_id, active, held, idle, muted, event_id)
 SELECT follower, followee, wanted AND NOT blocked, wanted AND blocked, feeds.idle,
@@ -53,6 +55,8 @@ FROM (
     {BLOCKS_OF.format(follower="follower", followee="followee")}
 ) AS new
 JOIN feeds ON user_id = follower
+WHERE NOT {BEFORE_ERASURE.format(user="follower", id="event")}
+  AND NOT {BEFORE_ERASURE.format(user="followee", id="event")}
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
 SET active = EXCLUDED.active, held = EXCLUDED.held, idle = EXCLUDED.idle, muted = EXCLUDED.muted,
@@ -109,14 +113,20 @@ FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::
 WHERE user_id = followee
 """
 
+_FORGET = f"""
+DELETE FROM follows USING {_PAIRS} AS pair (follower, followee)
+WHERE follower_id = follower AND followee_id = followee AND event_id < %(before)s
+RETURNING follower_id, followee_id, active
+"""  # noqa: S608 - composed of constants
+
 _LOCK_FEEDS = "SELECT 1 FROM feeds WHERE user_id = ANY(%s) ORDER BY user_id FOR UPDATE"
 
 
 def lock_feeds(user_ids: Iterable[int]) -> None:
     """Hold the `feeds` rows of the users until the transaction ends.
 
-    To be called once a transaction, with all whom its facts about pairs of users name: in one go
-    and in id order, such transactions cannot deadlock.
+    To be called once a transaction, with all whose rows its facts will change: in one go and in id
+    order, such transactions cannot deadlock.
     """
     execute(_LOCK_FEEDS, [list(user_ids)])
 
@@ -153,6 +163,18 @@ def update_feeds(changed: Sequence[Changed]) -> None:
         metrics.fanout_rows_total.inc(rows)
     if hidden := [row.pair for row in changed if not row.in_feed]:
         fanout.remove(fetch(_TO_REMOVE, _columns(hidden)))
+
+
+def forget(pairs: Sequence[Pair], before: int) -> None:
+    """Delete the pairs that no event from `before` on has changed, with what they brought into
+    feeds.
+
+    Needs the locks of the followees, and the `feeds` rows of all (`lock_feeds`).
+    """
+    gone = fetch(_FORGET, {**_columns(pairs), "before": before})
+    ended = [(follower, followee) for follower, followee, active in gone if active]
+    _count(ended, step=-1)
+    fanout.remove(fetch(_TO_REMOVE, _columns(ended)))
 
 
 def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:

@@ -9,12 +9,13 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import blocks, fanout, follows, mutes
+from feeds import blocks, erasure, fanout, follows, mutes, seen
 from feeds.events import (
     BlockFact,
     FollowFact,
     MuteFact,
     UserBlocked,
+    UserErased,
     UserFollowed,
     UserMuted,
     UserUnblocked,
@@ -23,12 +24,14 @@ from feeds.events import (
 )
 from feeds.models import Feed
 from feeds.read import here
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostFact
 
-FeedFact = PostFact | FollowFact | MuteFact | BlockFact
+FeedFact = PostFact | FollowFact | MuteFact | BlockFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
+    ("post.created", 2): PostCreated.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
@@ -36,6 +39,8 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("user.unmuted", 1): UserUnmuted.from_event,
     ("user.blocked", 1): UserBlocked.from_event,
     ("user.unblocked", 1): UserUnblocked.from_event,
+    ("feed.seen", 1): FeedSeen.from_event,
+    ("user.erased", 1): UserErased.from_event,
 }
 
 
@@ -52,7 +57,7 @@ def subscription() -> Subscription:
 
 
 class FeedHandlers(Handlers[FeedFact]):
-    """Posts and follows, applied to the feeds."""
+    """Posts, follows and markers, applied to the feeds."""
 
     def to_fact(self, event: Event) -> FeedFact:
         """Return the typed fact in `event`. Raises `UnknownEventType` or `InvalidEvent`."""
@@ -96,9 +101,9 @@ class FeedHandlers(Handlers[FeedFact]):
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
         _ensure_feeds(facts)
-        pairs = [fact for fact in facts if isinstance(fact, FollowFact | MuteFact | BlockFact)]
-        if pairs:
-            follows.lock_feeds(set().union(*(fact.users for fact in pairs)))
+        about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
+        if about_users:
+            follows.lock_feeds(set().union(*(fact.users for fact in about_users)))
         for step in _steps(facts):
             _apply_step(step, careful)
         return None
@@ -107,12 +112,13 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void."""
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        muting = {fact.user_id for fact in facts if isinstance(fact, MuteFact)}
-        apart = {user for fact in facts if isinstance(fact, BlockFact) for user in fact.users}
+        others = {
+            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
+        }
+        others |= {user for fact in facts if isinstance(fact, BlockFact) for user in fact.users}
+        readers = authors | followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(
-            authors - by_every_page, authors | followers | muting | apart
-        ):
+        for users in follows.audience(authors - by_every_page, readers):
             here.pages.invalidate(users, watched)
 
 
@@ -130,6 +136,10 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             mutes.apply_mutes(facts)
         case BlockFact():
             blocks.apply_blocks(facts)
+        case FeedSeen():
+            seen.apply_seen(facts)
+        case UserErased():
+            erasure.apply(facts)
 
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
@@ -158,6 +168,8 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
         return 1
     if isinstance(fact, PostFact):
         return count + 1
+    if isinstance(fact, FeedSeen):
+        return 1
     cap: int = settings.FEED_MAX_ENTRIES
     return 2 * cap if isinstance(fact, BlockFact) else cap
 

@@ -1,9 +1,9 @@
 """What is done for feeds off the hot path: rebuild those whose readers came back, put to rest,
-withdraw large posts.
+erase users, withdraw large posts.
 
 Every `run_fanout` does it in a thread of its own, sharing the work: a walk over all feeds whose
-place is kept in `housekeeping`, and two queues, `feeds.rebuild_wanted` and `withdrawals`. Feeds are
-right without any of it; it makes them cheap.
+place is kept in `housekeeping`, and three queues, `feeds.rebuild_wanted`, `erasures` and
+`withdrawals`. Feeds are right without any of it; it makes them cheap, and erases what is nobody's.
 """
 
 import time
@@ -17,10 +17,11 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from eventbus import metrics
 from eventbus.background import Repeating
 from eventbus.database import locks
 from eventbus.database.sql import execute, fetch
-from feeds import fanout
+from feeds import erasure, fanout
 from feeds.models import RESTING, Housekeeping
 from feeds.read import era, here
 from feeds.rebuild import rebuild
@@ -69,7 +70,9 @@ def _keep_house() -> float:
     rebuild_wanted()
     pause = min(walk(), POLL_SECONDS)
     started = time.monotonic()
-    if fanout.withdraw_part():
+    has_erased = erasure.erase_part()
+    metrics.erasure_oldest_seconds.set(erasure.oldest_seconds())
+    if fanout.withdraw_part() or has_erased:
         # Half of the time is for others.
         pause = min(pause, time.monotonic() - started)
     return pause

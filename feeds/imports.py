@@ -33,6 +33,11 @@ CREATE TEMPORARY TABLE new_follows (follower_id bigint, followee_id bigint) ON C
 """
 _COPY = "COPY staged_follows FROM STDIN"
 
+# An erased user is in no file: see ADR 32.
+_LEAVE_OUT = """
+DELETE FROM staged_follows USING erasures WHERE user_id = {user} AND erasures.event_id > %s
+"""
+
 # A pair that was blocked later is written as one that is ended, or held.
 _BLOCKS_OF_STAGED = BLOCKS_OF.format(follower="staged.follower_id", followee="staged.followee_id")
 _LATER = f"%(event)s > {LAST_BLOCK}"
@@ -111,6 +116,8 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     # it to have.
     execute("ANALYZE staged_follows")
     locks.acquire_bulk_load()
+    for user in ("follower_id", "followee_id"):
+        execute(_LEAVE_OUT.format(user=user), [event_id])
     new = execute(_FIND_NEW, {"event": event_id})
     execute(_MERGE, {"event": event_id})
     if new:

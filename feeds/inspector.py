@@ -23,7 +23,8 @@ WITH defined AS ({definition}), stored AS (
 )
 SELECT
     coalesce(defined.id, stored.post_id) AS post_id, defined.id IS NOT NULL, stored.post_id IS NOT NULL,
-    post.author_id, stored.author_id, post.content, post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
+    post.author_id, stored.author_id, post.content, post.data::text,
+    post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
     EXISTS (SELECT FROM withdrawals WHERE withdrawals.post_id = post.id),
     EXISTS (SELECT FROM mutes WHERE user_id = %(user)s AND muted_id = post.author_id AND active),
     greatest((SELECT floor FROM feeds WHERE user_id = %(user)s), {horizon})
@@ -40,6 +41,7 @@ class Compared(NamedTuple):
     author_id: int | None  # of the post, if there is one
     stored_author_id: int | None
     content: str | None
+    data: str | None  # JSON
     created_at: datetime | None
     fanout: int | None
     deleted: bool
@@ -83,7 +85,7 @@ class Entry:
         return ""
 
     @property
-    def unread(self) -> bool:
+    def read_by_nobody(self) -> bool:
         """Tell whether this is a row that nobody reads: at or below the floor, or of a post that is
         being withdrawn.
         """

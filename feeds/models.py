@@ -130,6 +130,12 @@ class Follow(models.Model):
                 condition=models.Q(active=True, idle=False, muted=False),
                 name="follows_to_deliver",
             ),
+            # An erasure finds those who once followed in this one.
+            models.Index(
+                fields=["followee_id", "follower_id"],
+                condition=models.Q(active=False),
+                name="follows_ended",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -230,6 +236,10 @@ class Feed(models.Model):
         null=True, help_text="from when on posts of this author may be left to be pulled by readers"
     )
 
+    seen_post_id = models.BigIntegerField(
+        null=True, help_text="the user has seen the feed up to this post id"
+    )
+
     objects = FeedQuerySet.as_manager()
 
     class Meta:
@@ -244,6 +254,7 @@ class Feed(models.Model):
                 fields=["user_id"], condition=models.Q(rebuild_wanted=True), name="feeds_to_rebuild"
             ),
         ]
+        permissions = [("erase_user", "Can erase a user")]
 
     def __str__(self) -> str:
         return f"feed of {self.user_id}"

@@ -8,19 +8,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from eventbus.database.sql import fetch
+from eventbus.models import BEFORE_ERASURE
 from feeds import follows
 from feeds.events import MuteFact, UserMuted
 from feeds.follows import Changed
 from feeds.models import IN_FEED, users_beyond
 from posts.pagination import Position
 
-_WRITE = """
+# What is from before either was erased has no effect: the pair may be forgotten by now.
+_WRITE = f"""
 INSERT INTO mutes (user_id, muted_id, active, event_id)
-SELECT * FROM unnest(%(users)s::bigint[], %(muted)s::bigint[], %(active)s::boolean[], %(events)s::bigint[]) AS new
+SELECT new.* FROM unnest(%(users)s::bigint[], %(muted)s::bigint[], %(active)s::boolean[], %(events)s::bigint[])
+    AS new (muting, muted, active, event)
+WHERE NOT {BEFORE_ERASURE.format(user="muting", id="event")}
+  AND NOT {BEFORE_ERASURE.format(user="muted", id="event")}
 ORDER BY 1, 2
 ON CONFLICT (user_id, muted_id) DO UPDATE SET active = EXCLUDED.active, event_id = EXCLUDED.event_id
 WHERE mutes.event_id <= EXCLUDED.event_id
 RETURNING user_id, muted_id, active
+"""  # noqa: S608 - composed of constants
+_FORGET = """
+DELETE FROM mutes USING unnest(%(users)s::bigint[], %(muted)s::bigint[]) AS pair (muting, muted)
+WHERE user_id = muting AND muted_id = muted AND event_id < %(before)s
+RETURNING user_id, muted_id
 """
 _REPEAT = f"""
 UPDATE follows SET muted = is_muted
@@ -46,13 +56,18 @@ def apply_mutes(facts: Sequence[MuteFact]) -> None:
         "active": [isinstance(fact, UserMuted) for fact in last],
         "events": [fact.event_id for fact in last],
     }
-    written = fetch(_WRITE, columns)
-    repeated = {
-        "users": [user for user, _, _ in written],
-        "muted": [muted for _, muted, _ in written],
-        "active": [active for _, _, active in written],
-    }
-    follows.update_feeds([Changed(*row) for row in fetch(_REPEAT, repeated)])
+    _repeat(fetch(_WRITE, columns))
+
+
+def forget(pairs: Sequence[tuple[int, int]], before: int) -> None:
+    """Delete the pairs (who mutes, who is muted) that no event from `before` on has changed; if
+    they follow now, the posts come back.
+
+    Needs the locks of the muted, and the `feeds` rows of all (`lock_feeds`).
+    """
+    columns = {"users": [user for user, _ in pairs], "muted": [muted for _, muted in pairs]}
+    gone = fetch(_FORGET, {**columns, "before": before})
+    _repeat([(user, muted, False) for user, muted in gone])
 
 
 def muted_page(user_id: int, position: Position, limit: int) -> list[int]:
@@ -60,6 +75,16 @@ def muted_page(user_id: int, position: Position, limit: int) -> list[int]:
     index scan).
     """
     return users_beyond(_MUTED_BY, user_id, position, limit)
+
+
+def _repeat(written: Sequence[tuple[Any, ...]]) -> None:
+    """Have `follows` and the feeds say what these rows of `mutes` do."""
+    columns = {
+        "users": [user for user, _, _ in written],
+        "muted": [muted for _, muted, _ in written],
+        "active": [active for _, _, active in written],
+    }
+    follows.update_feeds([Changed(*row) for row in fetch(_REPEAT, columns)])
 
 
 def _by_event(fact: MuteFact) -> int:

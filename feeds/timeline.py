@@ -15,7 +15,7 @@ from eventbus.database.sql import fetch
 from eventbus.ids.snowflake import MAX_ID
 from feeds.models import FLOOR, IN_FEED, RESTING, Feed, Follow
 from feeds.partitions import FEW, FURTHER, low_of
-from posts.models import ALIVE, CREATED_AT, PULLED, PUSHED, PostRow
+from posts.models import ALIVE, PULLED, PUSHED, SHOWN, PostRow
 from posts.pagination import Position
 
 log = structlog.get_logger(__name__)
@@ -26,12 +26,13 @@ log = structlog.get_logger(__name__)
 # limit is within the subquery, so that the index is read in its order whatever statistics say; what
 # is no post any more comes as an entry without one.
 _PUSHED = f"""
-SELECT floor, is_to_note, starts, post_id, post.id, post.author_id, post.content, {CREATED_AT}
+SELECT floor, is_to_note, starts, seen_post_id, post_id, post.id, post.author_id, {SHOWN}
 FROM (
     SELECT
         {FLOOR} AS floor,
         last_read_at < now() - interval '1 hour' AS is_to_note,
-        (SELECT starts FROM feed_horizon) AS starts
+        (SELECT starts FROM feed_horizon) AS starts,
+        seen_post_id
     FROM (SELECT 1) AS one LEFT JOIN feeds ON user_id = %(user)s
 ) AS state
 LEFT JOIN LATERAL (
@@ -68,7 +69,7 @@ found AS (
 _NEAREST = (
     _NEAREST_IDS
     + f"""
-SELECT posts.id, author_id, content, {CREATED_AT} FROM found JOIN posts ON posts.id = found.id
+SELECT posts.id, author_id, {SHOWN} FROM found JOIN posts ON posts.id = found.id
 ORDER BY posts.id {{direction}}
 """  # noqa: S608 - composed of constants
 )
@@ -131,6 +132,7 @@ class Reader:
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
         self.floor: int | None = None  # or the horizon, if that is higher
+        self.seen: int | None = None  # up to which post the user has seen the feed
         self._is_to_note = False
         self._may_rest = False
         self._pulled_authors: Sequence[int] | None = None
@@ -257,9 +259,9 @@ class Reader:
             "high": wanted.high,
         }
         rows = fetch(_PUSHED.format(direction=towards.direction), values)
-        self.floor, self._is_to_note, starts = rows[0][:3]
+        self.floor, self._is_to_note, starts, self.seen = rows[0][:4]
         Reader._starts = starts or ()
-        return self.floor or 0, [_Entry.of(*row[3:]) for row in rows if row[3] is not None]
+        return self.floor or 0, [_Entry.of(*row[4:]) for row in rows if row[4] is not None]
 
     def _nearest(
         self, towards: _Direction, authors: str, kind: str, wanted: Range, limit: int

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import structlog
-from django import db
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -14,50 +12,58 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from eventbus import metrics
-from eventbus.ids.snowflake import number_in
-from feeds import blocks, mutes, services
+from eventbus.ids.snowflake import id_in, number_in
+from feeds import blocks, mutes, seen, services
 from feeds.events import BlockFact, FollowFact, MuteFact
 from feeds.models import Follow
 from feeds.read import first_page
-from feeds.read.page import body_of, with_links
-from feeds.timeline import Reader
+from feeds.read.page import with_links
 from posts import pagination, visibility
 from posts.errors import Unprocessable
-from posts.models import Block
 from posts.pagination import Position
 from posts.principal import Principal, principal
 from posts.rates import WriteRate
-from posts.schemas import AcceptedSchema, NewPostsSchema, PostList, UserList
+from posts.schemas import (
+    AcceptedSchema,
+    AcceptedSeen,
+    FeedSchema,
+    NewPostsSchema,
+    NewSeen,
+    UserList,
+)
 from posts.views import (
     IDEMPOTENCY,
     PAGING,
     accepted,
     event_headers,
+    json_of,
     list_response,
     write_ids,
 )
 from posts.visibility import READ_ANY_FEED
 
 SINCE = OpenApiParameter(
-    "since", str, required=True, description="a post id; 0 counts from the first post"
+    "since",
+    str,
+    description="a post id; 0 counts from the first post. Without it those unread are counted",
 )
 LIVE_SINCE = OpenApiParameter("since", str, description="a post id, as in `Last-Event-ID`")
 
-log = structlog.get_logger(__name__)
-
 
 class FeedView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: PostList})
+    @extend_schema(parameters=PAGING, responses={200: FeedSchema})
     def get(self, request: Request, user_id: int) -> HttpResponse:
-        """Read a feed, newest first. `X-Cache` says whether the first page came from the cache."""
+        """Read a feed, newest first. `X-Cache` says whether the first page came from the cache.
+
+        The first page says up to which post it was `seen` and how many are `unread`, at most 100.
+        """
         _require_reader(request, user_id)
         position, limit = pagination.position_of(request), pagination.limit_of(request)
         if position == pagination.START and limit == pagination.DEFAULT_LIMIT:
             found = first_page.read(user_id)
             body, result = found.page.body, found.result
         else:
-            page = first_page.read_page(Reader(user_id), position, limit)
-            body, result = body_of(page), "bypass"
+            body, result = first_page.read_body(user_id, position, limit), "bypass"
         metrics.feed_cache_requests_total.labels(result).inc()
         address = f"{request.scheme}://{request.get_host()}{request.path}"
         answer = with_links(body, address, request.query_params.get("limit"))
@@ -69,11 +75,48 @@ class NewPostsView(APIView):
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Tell how many posts of a feed are newer than `since`, up to 100, and which is the
         newest.
+
+        Without `since` those are counted that its user has not seen, see `PUT .../seen`; 409 if
+        they have never said so.
         """
         _require_reader(request, user_id)
-        since = since_of(request.query_params.get("since", ""))
+        given = request.query_params.get("since")
+        since = None if given is None else since_of(given)
         body, result = first_page.count_new(user_id, since)
+        if body is None:
+            raise NothingSeen
         return HttpResponse(body, content_type="application/json", headers={"X-Cache": result})
+
+
+class NothingSeen(APIException):
+    status_code = 409
+    default_detail = "This feed was never marked as seen: mark it, or name a post with since."
+    default_code = "nothing_seen"
+
+
+class SeenView(APIView):
+    throttle_classes = [WriteRate]
+
+    @extend_schema(
+        operation_id="mark_feed_seen",
+        request=NewSeen,
+        parameters=[IDEMPOTENCY],
+        responses={202: AcceptedSeen},
+    )
+    def put(self, request: Request, user_id: int) -> HttpResponse:
+        """Mark one's own feed as seen up to a post; one that is marked further stays so."""
+        if user_id != principal(request).user_id:
+            raise PermissionDenied("A feed is marked by its own user.", code="not_your_feed")
+        post_id = seen_post_of(json_of(request))
+        fact = services.mark_seen(
+            user_id=user_id,
+            post_id=post_id,
+            ids=write_ids(request, str(post_id)),
+            headers=event_headers(request),
+        )
+        return accepted(
+            request, fact.event_id, user_id=str(fact.user_id), post_id=str(fact.post_id)
+        )
 
 
 class LiveUnavailable(APIException):
@@ -104,7 +147,8 @@ class FollowView(APIView):
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def put(self, request: Request, user_id: int) -> HttpResponse:
         """Follow a user; doing it again changes nothing. 422 when a block is between the two."""
-        _refuse_blocked(request, user_id)
+        if blocks.in_the_way(principal(request).user_id, [user_id]):
+            raise Unprocessable(blocks.IN_THE_WAY, code="follow_blocked")
         return self._publish(request, user_id, services.follow)
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
@@ -129,21 +173,6 @@ class FollowView(APIView):
             follower_id=str(fact.follower_id),
             followee_id=str(fact.followee_id),
         )
-
-
-def _refuse_blocked(request: Request, user_id: int) -> None:
-    """Refuse to follow where a block would prevent it. Raises `Unprocessable`.
-
-    A courtesy: workers see to it that no such follow has an effect. So it needs no PostgreSQL, as
-    little as other follows do.
-    """
-    try:
-        blocked = Block.objects.among(principal(request).user_id, [user_id])
-    except db.Error as error:
-        log.warning("blocks_not_looked_up", error=str(error))
-        return
-    if blocked:
-        raise Unprocessable("A block is between you and this user.", code="follow_blocked")
 
 
 class BlockView(APIView):
@@ -276,6 +305,20 @@ def since_of(text: str) -> int:
     if since is None:
         raise ParseError("since must be a post id.", code="invalid_since")
     return since
+
+
+def seen_post_of(body: object) -> int:
+    """Return the post up to which the JSON `body` says a feed was seen. Raises `Unprocessable`."""
+    if not isinstance(body, dict):
+        raise Unprocessable("The body must be a JSON object.", code="not_an_object")
+    if "post_id" not in body:
+        raise Unprocessable("post_id must be there.", code="post_id_required")
+    post_id = id_in(body["post_id"])
+    if post_id is None:
+        raise Unprocessable("post_id must be a decimal string.", code="invalid_post_id")
+    if seen.is_ahead(post_id):
+        raise Unprocessable("post_id is from the future.", code="post_id_in_the_future")
+    return post_id
 
 
 def live_since(last_event_id: str | None, since: str | None) -> int | None:

@@ -20,8 +20,8 @@ from rest_framework.response import Response
 from eventbus import retry
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from feedsite.keys import KeysUnavailable
-from posts import rates
-from posts.errors import PayloadTooLarge, UnsupportedEncoding
+from posts import data, rates
+from posts.errors import PayloadTooLarge, Unprocessable, UnsupportedEncoding
 
 RETRY_AFTER_SECONDS = "1"
 READING = ("GET", "HEAD")
@@ -50,13 +50,26 @@ class JSONParser(BaseParser):
 
 
 def parse_json(body: bytes) -> Any:
-    """Return what the JSON in `body` says. Raises `ParseError`."""
+    """Return what the JSON in `body` says. Raises `ParseError`.
+
+    A body with data of a post is read once more, to the letter; raises `Unprocessable`.
+    """
     try:
-        return orjson.loads(body)
+        found = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise exceptions.ParseError(
             f"The body is not JSON: {error}", code="malformed_json"
         ) from error
+    if isinstance(found, dict) and "data" in found:
+        return _read_exactly(body)
+    return found
+
+
+def _read_exactly(body: bytes) -> Any:
+    try:
+        return data.read_exactly(body)
+    except data.DataRefused as error:
+        raise Unprocessable(str(error), code=error.code) from error
 
 
 def media_type_of(content_type: str | None) -> str:
@@ -119,7 +132,7 @@ def _response_to(error: Exception) -> Response | None:
         return _api_error(error)
     if isinstance(error, PublishFailed):
         log.warning("write_not_accepted", error=str(error))
-        return _unavailable("kafka_unavailable", f"{error} Nothing was promised: try again.")
+        return _unavailable(error.code, f"{error} Nothing was promised: try again.")
     if isinstance(error, IdsUnavailable):
         log.warning("write_not_accepted", error=str(error))
         return _unavailable("database_unavailable", f"{error} Nothing was promised: try again.")

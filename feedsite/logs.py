@@ -5,6 +5,7 @@ console.
 import logging
 import os
 import sys
+from http import HTTPStatus
 from typing import Any
 
 import structlog
@@ -19,6 +20,27 @@ SHARED: list[structlog.types.Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.format_exc_info,
 ]
+
+
+MAX_REFUSAL_CHARS = 300
+
+
+class RefusalsInOneLine(logging.Filter):
+    """Takes the traceback from what Django says of a request that it refuses or cannot serve now:
+    the code is not to blame. That of a 500 stays.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record, and let it pass."""
+        status = getattr(record, "status_code", HTTPStatus.INTERNAL_SERVER_ERROR)
+        if not record.name.startswith("django.") or status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            return True
+        text = record.getMessage()
+        if record.name != "django.request":  # which names the path itself
+            request = getattr(record, "request", None)
+            text = f"{text} {getattr(request, 'path', '')}".rstrip()
+        record.msg, record.args, record.exc_info = text[:MAX_REFUSAL_CHARS], None, None
+        return True
 
 
 def configure(log_format: str, level: str) -> dict[str, Any]:
@@ -45,24 +67,25 @@ def configure(log_format: str, level: str) -> dict[str, Any]:
                 "foreign_pre_chain": SHARED,
             }
         },
-        "filters": {"outages": {"()": OutageLines}},
+        "filters": {
+            "refusals": {"()": RefusalsInOneLine},
+            "outages": {"()": OutageLines},
+        },
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "formatter": "line",
-                "filters": ["outages"],
+                "filters": ["refusals", "outages"],
             }
         },
         "root": {"handlers": ["stderr"], "level": level},
         # A 4xx is the client's business and already counted; Django's own access lines would drown
         # the log. SQL with its parameters, at DEBUG, would put what people wrote into the log. What
-        # django-axes says, feedsite.login says in one line. A foreign Host is the client's business
-        # too, and no reason for a traceback. Why the pool has no connection is said by whoever
-        # waits for one (feedsite.postgresql).
+        # django-axes says, feedsite.login says in one line. Why the pool has no connection is said
+        # by whoever waits for one (feedsite.postgresql).
         "loggers": {
             "django.request": {"level": "ERROR"},
             "django.db.backends": {"level": "INFO"},
-            "django.security.DisallowedHost": {"level": "CRITICAL"},
             "axes": {"level": "ERROR"},
             "psycopg.pool": {"level": "ERROR"},
         },

@@ -41,7 +41,12 @@ SUBJECTS = {
     "partitions_failed": "postgresql",
 }
 # And those of libraries, by their logger.
-SUBJECTS_OF_LOGGERS = {"librdkafka": "kafka", "psycopg.pool": "postgresql"}
+SUBJECTS_OF_LOGGERS = {
+    "librdkafka": "kafka",
+    "psycopg.pool": "postgresql",
+    # Requests answered with 503; those with 500 have a traceback.
+    "django.request": "requests",
+}
 
 AWAY, BACK = "server_is_away", "server_is_back"
 

@@ -18,6 +18,9 @@ class EventSchema(serializers.Serializer[object]):
     event_id = serializers.CharField()
     type = serializers.CharField(allow_null=True, help_text="null while pending")
     state = serializers.ChoiceField(["pending", "processed", "dead_lettered"])
+    step = serializers.CharField(
+        required=False, help_text="what is being erased, while an erasure is pending"
+    )
 
 
 class EventView(APIView):
@@ -32,7 +35,8 @@ class EventView(APIView):
                 f"Asking for someone else's event needs the scope {READ_ANY_EVENT}.",
                 code="not_your_event",
             )
-        return Response({"event_id": str(event_id), "type": outcome.type, "state": outcome.state})
+        told = {"event_id": str(event_id), "type": outcome.type, "state": outcome.state}
+        return Response(told if outcome.step is None else {**told, "step": outcome.step})
 
     def _may_know(self, request: Request, outcome: Outcome) -> bool:
         asking = principal(request)

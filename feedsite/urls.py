@@ -2,6 +2,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.urls import include, path, register_converter
+from django.views.decorators.http import require_safe
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
@@ -30,7 +31,9 @@ urlpatterns = [
     path("metrics", probes.metrics, name="metrics"),
     path("schema/", SpectacularAPIView.as_view(), name="schema"),
     # Its script is a file of its own, as the content security policy wants it.
-    path("docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path(
+        "docs/", require_safe(SpectacularSwaggerSplitView.as_view(url_name="schema")), name="docs"
+    ),
     path("", _to("/docs/")),
     path("docs", _to("/docs/")),
     path("schema", _to("/schema/")),

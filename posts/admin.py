@@ -1,11 +1,13 @@
 """Posts in the admin: found by id, never counted."""
 
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin
 from django.db.models import QuerySet
 
 from eventbus.admin import LargeTableAdmin, id_of
+from eventbus.ids.snowflake import time_of
 from posts.models import Post
 
 BY_AUTHOR = "author:"
@@ -13,7 +15,7 @@ BY_AUTHOR = "author:"
 
 @admin.register(Post)
 class PostAdmin(LargeTableAdmin):
-    list_display = ["id", "author_id", "beginning", "created_at", "fanout", "deleted"]
+    list_display = ["id", "author_id", "beginning", "created_at", "edited_at", "fanout", "deleted"]
     search_help_text = (
         f"A post id, or {BY_AUTHOR}ID for the posts of an author that are not deleted."
     )
@@ -32,6 +34,10 @@ class PostAdmin(LargeTableAdmin):
     @admin.display(description="content")
     def beginning(self, post: Post) -> str:
         return post.content[:80]
+
+    @admin.display
+    def edited_at(self, post: Post) -> datetime | None:
+        return None if post.edited_event_id is None else time_of(post.edited_event_id)
 
     @admin.display(boolean=True)
     def deleted(self, post: Any) -> bool:

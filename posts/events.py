@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from eventbus.envelope import read_minted_id, read_text
 from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import time_of
+from posts.data import DataRefused, fragment, text_of
 
 MAX_CONTENT_CHARS = 5_000
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class PostFact:
         """Everybody whom the fact names."""
         return {self.author_id}
 
-    def _to_event(self, occurred_at: datetime, payload: Fields) -> Event:
+    def _to_event(self, occurred_at: datetime, payload: Fields, version: int = 1) -> Event:
         return Event(
             event_id=self.event_id,
             type=self.TYPE,
-            version=VERSION,
+            version=version,
             actor_id=self.author_id,
             occurred_at=occurred_at,
             key=self.author_id,
@@ -46,28 +46,38 @@ class PostFact:
 
 @dataclass(frozen=True, slots=True)
 class PostCreated(PostFact):
-    """`post.created`: the actor wrote a post."""
+    """`post.created`: the actor wrote a post.
+
+    Version 2 has `data`. A post without is published in version 1, so that workers of a release
+    that knows no other go on until somebody uses it.
+    """
 
     TYPE = "post.created"
 
     content: str
     created_at: datetime
+    data: str | None = None  # compact JSON
 
     @classmethod
     def from_event(cls, event: Event) -> "PostCreated":
-        """Return the fact in `event`. Raises `InvalidEvent`."""
+        """Return the fact in `event`, of either version. Raises `InvalidEvent`."""
         _require_author_key(event)
+        data = None if event.version == 1 else _read_data(event.payload)
         return cls(
             event_id=event.event_id,
             post_id=read_minted_id(event.payload, "post_id"),
             author_id=event.actor_id,
-            content=read_text(event.payload, "content", max_length=MAX_CONTENT_CHARS),
+            content=_read_content(event.payload, may_be_empty=data is not None),
             created_at=event.occurred_at,
+            data=data,
         )
 
     def to_event(self) -> Event:
-        payload = {"post_id": str(self.post_id), "content": self.content}
-        return self._to_event(self.created_at, payload)
+        payload: dict[str, Any] = {"post_id": str(self.post_id), "content": self.content}
+        if self.data is None:
+            return self._to_event(self.created_at, payload)
+        payload["data"] = fragment(self.data)
+        return self._to_event(self.created_at, payload, version=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +102,18 @@ class PostDeleted(PostFact):
 
     def to_event(self) -> Event:
         return self._to_event(time_of(self.event_id), {"post_id": str(self.post_id)})
+
+
+def _read_content(payload: Fields, *, may_be_empty: bool) -> str:
+    shortest = 0 if may_be_empty else 1
+    return read_text(payload, "content", max_length=MAX_CONTENT_CHARS, min_length=shortest)
+
+
+def _read_data(payload: Fields) -> str:
+    try:
+        return text_of(payload.get("data"))
+    except DataRefused as error:
+        raise InvalidEvent(str(error)) from error
 
 
 def _require_author_key(event: Event) -> None:

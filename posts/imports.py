@@ -18,6 +18,7 @@ from eventbus.ids.id_ranges import IdRange
 from eventbus.ids.idempotency import Ids
 from posts import services
 from posts.csvfiles import BadLine, BadLines, CsvRow, read_table
+from posts.data import compact
 from posts.events import MAX_CONTENT_CHARS, PostCreated
 
 DELIVERY_SECONDS = 60.0
@@ -33,6 +34,14 @@ class Draft(NamedTuple):
     author_id: int
     content: str
     created_at: datetime | None
+    data: str | None = None  # compact JSON
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Return what tells it from others: without data the same as before there was any."""
+        fields = f"author_id={self.author_id!r}, content={self.content!r}"
+        text = f"Draft({fields}, created_at={self.created_at!r}){self.data or ''}"
+        return text.encode()
 
 
 class Checked(NamedTuple):
@@ -106,7 +115,7 @@ def check(drafts: Iterable[Draft]) -> Checked:
     now = datetime.now(UTC)
     for draft in drafts:
         posts += 1
-        digest.update(repr(draft).encode())
+        digest.update(draft.fingerprint)
         created_at = draft.created_at or now
         is_in_order = is_in_order and newest <= created_at
         newest = created_at
@@ -114,8 +123,8 @@ def check(drafts: Iterable[Draft]) -> Checked:
 
 
 def read_drafts(file: TextIO, bad_lines: BadLines | None = None) -> Iterator[Draft]:
-    """Yield each line of CSV with the columns author, text and optionally t_unix; others are
-    ignored.
+    """Yield each line of CSV with the columns author, text and optionally t_unix and data;
+    others are ignored.
 
     Raises `BadLine`, unless `bad_lines` takes them.
     """
@@ -146,10 +155,12 @@ def _draft(row: CsvRow, header: list[str]) -> Draft:
         raise ValueError(
             f"{str(error).rstrip('.')}, not {named.get('author', '')[:40]!r}"
         ) from error
+    data = compact(named["data"]) if named.get("data") else None
     content = named.get("text", "").strip()
-    if not 1 <= len(content) <= MAX_CONTENT_CHARS or "\0" in content:
-        raise ValueError(f"text must have 1 to {MAX_CONTENT_CHARS} characters and no NUL")
-    return Draft(author_id, content, _time(named.get("t_unix", "")))
+    shortest = 1 if data is None else 0
+    if not shortest <= len(content) <= MAX_CONTENT_CHARS or "\0" in content:
+        raise ValueError(f"text must have {shortest} to {MAX_CONTENT_CHARS} characters and no NUL")
+    return Draft(author_id, content, _time(named.get("t_unix", "")), data)
 
 
 def _time(text: str) -> datetime | None:
@@ -166,5 +177,7 @@ def _time(text: str) -> datetime | None:
 
 
 def _to_post(draft: Draft, ids: Ids) -> PostCreated:
-    post = services.new_post(author_id=draft.author_id, content=draft.content, ids=ids)
+    post = services.new_post(
+        author_id=draft.author_id, content=draft.content, data=draft.data, ids=ids
+    )
     return replace(post, created_at=draft.created_at) if draft.created_at else post

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from django.db import models
 
 from eventbus.database.sql import bigints, execute, fetch
+from eventbus.ids.snowflake import EPOCH_MS, ID_BITS
 from posts.events import PostCreated, PostDeleted
 from posts.pagination import Position
 
@@ -24,32 +25,63 @@ PULLED = f"{ALIVE} AND fanout = {Fanout.PULL}"
 
 
 class PostRow(NamedTuple):
-    """What a list of posts shows of one."""
+    """What is shown of a post; times as `eventbus.envelope.format_time` writes them."""
 
     id: int
     author_id: int
     content: str
-    created_at: str  # as `eventbus.envelope.format_time` writes it
+    data: str | None  # JSON
+    created_at: str
+    edited_at: str | None
+
+
+class FoundPost(NamedTuple):
+    """A post, or the tombstone of a deleted one."""
+
+    row: PostRow
+    is_deleted: bool
 
 
 # To have PostgreSQL write the time costs a tenth of making a `datetime` of it and a text of that.
-CREATED_AT = """to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+_RFC_3339 = """to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')"""
+CREATED_AT = _RFC_3339.format(time="created_at")
+# The id of an edit is its time. All of it is null for a post that was never edited.
+_EDITED_MS = f"(greatest(content_event_id, data_event_id) >> {ID_BITS}) + {EPOCH_MS}"
+EDITED_AT = _RFC_3339.format(time=f"to_timestamp(({_EDITED_MS}) / 1000.0)")
+# What is shown of a post after its id and author, in the order of `PostRow`.
+SHOWN = f"content, data::text AS data, {CREATED_AT} AS shown_at, {EDITED_AT} AS edited_at"
 
 # Not by the ORM, which takes longer to compose this than PostgreSQL and the network take to answer
 # it.
 _PAGE_OF = f"""
-SELECT id, author_id, content, {CREATED_AT} FROM posts
+SELECT id, author_id, {SHOWN} FROM posts
 WHERE author_id = %(author)s AND {ALIVE} AND {{beyond}} LIMIT %(limit)s
 """  # noqa: S608 - composed of constants
 _PAGE_OF_OLDER = _PAGE_OF.format(beyond="id <= %(id)s ORDER BY id DESC")
 _PAGE_OF_NEWER = _PAGE_OF.format(beyond="id > %(id)s ORDER BY id")
 
+_FIND = f"""
+SELECT id, author_id, {SHOWN}, deleted_event_id IS NOT NULL FROM posts
+WHERE id = ANY(%s::bigint[])
+"""  # noqa: S608 - composed of constants
+
+# A post from before its author was erased is a tombstone from the beginning. The array of data is
+# empty where no post has any: `unnest` fills up with nulls.
 _INSERT = """
-INSERT INTO posts (id, author_id, content, created_at, fanout)
-SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[]) AS new
-ORDER BY 1
+INSERT INTO posts (id, author_id, content, created_at, fanout, data, deleted_event_id)
+SELECT
+    id, author_id, CASE WHEN erasure IS NULL THEN content ELSE '' END, created_at, fanout,
+    CASE WHEN erasure IS NULL THEN data::jsonb END, erasure
+FROM (
+    SELECT new.*, (
+        SELECT event_id FROM erasures WHERE user_id = author_id AND event_id > new.id
+    ) AS erasure
+    FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[], %s::smallint[], %s::text[])
+        AS new (id, author_id, content, created_at, fanout, data)
+    ORDER BY 1
+) AS new
 ON CONFLICT (id) DO NOTHING
-RETURNING id
+RETURNING id, deleted_event_id IS NULL
 """
 
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
@@ -59,7 +91,8 @@ INSERT INTO posts (id, author_id, content, created_at, fanout, deleted_event_id)
 SELECT id, author_id, '', created_at, 0, event_id
 FROM unnest(%s::bigint[], %s::bigint[], %s::timestamptz[], %s::bigint[]) AS gone (id, author_id, created_at, event_id)
 ORDER BY 1
-ON CONFLICT (id) DO UPDATE SET content = '', deleted_event_id = EXCLUDED.deleted_event_id
+ON CONFLICT (id) DO UPDATE
+SET content = '', data = NULL, deleted_event_id = EXCLUDED.deleted_event_id
 WHERE posts.author_id = EXCLUDED.author_id AND posts.deleted_event_id IS NULL
 """
 
@@ -76,9 +109,17 @@ class PostQuerySet(models.QuerySet["Post"]):
         values = {"author": author_id, "id": position.id, "limit": limit}
         return [PostRow(*row) for row in fetch(statement, values)]
 
+    def find(self, post_ids: Iterable[int]) -> dict[int, FoundPost]:
+        """Return those of the posts that there are, or their tombstones, by id (a look-up each)."""
+        found = {}
+        for *row, is_deleted in fetch(_FIND, [bigints(post_ids)]):
+            post = PostRow(*row)
+            found[post.id] = FoundPost(post, is_deleted)
+        return found
+
     def store(self, posts: Sequence[PostCreated], pulled: Container[int] = ()) -> set[int]:
-        """Insert `posts` in one statement; return the ids that were new (an existing row, or
-        tombstone, stays).
+        """Insert `posts` in one statement; return the ids that were new and are no tombstones (an
+        existing row, or tombstone, stays).
 
         Those of authors in `pulled` are marked to be pulled by readers, the others to be pushed.
         """
@@ -90,8 +131,9 @@ class PostQuerySet(models.QuerySet["Post"]):
             bigints(
                 (Fanout.PULL if post.author_id in pulled else Fanout.PUSH).value for post in posts
             ),
+            _data_of(posts),
         ]
-        return {post_id for (post_id,) in fetch(_INSERT, columns)}
+        return {post_id for post_id, is_alive in fetch(_INSERT, columns) if is_alive}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no
@@ -107,15 +149,28 @@ class PostQuerySet(models.QuerySet["Post"]):
         execute(_TOMBSTONE, columns)
 
 
+def _data_of(posts: Sequence[PostCreated]) -> list[str | None]:
+    """Return the data of each, and nothing at all if none has any."""
+    data = [post.data for post in posts]
+    return data if any(data) else []
+
+
 class Post(models.Model):
     """A post, or the tombstone of a deleted one."""
 
     id = models.BigIntegerField(primary_key=True)
     author_id = models.BigIntegerField()
     content = models.TextField()
+    data = models.JSONField(null=True)
     created_at = models.DateTimeField()
     fanout = models.SmallIntegerField(choices=Fanout, default=Fanout.PUSH, db_default=Fanout.PUSH)
     deleted_event_id = models.BigIntegerField(null=True)
+    content_event_id = models.BigIntegerField(
+        null=True, help_text="the edit that last changed the content"
+    )
+    data_event_id = models.BigIntegerField(
+        null=True, help_text="the edit that last changed the data"
+    )
 
     objects = PostQuerySet.as_manager()
 
@@ -141,6 +196,12 @@ class Post(models.Model):
 
     def __str__(self) -> str:
         return f"post {self.id} by {self.author_id}"
+
+    @property
+    def edited_event_id(self) -> int | None:
+        """Return the last edit that changed anything, if there is one."""
+        edits = [each for each in (self.content_event_id, self.data_event_id) if each is not None]
+        return max(edits, default=None)
 
 
 _BLOCKED_WITH = """

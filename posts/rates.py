@@ -1,7 +1,9 @@
 """How many writes a user may make in a time (`API_POST_RATE`), counted in Redis in one step.
 
-The time begins with a user's first write in it (a fixed window). Without Redis nothing is counted
-and every write goes through: Kafka takes them, and a limit that fails must not fail the writes.
+The time begins with a user's first write in it (a fixed window). A request that makes several
+writes counts as so many, and is let through whole or not at all: one that is not leaves what is
+left to smaller ones. Without Redis nothing is counted and every write goes through: Kafka takes
+them, and a limit that fails must not fail the writes.
 """
 
 from functools import cache
@@ -10,25 +12,33 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django_redis import get_redis_connection
 from redis import RedisError
+from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from eventbus.breaker import REDIS
 from eventbus.exceptions import ServerAway
+from posts.errors import Unprocessable
 from posts.principal import principal
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
-# Redis runs a script as one step: of writes at the same time each gets a count of its own.
+# Redis runs a script as one step: of requests at the same time only those pass that fit together.
 _TAKE = """
-local count = redis.call('INCR', KEYS[1])
+local milliseconds, writes, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local taken = tonumber(redis.call('GET', KEYS[1]) or 0)
 local left = redis.call('PTTL', KEYS[1])
-if left < 0 then
-    redis.call('PEXPIRE', KEYS[1], ARGV[1])
-    left = tonumber(ARGV[1])
+local allowed = 0
+if taken + writes <= most then
+    taken = redis.call('INCRBY', KEYS[1], writes)
+    allowed = 1
 end
-return {count, left}
+if left < 0 then
+    redis.call('PEXPIRE', KEYS[1], milliseconds)
+    left = milliseconds
+end
+return {allowed, taken, left}
 """
 
 
@@ -40,17 +50,14 @@ class Limit(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where a user stands after a write: the limit, the number of this write, the milliseconds
-    until it starts anew.
+    """Where a user stands after a request to write: the limit, whether it was allowed, how many
+    writes are taken by now, the milliseconds until it starts anew.
     """
 
     limit: Limit
-    number: int
+    allowed: bool
+    taken: int
     left_ms: int
-
-    @property
-    def allowed(self) -> bool:
-        return self.number <= self.limit.writes
 
     @property
     def seconds_left(self) -> int:
@@ -58,7 +65,7 @@ class Standing(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """Return the RateLimit fields of an answer (draft-ietf-httpapi-ratelimit-headers-10)."""
-        remaining = max(0, self.limit.writes - self.number)
+        remaining = max(0, self.limit.writes - self.taken)
         return {
             "RateLimit-Policy": f'"writes";q={self.limit.writes};w={self.limit.seconds}',
             "RateLimit": f'"writes";r={remaining};t={self.seconds_left}',
@@ -70,21 +77,22 @@ def limit() -> Limit | None:
     return _parse(settings.API_POST_RATE)
 
 
-def command(user_id: int, limit: Limit) -> tuple[str | int, ...]:
-    """Return the command to Redis that counts one write of the user; `standing` reads its
+def command(user_id: int, limit: Limit, writes: int = 1) -> tuple[str | int, ...]:
+    """Return the command to Redis that counts so many writes of the user; `standing` reads its
     answer.
     """
-    return ("EVAL", _TAKE, 1, f"rate:writes:{user_id}", limit.seconds * 1_000)
+    key = f"rate:writes:{user_id}"
+    return ("EVAL", _TAKE, 1, key, limit.seconds * 1_000, writes, limit.writes)
 
 
 def standing(limit: Limit, answer: Any) -> Standing:
     """Return what Redis has answered to `command`."""
-    number, left_ms = answer
-    return Standing(limit, int(number), int(left_ms))
+    allowed, taken, left_ms = map(int, answer)
+    return Standing(limit, bool(allowed), taken, left_ms)
 
 
-def take(user_id: int) -> Standing | None:
-    """Count a write of the user; None where nothing is counted."""
+def take(user_id: int, writes: int = 1) -> Standing | None:
+    """Count so many writes of the user, all or none; None where nothing is counted."""
     found = limit()
     if found is None:
         return None
@@ -94,7 +102,7 @@ def take(user_id: int) -> Standing | None:
         return None
     redis = get_redis_connection("default")
     try:
-        answer = redis.execute_command(*command(user_id, found))
+        answer = redis.execute_command(*command(user_id, found, writes))
     except RedisError as error:
         REDIS.failed(error, trial)
         # Such as a master that has become a replica: a new connection leads to its successor.
@@ -113,12 +121,35 @@ class WriteRate(BaseThrottle):
     def allow_request(self, request: Request, view: object) -> bool:
         if request.method in SAFE_METHODS:
             return True
-        self._standing = take(principal(request).user_id)
-        request._request.rate_standing = self._standing  # type: ignore[attr-defined]
+        self._standing = _take_for(request, 1)
         return self._standing is None or self._standing.allowed
 
     def wait(self) -> float | None:
         return self._standing.left_ms / 1_000 if self._standing else None
+
+
+def charge(request: Request, writes: int) -> None:
+    """Count a request that makes so many writes, for a view that knows only by its body how many.
+
+    Raises `Throttled` when they do not fit into what is left of the limit, and `Unprocessable` when
+    they never will.
+    """
+    most = limit()
+    if most is not None and writes > most.writes:
+        raise Unprocessable(
+            f"These are {writes} writes, and no user may make more than {most.writes} at a time.",
+            code="exceeds_write_rate",
+        )
+    found = _take_for(request, writes)
+    if found is not None and not found.allowed:
+        raise Throttled(found.left_ms / 1_000)
+
+
+def _take_for(request: Request, writes: int) -> Standing | None:
+    """Count the writes of the request, and keep for its answer where that leaves the user."""
+    found = take(principal(request).user_id, writes)
+    request._request.rate_standing = found  # type: ignore[attr-defined]
+    return found
 
 
 def headers_of(request: Request) -> dict[str, str]:

@@ -1,12 +1,26 @@
 """The shapes of requests and answers, for the OpenAPI document."""
 
-from drf_spectacular.utils import extend_schema_serializer
+from drf_spectacular.utils import (
+    PolymorphicProxySerializer,
+    extend_schema_field,
+    extend_schema_serializer,
+)
 from rest_framework import serializers
+
+DATA = (
+    "a JSON object of yours: at most 8 KiB of compact JSON, 8 levels deep; no NUL character, no key"
+    " twice; numbers of 1e-20 to 2^53-1"
+)
 
 
 class NewPost(serializers.Serializer[object]):
     content = serializers.CharField(
-        min_length=1, max_length=5_000, help_text="trimmed; no NUL character"
+        required=False,
+        max_length=5_000,
+        help_text="trimmed; no NUL character; empty only with data",
+    )
+    data = serializers.DictField(  # type: ignore[assignment]  # a field, and no property then
+        required=False, allow_null=True, help_text=DATA
     )
 
 
@@ -14,7 +28,30 @@ class PostSchema(serializers.Serializer[object]):
     id = serializers.CharField()
     author_id = serializers.CharField()
     content = serializers.CharField()
+    data = serializers.DictField(allow_null=True)  # type: ignore[assignment]
     created_at = serializers.DateTimeField()
+    edited_at = serializers.DateTimeField(allow_null=True, help_text="of its last edit")
+
+
+class MissingPostSchema(serializers.Serializer[object]):
+    id = serializers.CharField()
+    state = serializers.ChoiceField(["deleted", "unknown"])
+
+
+@extend_schema_field(
+    PolymorphicProxySerializer(
+        component_name="PostOrMissing",
+        serializers=[PostSchema, MissingPostSchema],
+        resource_type_field_name=None,
+        many=True,
+    )
+)
+class PostsOrMissing(serializers.ListField):
+    pass
+
+
+class PostsByIdSchema(serializers.Serializer[object]):
+    results = PostsOrMissing(help_text="an entry for each id, in the order asked")
 
 
 class AcceptedPost(PostSchema):
@@ -35,6 +72,32 @@ class PostList(ListSchema):
     results = PostSchema(many=True)
 
 
+class FeedSchema(PostList):
+    """Also of a feed's first page alone: how far its user has seen it."""
+
+    seen = serializers.CharField(
+        required=False,
+        allow_null=True,
+        help_text="of the first page: the post up to which the user has seen the feed, if any",
+    )
+    unread = serializers.IntegerField(
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=100,
+        help_text="of the first page: how many posts are newer than `seen`; 100 is 100 or more",
+    )
+
+
+class NewSeen(serializers.Serializer[object]):
+    post_id = serializers.CharField(help_text="the newest post that was shown")
+
+
+class AcceptedSeen(AcceptedSchema):
+    user_id = serializers.CharField()
+    post_id = serializers.CharField()
+
+
 class UserSchema(serializers.Serializer[object]):
     user_id = serializers.CharField()
 
@@ -46,3 +109,20 @@ class UserList(ListSchema):
 class NewPostsSchema(serializers.Serializer[object]):
     count = serializers.IntegerField(max_value=100)
     newest_id = serializers.CharField(allow_null=True)
+
+
+class NewFollows(serializers.Serializer[object]):
+    followee_ids = serializers.ListField(
+        child=serializers.CharField(), min_length=1, max_length=100, help_text="user ids"
+    )
+
+
+class FollowEntry(serializers.Serializer[object]):
+    followee_id = serializers.CharField()
+    event_id = serializers.CharField(required=False)
+    code = serializers.CharField(required=False, help_text="why this one was not accepted")
+    detail = serializers.CharField(required=False)
+
+
+class FollowEntries(serializers.Serializer[object]):
+    results = FollowEntry(many=True, help_text="an entry for each id, in the order asked")

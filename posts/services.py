@@ -7,21 +7,24 @@ from eventbus.record import Headers
 from posts.events import PostCreated, PostDeleted
 
 
-def create_post(*, author_id: int, content: str, ids: Ids, headers: Headers = ()) -> PostCreated:
+def create_post(
+    *, author_id: int, content: str, data: str | None = None, ids: Ids, headers: Headers = ()
+) -> PostCreated:
     """Publish a new post and return it once Kafka has it. Raises `PublishFailed`."""
-    post = new_post(author_id=author_id, content=content, ids=ids)
+    post = new_post(author_id=author_id, content=content, data=data, ids=ids)
     producer.publish(post.to_event(), headers)
     return post
 
 
-def new_post(*, author_id: int, content: str, ids: Ids) -> PostCreated:
-    """Return a post, not published yet; its time is that of its id."""
+def new_post(*, author_id: int, content: str, data: str | None = None, ids: Ids) -> PostCreated:
+    """Return a post, not published yet; its time is that of its id, its data compact JSON."""
     return PostCreated(
         event_id=ids.event_id,
         post_id=ids.object_id,
         author_id=author_id,
         content=content,
         created_at=time_of(ids.object_id),
+        data=data,
     )
 
 

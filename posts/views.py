@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from django.http import HttpResponse
@@ -14,18 +14,29 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from eventbus.envelope import format_time
+from eventbus.event import Fields
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
+from eventbus.ids.snowflake import id_in
 from eventbus.telemetry import correlation
 from posts import pagination, rates, services, visibility
+from posts.data import DataRefused, fragment, text_of
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated
-from posts.models import Post, PostRow
+from posts.models import FoundPost, Post, PostRow
 from posts.principal import principal
 from posts.rates import WriteRate
-from posts.schemas import AcceptedPost, AcceptedSchema, NewPost, PostList, PostSchema
+from posts.schemas import (
+    AcceptedPost,
+    AcceptedSchema,
+    NewPost,
+    PostList,
+    PostsByIdSchema,
+    PostSchema,
+)
 
+MAX_IDS = 100
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 IDEMPOTENCY = OpenApiParameter(
@@ -34,25 +45,58 @@ IDEMPOTENCY = OpenApiParameter(
     OpenApiParameter.HEADER,
     description="the same key and body: the same answer, done once",
 )
+IDS = OpenApiParameter(
+    "ids",
+    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_IDS},
+    required=True,
+    explode=False,
+    description="up to 100 post ids with commas between",
+)
 PAGING = [
     OpenApiParameter("limit", int, description="1 to 100, default 20"),
     OpenApiParameter("cursor", str, description="from `next` or `previous` of another page"),
 ]
 
 
+class Written(NamedTuple):
+    """What a client has written: text, and data as compact JSON."""
+
+    content: str
+    data: str | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what tells it from anything else under the same `Idempotency-Key`."""
+        # Without data the content alone, as it was before there was any.
+        return self.content if self.data is None else f"{self.content}\0{self.data}"
+
+
 class PostsView(APIView):
     throttle_classes = [WriteRate]
+
+    @extend_schema(operation_id="read_posts", parameters=[IDS], responses={200: PostsByIdSchema})
+    def get(self, request: Request) -> Response:
+        """Return up to 100 posts by their ids: an entry each, in the order they were asked for.
+
+        Instead of a post that was deleted, or that there is not (yet), its entry has a `state`. One
+        whose author and reader a block is between is as one that there is not.
+        """
+        ids = ids_of(request)
+        posts = Post.objects.find(ids)
+        authors = {post.row.author_id for post in posts.values()}
+        hidden = visibility.hidden_among(principal(request), authors)
+        posts = {key: post for key, post in posts.items() if post.row.author_id not in hidden}
+        return Response({"results": [_entry(post_id, posts.get(post_id)) for post_id in ids]})
 
     @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
-        if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
-            raise ParseError("The body is empty.", code="malformed_json")
-        content = content_of(request.data)
+        written = written_in(json_of(request))
         post = services.create_post(
             author_id=principal(request).user_id,
-            content=content,
-            ids=write_ids(request, content),
+            content=written.content,
+            data=written.data,
+            ids=write_ids(request, written.fingerprint),
             headers=event_headers(request),
         )
         return accepted(request, post.event_id, **accepted_post_json(post))
@@ -67,15 +111,14 @@ class PostView(APIView):
         and the reader.
         """
         post = _find(request, post_id)
-        if post.deleted_event_id is not None:
+        if post.is_deleted:
             raise Gone
-        created_at = format_time(post.created_at)
-        return Response(post_json(PostRow(post.id, post.author_id, post.content, created_at)))
+        return Response(post_json(post.row))
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
-        if _find(request, post_id).author_id != principal(request).user_id:
+        if _find(request, post_id).row.author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
         deletion = services.delete_post(
             author_id=principal(request).user_id,
@@ -100,23 +143,26 @@ class UserPostsView(APIView):
         return list_response(request, page, post_json)
 
 
-def post_json(row: PostRow) -> dict[str, str]:
-    """Return the JSON form of a post."""
+def post_json(row: PostRow) -> Fields:
+    """Return the JSON form of a post, for orjson: its data goes into it as PostgreSQL wrote it."""
     return {
         "id": str(row.id),
         "author_id": str(row.author_id),
         "content": row.content,
+        "data": fragment(row.data),
         "created_at": row.created_at,
+        "edited_at": row.edited_at,
     }
 
 
-def accepted_post_json(post: PostCreated) -> dict[str, str]:
+def accepted_post_json(post: PostCreated) -> Fields:
     """Return what the answer to a new post says of it."""
     created_at = format_time(post.created_at)
-    return post_json(PostRow(post.post_id, post.author_id, post.content, created_at))
+    row = PostRow(post.post_id, post.author_id, post.content, post.data, created_at, None)
+    return post_json(row)
 
 
-def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
+def accepted(request: Request, event_id: int, **fields: Any) -> HttpResponse:
     """Return the 202 of a write whose event Kafka has acknowledged."""
     # Not REST framework's Response: what it adds, negotiation and a template engine's hooks, costs
     # a tenth of a write.
@@ -125,7 +171,7 @@ def accepted(request: Request, event_id: int, **fields: str) -> HttpResponse:
     return HttpResponse(body, content_type="application/json", status=202, headers=headers)
 
 
-def accepted_body(event_id: int, fields: dict[str, str]) -> bytes:
+def accepted_body(event_id: int, fields: Fields) -> bytes:
     """Return the body of a 202."""
     return orjson.dumps({"event_id": str(event_id), **fields})
 
@@ -136,7 +182,7 @@ def event_address(event_id: int) -> str:
 
 
 def list_response(
-    request: Request, page: pagination.Page, to_json: Callable[[Any], dict[str, str]]
+    request: Request, page: pagination.Page, to_json: Callable[[Any], Fields]
 ) -> Response:
     """Return a page in Django REST framework's shape of a list."""
     return Response(
@@ -164,31 +210,81 @@ def write_ids(request: Request, body: str = "") -> Ids:
 
     Raises `ParseError` on a key that is none, `Unprocessable` on one used for another request.
     """
-    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    key = _idempotency_key(request)
     if key is None:
         return idempotency.fresh()
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise ParseError(
-            "Idempotency-Key must be 1 to 255 printable ASCII characters.",
-            code="invalid_idempotency_key",
-        )
+    user_id = principal(request).user_id
     try:
-        return idempotency.reserve(
-            principal(request).user_id, key, f"{request.method} {request.path}\n{body}"
-        )
+        return idempotency.reserve(user_id, key, _said_by(request, body))
     except IdempotencyKeyReused as error:
         raise Unprocessable(str(error), code="idempotency_key_reused") from error
 
 
-def content_of(body: object) -> str:
-    """Return the content of a new post whose JSON is `body`. Raises `Unprocessable`."""
+def write_run(request: Request, body: str, count: int) -> range:
+    """Return consecutive ids for the `count` events of a request, which must depend on nothing but
+    its body. Raises as `write_ids`.
+    """
+    key = _idempotency_key(request)
+    if key is None:
+        return idempotency.fresh_run(count)
+    user_id = principal(request).user_id
+    try:
+        return idempotency.reserve_run(user_id, key, _said_by(request, body), count)
+    except IdempotencyKeyReused as error:
+        raise Unprocessable(str(error), code="idempotency_key_reused") from error
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key: str | None = request.META.get("HTTP_IDEMPOTENCY_KEY")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise ParseError(
+            "Idempotency-Key must be 1 to 255 printable ASCII characters.",
+            code="invalid_idempotency_key",
+        )
+    return key
+
+
+def _said_by(request: Request, body: str) -> str:
+    return f"{request.method} {request.path}\n{body}"
+
+
+def json_of(request: Request) -> object:
+    """Return what the JSON in the body says. Raises `ParseError`, also for an empty body."""
+    if request.META.get("CONTENT_LENGTH") in (None, "", "0"):
+        raise ParseError("The body is empty.", code="malformed_json")
+    body: object = request.data
+    return body
+
+
+def written_in(body: object) -> Written:
+    """Return what the JSON of a new post says. Raises `Unprocessable`."""
     if not isinstance(body, dict):
         raise Unprocessable("The body must be a JSON object.", code="not_an_object")
+    data = _data_in(body)
+    if data is None:
+        return Written(_content_in(body), None)
+    if "content" not in body:
+        return Written("", data)
+    return Written(_content_in(body, may_be_empty=True), data)
+
+
+def _data_in(body: Fields) -> str | None:
+    """Return the data that is given, as compact JSON; null is none. Raises `Unprocessable`."""
+    data = body.get("data")
+    if data is None:
+        return None
+    try:
+        return text_of(data)
+    except DataRefused as error:
+        raise Unprocessable(str(error), code=error.code) from error
+
+
+def _content_in(body: Fields, *, may_be_empty: bool = False) -> str:
     content = body.get("content")
     if not isinstance(content, str):
         raise Unprocessable("content must be a string.", code="content_required")
     content = content.strip()
-    if not content:
+    if not (content or may_be_empty):
         raise Unprocessable("content must not be empty.", code="content_empty")
     if len(content) > MAX_CONTENT_CHARS:
         raise Unprocessable(
@@ -199,11 +295,33 @@ def content_of(body: object) -> str:
     return content
 
 
-def _find(request: Request, post_id: int) -> Post:
+def ids_of(request: Request) -> list[int]:
+    """Return the post ids in `?ids=`, as they were asked for. Raises `ParseError`."""
+    given = ",".join(request.query_params.getlist("ids"))
+    if not given:
+        raise ParseError("Name the posts: ids=1,2,3.", code="ids_required")
+    ids = [id_in(text) for text in given.split(",", MAX_IDS)]
+    if len(ids) > MAX_IDS:
+        raise ParseError(f"ids must name no more than {MAX_IDS} posts.", code="too_many_ids")
+    found = [post_id for post_id in ids if post_id is not None]
+    if len(found) < len(ids):
+        raise ParseError("ids must be post ids with commas between.", code="invalid_ids")
+    return found
+
+
+def _entry(post_id: int, post: FoundPost | None) -> Fields:
+    if post is None:
+        return {"id": str(post_id), "state": "unknown"}
+    if post.is_deleted:
+        return {"id": str(post_id), "state": "deleted"}
+    return post_json(post.row)
+
+
+def _find(request: Request, post_id: int) -> FoundPost:
     """Return the post, unless the asking user is to see nothing of its author. Raises
     `NotFound`.
     """
-    post = Post.objects.filter(id=post_id).first()
-    if post is None or visibility.is_hidden(principal(request), post.author_id):
+    post = Post.objects.find([post_id]).get(post_id)
+    if post is None or visibility.is_hidden(principal(request), post.row.author_id):
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post

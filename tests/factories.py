@@ -11,12 +11,14 @@ from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
 from feeds.events import (
     UserBlocked,
+    UserErased,
     UserFollowed,
     UserMuted,
     UserUnblocked,
     UserUnfollowed,
     UserUnmuted,
 )
+from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted
 
 _sequence = itertools.count(1)
@@ -99,6 +101,24 @@ class UserUnblockedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     blocker_id = 2
     blocked_id = 1
+
+
+class FeedSeenFactory(factory.Factory):
+    class Meta:
+        model = FeedSeen
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 2
+    post_id = factory.LazyFunction(next_id)
+
+
+class UserErasedFactory(factory.Factory):
+    class Meta:
+        model = UserErased
+
+    event_id = factory.LazyFunction(next_id)
+    user_id = 1
+    actor_id = factory.SelfAttribute("user_id")
 
 
 @transaction.atomic

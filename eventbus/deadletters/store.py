@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 
 from eventbus import retry
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
+from eventbus.deadletters import erasing
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.record import Record
 from eventbus.subscription import Turn
@@ -57,7 +58,7 @@ class DeadLetterStore:
 @transaction.atomic
 def store(records: Sequence[Record]) -> None:
     """Store dead letters: a new entry each, or one more failure of the entry that a replay belongs
-    to.
+    to; none of users who were erased after it.
     """
     for record in records:
         _store(record, Failure.of(record))
@@ -100,6 +101,8 @@ def _store(record: Record, failure: Failure) -> None:
         )
         if DeadLetterFailure.objects.filter(**_origin(failure)).exists():
             return
+    if erasing.is_erased(record, failure.event_id):
+        return
     group = _count_in_group(failure)
     entry = _replayed_entry(record) or _new_entry(record, failure, group)
     entry.group = group

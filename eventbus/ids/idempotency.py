@@ -33,13 +33,31 @@ def fresh_without_waiting() -> Ids:
     return Ids(event_id, object_id)
 
 
+def fresh_run(count: int) -> range:
+    """Return new ids for as many events. Raises `IdsUnavailable`."""
+    return node_lease.next_run(count)
+
+
 def reserve(user_id: int, key: str, request: str) -> Ids:
     """Return the ids kept under the user's `key`: new ones at first, the same ones for the same
     `request` again.
 
     Raises `IdempotencyKeyReused` when the key was used for another request, and `IdsUnavailable`.
     """
-    ids = fresh()
+    return _reserve(user_id, key, request, fresh())
+
+
+def reserve_run(user_id: int, key: str, request: str, count: int) -> range:
+    """Do as `reserve` for a request that is several events, always as many.
+
+    They are consecutive, so a row has room for them: the first is kept as `event_id`.
+    """
+    run = fresh_run(count)
+    first = _reserve(user_id, key, request, Ids(run[0], run[-1])).event_id
+    return range(first, first + count)
+
+
+def _reserve(user_id: int, key: str, request: str, ids: Ids) -> Ids:
     fingerprint = hashlib.sha256(request.encode()).hexdigest()
     kept, _created = IdempotencyKey.objects.get_or_create(
         user_id=user_id,

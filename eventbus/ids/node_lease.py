@@ -80,21 +80,13 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="snowflake-lease", daemon=True)
         self._thread.start()
 
-    def mint(self) -> int:
-        """Return a new id, without waiting.
+    def mint(self, count: int) -> range:
+        """Return `count` consecutive new ids, without waiting.
 
         Raises `IdsUnavailable`, and has the keeper see to it.
         """
         try:
-            return self._leased().next_id()
-        except IdsUnavailable as error:
-            self._see_to(error)
-            raise
-
-    def mint_two(self) -> tuple[int, int]:
-        """Return two new ids, the lower one first, as `mint` does one."""
-        try:
-            return self._leased().next_two()
+            return self._leased().next_run(count)
         except IdsUnavailable as error:
             self._see_to(error)
             raise
@@ -110,13 +102,18 @@ class Keeper:
             raise IdsUnavailable(self._failure) from error
 
     def next_id(self) -> int:
-        """Return a new id; wait up to `WAIT_SECONDS` for a lease if there is none.
+        """Return a new id, as `next_run` does several."""
+        return self.next_run(1)[0]
+
+    def next_run(self, count: int) -> range:
+        """Return `count` consecutive new ids; wait up to `WAIT_SECONDS` for a lease if there is
+        none.
 
         Raises `IdsUnavailable`.
         """
         turns = self._turns
         try:
-            return self.mint()
+            return self.mint(count)
         except IdsUnavailable:
             if self._failure:  # the keeper tries again before long, and so may the caller
                 raise
@@ -124,7 +121,7 @@ class Keeper:
             raise IdsUnavailable(
                 f"PostgreSQL has given no lease to mint ids by within {WAIT_SECONDS:.0f} s."
             )
-        return self.mint()
+        return self.mint(count)
 
     def renew_soon(self) -> None:
         """Have the keeper take its turn now, unless its last one failed: then it keeps to its
@@ -310,13 +307,19 @@ def next_id() -> int:
     return keep().next_id()
 
 
+def next_run(count: int) -> range:
+    """Return `count` consecutive new ids, of one millisecond, as `next_id` does one."""
+    return keep().next_run(count)
+
+
 def two_ids_without_waiting() -> tuple[int, int]:
     """Return two new ids, the lower one first, from the lease that this process holds.
 
     No I/O, and no lock that is held during any. Raises `IdsUnavailable` when there is no lease, or
     it has run out; the keeper then sees to it.
     """
-    return keep().mint_two()
+    first, second = keep().mint(2)
+    return first, second
 
 
 def release() -> None:

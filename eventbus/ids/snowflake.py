@@ -14,6 +14,7 @@ from eventbus.exceptions import IdsUnavailable
 EPOCH_MS = 1_704_067_200_000  # 2024-01-01T00:00:00Z
 NODE_BITS = 10
 SEQUENCE_BITS = 12
+ID_BITS = NODE_BITS + SEQUENCE_BITS  # below those of the time
 NODES = 1 << NODE_BITS
 MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 MAX_ID = (1 << 63) - 1
@@ -35,14 +36,22 @@ def number_in(text: str) -> int | None:
     return None
 
 
+def id_in(text: object) -> int | None:
+    """Return the id that `text` is in decimal, the only form of an id in JSON; None for anything
+    else.
+    """
+    number = number_in(text) if isinstance(text, str) else None
+    return number if number and str(number) == text else None
+
+
 def compose(ms: int, node_id: int, sequence: int) -> int:
     """Return the id of `sequence` minted by `node_id` in Unix millisecond `ms`."""
-    return ((ms - EPOCH_MS) << (NODE_BITS + SEQUENCE_BITS)) | (node_id << SEQUENCE_BITS) | sequence
+    return ((ms - EPOCH_MS) << ID_BITS) | (node_id << SEQUENCE_BITS) | sequence
 
 
 def milliseconds_of(snowflake_id: int) -> int:
     """Return the Unix millisecond in which the id was minted."""
-    return (snowflake_id >> (NODE_BITS + SEQUENCE_BITS)) + EPOCH_MS
+    return (snowflake_id >> ID_BITS) + EPOCH_MS
 
 
 def time_of(snowflake_id: int) -> datetime:
@@ -68,31 +77,29 @@ class Generator:
         self._lock = threading.Lock()
 
     def next_id(self) -> int:
-        """Return an id above every earlier one, also when the clock steps back. Never waits.
+        """Return an id above every earlier one, as `next_run` does several."""
+        return self.next_run(1)[0]
 
-        Raises `IdsUnavailable` when the leased time range is used up, or the clock does not know
-        the time.
+    def next_run(self, count: int) -> range:
+        """Return `count` consecutive ids, of one millisecond, above every earlier one, also when
+        the clock steps back. Never waits.
+
+        `count` is at most `MAX_SEQUENCE` + 1. Raises `IdsUnavailable` when the leased time range is used up,
+        or the clock does not know the time.
         """
         with self._lock:
-            return self._next(self._clock())
-
-    def next_two(self) -> tuple[int, int]:
-        """Return two ids, the lower one first, as `next_id` does one."""
-        with self._lock:
             now = self._clock()
-            return self._next(now), self._next(now)
-
-    def _next(self, now: int) -> int:
-        if now > self.last_ms:
-            ms, sequence = now, 0
-        elif self._sequence < MAX_SEQUENCE:
-            ms, sequence = self.last_ms, self._sequence + 1
-        else:
-            ms, sequence = self.last_ms + 1, 0
-        if ms > self.until_ms:
-            raise IdsUnavailable("The lease by which this process mints ids has run out.")
-        self.last_ms, self._sequence = ms, sequence
-        return compose(ms, self.node_id, sequence)
+            if now > self.last_ms:
+                ms, sequence = now, 0
+            elif self._sequence + count <= MAX_SEQUENCE:
+                ms, sequence = self.last_ms, self._sequence + 1
+            else:
+                ms, sequence = self.last_ms + 1, 0
+            if ms > self.until_ms:
+                raise IdsUnavailable("The lease by which this process mints ids has run out.")
+            self.last_ms, self._sequence = ms, sequence + count - 1
+        first = compose(ms, self.node_id, sequence)
+        return range(first, first + count)
 
     def end(self) -> int:
         """Mint no more ids; return the Unix millisecond up to which this has minted any."""

@@ -95,6 +95,11 @@ def bind_event(event_id: int) -> None:
     bind_contextvars(event_id=str(event_id))
 
 
+def bind_events(event_ids: Sequence[int]) -> None:
+    """Have the log lines from here on name these events too."""
+    bind_contextvars(event_ids=[str(event_id) for event_id in event_ids[:NAMED_EVENTS]])
+
+
 def bind_deliveries(deliveries: Sequence[Delivery]) -> None:
     """Have the log lines from here on name these events."""
     _bind(map(_ids, deliveries[:NAMED_EVENTS]))

@@ -8,7 +8,7 @@ from eventbus import envelope
 from eventbus.exceptions import PoisonEvent
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
-from eventbus.models import DeadLetter, ProcessedEvent
+from eventbus.models import DeadLetter, Erasure, ProcessedEvent
 
 # Of this host, before it has read PostgreSQL's clock.
 CLOCK_SKEW_MS = 60_000
@@ -20,6 +20,7 @@ class Outcome:
     type: str | None  # not known while pending
     state: str  # pending, processed, dead_lettered
     actor_id: int | None  # not known while pending, nor of what cannot be decoded, nor of old ones
+    step: str | None = None  # what is being erased, of an erasure that is not finished
 
     def is_business_of(self, user_id: int) -> bool:
         """Tell whether this user may know it: whose event it was, or anybody where it tells
@@ -42,7 +43,9 @@ def outcome_of(event_id: int) -> Outcome | None:
     """
     processed = ProcessedEvent.objects.filter(event_id=event_id).first()
     if processed:
-        return Outcome(event_id, processed.type, "processed", processed.actor_id)
+        step = _step_of(processed)
+        state = "processed" if step is None else "pending"
+        return Outcome(event_id, processed.type, state, processed.actor_id, step)
     dead = (
         DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
     )
@@ -52,6 +55,12 @@ def outcome_of(event_id: int) -> Outcome | None:
     if -CLOCK_SKEW_MS <= age_ms <= settings.KAFKA_RETENTION_HOURS * 3_600_000:
         return Outcome(event_id, None, "pending", None)
     return None
+
+
+def _step_of(processed: ProcessedEvent) -> str | None:
+    """Return what an erasure is at; None once it is through, and for anything else."""
+    under_way = Erasure.objects.filter(event_id=processed.event_id, finished_at=None).first()
+    return under_way.step if under_way else None
 
 
 def _actor_of(dead: DeadLetter) -> int | None:

@@ -11,10 +11,11 @@ An event loop looks in the first two, with `NearCache.find`, and hands over to `
 what is in neither.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from feeds.read import here, page
-from feeds.read.page import CachedPage
+from feeds.read.page import CachedPage, Newest
 from feeds.read.pages import Lookup
 from feeds.timeline import Reader
 from posts import pagination
@@ -34,22 +35,31 @@ def read(user_id: int) -> FirstPage:
     return FirstPage(found, lookup.result)
 
 
-def count_new(user_id: int, since: int) -> tuple[bytes, str]:
-    """Return the answer to how many posts are newer than `since`, and whether the page came from
-    the cache.
+def count_new(user_id: int, since: int | None) -> tuple[bytes | None, str]:
+    """Return the answer to how many posts are newer than `since`, or else than the user has seen,
+    and whether the page came from the cache.
+
+    The answer is None when the user has never said what they have seen.
     """
     found, lookup = _read(user_id)
+    if since is None:
+        since = page.seen_of(found)
+    if since is None:
+        return None, lookup.result
     body = page.new_posts_body(found, since)
     if body is None:
         body = page.counted(_remember_newest(user_id, found, lookup), since)
     return body, lookup.result
 
 
-def read_page(reader: Reader, position: Position, limit: int) -> Page:
-    """Return any page of a feed from PostgreSQL, and remember that it was read."""
-    found = pagination.paginate(reader.read, lambda row: row.id, position, limit, reader.any_beyond)
-    reader.note()
-    return found
+def read_body(user_id: int, position: Position, limit: int) -> bytes:
+    """Return the body of any page of a feed from PostgreSQL; a first one tells what is unread."""
+    reader = Reader(user_id)
+    found = _read_page(reader, position, limit)
+    if position != pagination.START:
+        return page.body_of(found)
+    newest = _newest(reader, found)
+    return page.body_of(found, page.progress(newest.ids, reader.seen))
 
 
 def _read(user_id: int) -> tuple[CachedPage, Lookup]:
@@ -58,15 +68,37 @@ def _read(user_id: int) -> tuple[CachedPage, Lookup]:
         return lookup.page, lookup
     reader = Reader(user_id)
     lookup = here.pages.watch(lookup, reader.pulled_authors())
-    made = page.rendered(read_page(reader, pagination.START, pagination.DEFAULT_LIMIT))
+    found = _read_page(reader, pagination.START, pagination.DEFAULT_LIMIT)
+    made = page.rendered(found, _newest(reader, found), reader.seen)
     if reader.cacheable:
         here.pages.store(lookup, made)
     return made, lookup
 
 
-def _remember_newest(user_id: int, found: CachedPage, lookup: Lookup) -> list[int]:
+def _read_page(reader: Reader, position: Position, limit: int) -> Page:
+    """Return a page, and remember that it was read."""
+    found = pagination.paginate(reader.read, lambda row: row.id, position, limit, reader.any_beyond)
+    reader.note()
+    return found
+
+
+def _newest(reader: Reader, found: Page) -> Newest:
+    """Return the ids of the newest posts: those on the first page, and further ones only if the
+    user has not seen so far.
+    """
+    ids = [row.id for row in found.rows]
+    if found.next is None or len(ids) >= page.NEWEST_COUNTED:
+        return Newest(ids, more=False)
+    if reader.seen is None or reader.seen >= ids[-1]:
+        return Newest(ids, more=True)
+    further = reader.read(found.next, page.NEWEST_COUNTED - len(ids))
+    return Newest(ids + [row.id for row in further], more=False)
+
+
+def _remember_newest(user_id: int, found: CachedPage, lookup: Lookup) -> Sequence[int]:
     """Read as many ids as are ever counted, and keep them with the cached page."""
     rows = Reader(user_id).read(pagination.START, page.NEWEST_COUNTED)
+    newest = Newest([row.id for row in rows], more=False)
     if lookup.result == "hit":
-        here.pages.store(lookup, found._replace(newest=page.newest_of(rows, more=False)))
-    return [row.id for row in rows]
+        here.pages.store(lookup, found._replace(newest=page.newest_line(newest)))
+    return newest.ids

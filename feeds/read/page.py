@@ -1,8 +1,8 @@
 """What a first page looks like: as it is kept in Redis, and in the answers made of it.
 
-Kept is a *value*: a lease, or a page in five lines. Its body holds the cursors of its neighbours
-and the JSON of its posts, three lines more: links depend on the host name that a request came by,
-so they are put in last.
+Kept is a *value*: a lease, or a page in six lines. Its body holds the cursors of its neighbours,
+how far it was seen, and the JSON of its posts, four lines more: links depend on the host name that
+a request came by, so they are put in last.
 """
 
 import hashlib
@@ -12,26 +12,28 @@ from typing import NamedTuple
 import orjson
 
 from posts import pagination
-from posts.models import PostRow
 from posts.pagination import Page
 from posts.views import post_json
 
 # A value is a lease, or a page: the nonce of the lease that it replaced, its seal, the authors it
-# watches, the newest ids, and the body, a line each. The nonce tells a page from one that looks the
-# same and was made after a change in between: who adds to the one must not replace the other. The
-# number is raised with every change to what a page looks like. It is not part of the key, for old
-# and new processes that run side by side during a release void each other's.
-LEASE, PAGE = b"L", b"P3"
+# watches, the newest ids, the marker, and the body, a line each. The nonce tells a page from one
+# that looks the same and was made after a change in between: who adds to the one must not replace
+# the other. The number is raised with every change to what a page looks like. It is not part of the
+# key, for old and new processes that run side by side during a release void each other's.
+LEASE, PAGE = b"L", b"P5"
 AUTHOR_KEYS = b"author:"
 NEWEST_COUNTED = 100
 _MORE = "+"
 
 
 class CachedPage(NamedTuple):
-    """The first page of a feed but for its links, and the ids of the newest posts."""
+    """The first page of a feed but for its links, the ids of the newest posts, and the post up to
+    which its user has seen it, if they have said so.
+    """
 
     newest: bytes
     body: bytes
+    seen: bytes = b""
 
 
 class KeptValue(NamedTuple):
@@ -55,15 +57,16 @@ def author_key(author_id: int, era: str) -> str:
 
 def to_value(kept: KeptValue) -> bytes:
     """Return what `read_value` reads."""
-    return b"\n".join([PAGE + kept.nonce, kept.seal, *kept.page])
+    page = kept.page
+    return b"\n".join([PAGE + kept.nonce, kept.seal, page.newest, page.seen, page.body])
 
 
 def read_value(value: bytes) -> KeptValue | None:
     """Return the page; None if it is a lease, or a page of another release."""
     if not value.startswith(PAGE):
         return None
-    nonce, digest, authors, newest, body = value.removeprefix(PAGE).split(b"\n", 4)
-    return KeptValue(nonce, digest + b"\n" + authors, CachedPage(newest, body))
+    nonce, digest, authors, newest, seen, body = value.removeprefix(PAGE).split(b"\n", 5)
+    return KeptValue(nonce, digest + b"\n" + authors, CachedPage(newest, body, seen))
 
 
 def sealed(authors: Sequence[int], tokens: Iterable[bytes | None]) -> bytes:
@@ -78,35 +81,58 @@ def watched_by(seal: bytes) -> list[int]:
     return [int(author) for author in authors.split(b",")] if authors else []
 
 
-def rendered(page: Page) -> CachedPage:
+class Newest(NamedTuple):
+    """The ids of the newest posts of a feed, and whether there are more of which one may be asked:
+    not beyond `NEWEST_COUNTED`.
+    """
+
+    ids: Sequence[int]
+    more: bool
+
+
+def rendered(page: Page, newest: Newest, seen: int | None) -> CachedPage:
     """Return a first page as it is cached."""
-    return CachedPage(newest_of(page.rows, more=page.next is not None), body_of(page))
+    body = body_of(page, progress(newest.ids, seen))
+    return CachedPage(newest_line(newest), body, b"" if seen is None else b"%d" % seen)
 
 
-def body_of(page: Page) -> bytes:
-    """Return any page of a feed as `with_links` takes it."""
+def body_of(page: Page, progress: bytes = b"") -> bytes:
+    """Return any page of a feed as `with_links` takes it, with the `progress` of a first one."""
     cursors = [position.encode() if position else "" for position in (page.next, page.previous)]
     results = orjson.dumps([post_json(row) for row in page.rows])
-    return b"\n".join([*(cursor.encode() for cursor in cursors), results])
+    return b"\n".join([*(cursor.encode() for cursor in cursors), progress, results])
+
+
+def progress(newest: Sequence[int], seen: int | None) -> bytes:
+    """Return what a first page says of how far it was seen.
+
+    `newest` must be all that are newer than `seen`, or `NEWEST_COUNTED` of them.
+    """
+    if seen is None:
+        return b',"seen":null,"unread":null'
+    return b',"seen":"%d","unread":%d' % (seen, newer_than(seen, newest))
 
 
 def with_links(body: bytes, address: str, limit: str | None) -> bytes:
     """Return a body as it is sent, with links to its neighbours at `address`, its own URL without a
     query.
     """
-    following, previous, results = body.split(b"\n", 2)
+    following, previous, progress, results = body.split(b"\n", 3)
     links = (
         orjson.dumps(pagination.link_at(address, cursor.decode(), limit) if cursor else None)
         for cursor in (following, previous)
     )
-    return b'{"results":%b,"next":%b,"previous":%b}' % (results, *links)
+    return b'{"results":%b,"next":%b,"previous":%b%b}' % (results, *links, progress)
 
 
-def newest_of(rows: Sequence[PostRow], *, more: bool) -> bytes:
-    """Return the ids of the newest posts, with a sign at the end if that is not all and not yet
-    `NEWEST_COUNTED`.
-    """
-    return ",".join([str(row.id) for row in rows] + [_MORE] * more).encode()
+def newest_line(newest: Newest) -> bytes:
+    """Return these ids as they are kept, with a sign at the end if there are more."""
+    return ",".join([str(post_id) for post_id in newest.ids] + [_MORE] * newest.more).encode()
+
+
+def seen_of(page: CachedPage) -> int | None:
+    """Return the post up to which the user has seen the feed, if they have said so."""
+    return int(page.seen) if page.seen else None
 
 
 def new_posts_body(page: CachedPage, since: int) -> bytes | None:
@@ -124,6 +150,11 @@ def new_posts_body(page: CachedPage, since: int) -> bytes | None:
 
 
 def counted(newest: Sequence[int], since: int) -> bytes:
-    """Return how many of these ids, from the highest, are above `since`."""
-    count = sum(1 for post_id in newest if post_id > since)
-    return orjson.dumps({"count": count, "newest_id": str(newest[0]) if newest else None})
+    """Return the answer to how many of these ids, from the highest, are above `since`."""
+    newest_id = str(newest[0]) if newest else None
+    return orjson.dumps({"count": newer_than(since, newest), "newest_id": newest_id})
+
+
+def newer_than(post_id: int, newest: Sequence[int]) -> int:
+    """Return how many of these ids are above `post_id`, at most `NEWEST_COUNTED`."""
+    return min(sum(1 for one in newest if one > post_id), NEWEST_COUNTED)

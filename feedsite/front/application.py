@@ -19,6 +19,7 @@ from feedsite.front.hot import LIVE, HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.live import LiveFeeds
+from feedsite.front.spool import FileAnswer
 from feedsite.front.tally import Tally
 
 EXPORT_SECONDS = 1.0
@@ -90,7 +91,10 @@ class Application:
             log.exception("request_not_answered", method=request.method)
             answer = _refusal(request, 500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
-            connection.response_bytes(*answer)
+            if isinstance(answer, FileAnswer):
+                connection.response_file(*answer)
+            else:
+                connection.response_bytes(*answer)
 
     async def _stream(self, request: Request, connection: Connection) -> bool:
         """Serve a live feed to its end; False if none is asked for, or something is wrong with the
@@ -109,7 +113,7 @@ class Application:
         await self._live.serve(opening.wanted, transport, opening.expires_at)
         return True
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> Answer | FileAnswer:
         probe = self._hot.probe(request)
         if probe is not None:
             return probe

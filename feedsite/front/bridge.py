@@ -8,17 +8,19 @@ refused without being begun.
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
+from django import db
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 
 from eventbus import metrics
 from feedsite.front.http import Answer, HeaderList, Request
 from feedsite.front.limits import ADMIN, LOCAL, READS, WRITES, thread_counts
+from feedsite.front.spool import FileAnswer, Pieces, Spool
 from feedsite.postgresql.connection import answer_within
 
 WAITING_A_THREAD = 32
@@ -28,6 +30,8 @@ ADMIN_ANSWER_SECONDS = 30.0
 
 API_PATHS = ("/posts", "/feeds", "/users", "/follows", "/mutes", "/blocks", "/events")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+T = TypeVar("T")
 
 
 class Overloaded(Exception):
@@ -45,24 +49,24 @@ class DjangoThreads:
         self._answer_seconds = answer_seconds
         self._under_way = 0
 
-    async def run(self, handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
-        """Return Django's answer. Raises `Overloaded`."""
+    async def call(self, act: Callable[..., T], *values: Any) -> T:
+        """Return what `act` does on one of the threads. Raises `Overloaded`, and what it raises."""
         if self._under_way >= self._most:
             raise Overloaded
         self._under_way += 1
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(
-                self._threads, self._serve, handler, environ, time.monotonic()
+                self._threads, self._serve, act, values, time.monotonic()
             )
         finally:
             self._under_way -= 1
 
-    def _serve(self, handler: WSGIHandler, environ: dict[str, Any], asked_at: float) -> Answer:
+    def _serve(self, act: Callable[..., T], values: Sequence[Any], asked_at: float) -> T:
         if time.monotonic() - asked_at > WAITING_SECONDS:
             raise Overloaded
         with answer_within(self._answer_seconds):
-            return _call(handler, environ)
+            return act(*values)
 
     def export(self) -> None:
         """Set the gauges of these threads."""
@@ -85,11 +89,16 @@ class Bridge:
         self._writes = DjangoThreads(WRITES, counts[WRITES], seconds)
         self._admin = DjangoThreads(ADMIN, counts[ADMIN], ADMIN_ANSWER_SECONDS)
         self._local = DjangoThreads(LOCAL, counts[LOCAL], seconds)
+        self._spool = Spool()
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> Answer | FileAnswer:
         """Return Django's answer. Raises `BodyRefused` and `Overloaded`."""
         environ = _environ(request, await request.body())
-        return await self._threads_for(request).run(self._handler, environ)
+        threads = self._threads_for(request)
+        answer = await threads.call(_call, self._handler, environ)
+        if isinstance(answer, Pieces):
+            return await self._spool.answer(answer, threads)
+        return answer
 
     def _threads_for(self, request: Request) -> DjangoThreads:
         if request.path.startswith("/admin"):
@@ -114,23 +123,37 @@ class Bridge:
             threads.close()
 
 
-def _call(handler: WSGIHandler, environ: dict[str, Any]) -> Answer:
-    """Call a WSGI application (PEP 3333) and return all it has to say."""
+def _call(handler: WSGIHandler, environ: dict[str, Any]) -> Answer | Pieces:
+    """Call a WSGI application (PEP 3333) and return all it has to say, or what will make it."""
     head: list[Any] = []
 
     def start_response(status: str, headers: HeaderList, _exc_info: object = None) -> Any:
         head[:] = [status, headers]
 
     response = handler(environ, start_response)
+    is_streaming = getattr(response, "streaming", False)
+    if is_streaming and environ["REQUEST_METHOD"] != "HEAD":
+        db.close_old_connections()
+        return Pieces(*_head(head), _pieces_of(response))
     try:
-        body = b"".join(response)
+        body = b"" if is_streaming else b"".join(response)
     finally:
         if hasattr(response, "close"):
             response.close()
+    return Answer(*_head(head), body)
+
+
+def _head(head: Sequence[Any]) -> tuple[int, HeaderList]:
     status, headers = head
-    return Answer(
-        int(status.partition(" ")[0]), [(name.lower(), value) for name, value in headers], body
-    )
+    return int(status.partition(" ")[0]), [(name.lower(), value) for name, value in headers]
+
+
+def _pieces_of(response: Any) -> Generator[bytes]:
+    """Yield what the application makes; it ends with that, or when this is closed."""
+    try:
+        yield from response
+    finally:
+        response.close()
 
 
 def _environ(request: Request, body: bytes) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
 from feeds.live import Wanted
 from feeds.read.near_cache import KeptPage, NearCache
-from feeds.read.page import new_posts_body, with_links
+from feeds.read.page import new_posts_body, seen_of, with_links
 from feeds.views import (
     FeedView,
     LiveView,
@@ -47,7 +47,7 @@ from feedsite.front.tally import Tally
 from posts import rates, services
 from posts.principal import Principal
 from posts.rates import Standing
-from posts.views import PostsView, accepted_body, accepted_post_json, content_of, event_address
+from posts.views import PostsView, accepted_body, accepted_post_json, event_address, written_in
 
 FEEDS, NEW, LIVE = "/feeds/", "/new", "/live"
 EVENT_STREAM = ("content-type", "text/event-stream")
@@ -55,14 +55,19 @@ JSON = ("content-type", "application/json")
 TEXT = ("content-type", "text/plain")
 NOT_BUFFERED = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
 HIT = ("x-cache", "hit")
+# To read a larger body with data, all of it numbers and keys, would keep the loop for long.
+AT_ONCE_BYTES = 32 * 1024
 
 log = structlog.get_logger(__name__)
 
 
 class WantedFeed(NamedTuple):
-    """Whose first page is asked for, or how many of its posts are newer than `since`."""
+    """Whose first page is asked for, or how many of its posts are newer than `since`, or than its
+    user has seen.
+    """
 
     user_id: int
+    is_page: bool
     since: int | None
 
 
@@ -141,12 +146,13 @@ class HotAnswers:
     ) -> Answer | None:
         view: type[APIView] = FeedView
         name = "feed"
-        if wanted.since is None:
+        if wanted.is_page:
             body = self._first_page(request, kept)
             self._tally.count_cache("hit")
         else:
             view, name = NewPostsView, "new-posts"
-            found = new_posts_body(kept.page, wanted.since)
+            since = seen_of(kept.page) if wanted.since is None else wanted.since
+            found = None if since is None else new_posts_body(kept.page, since)
             if found is None:
                 return None
             body = found
@@ -171,8 +177,11 @@ class HotAnswers:
             return None
         if "content-encoding" in request.headers:
             return None
+        body = await request.body()
+        if len(body) > AT_ONCE_BYTES:
+            return None
         try:
-            content = content_of(parse_json(await request.body()))
+            written = written_in(parse_json(body))
             ids = idempotency.fresh_without_waiting()
         except (APIException, IdsUnavailable):
             return None
@@ -182,7 +191,9 @@ class HotAnswers:
         if standing is not None and not standing.allowed:
             refused = error_answer(Throttled(standing.left_ms / 1_000))
             return self._refuse(request, refused, headers, started)
-        post = services.new_post(author_id=principal.user_id, content=content, ids=ids)
+        post = services.new_post(
+            author_id=principal.user_id, content=written.content, data=written.data, ids=ids
+        )
         kafka_headers = _kafka_headers(request, headers[-1][1])
         try:
             await producer.publish_soon(post.to_event(), kafka_headers)
@@ -246,13 +257,12 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
     query = request.scope.query_string
     name = path[len(FEEDS) :]
     since = None
-    if name.endswith(NEW):
-        name = name[: -len(NEW)]
-        since = _since(query)
+    is_page = not name.endswith(NEW)
+    if query:
+        since = None if is_page else _since(query)
         if since is None:
             return None
-    elif query:
-        return None
+    name = name.removesuffix(NEW)
     user_id = _user_id(name)
     principal = _principal(request)
     if (
@@ -262,7 +272,7 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
         or _is_redirected(request)
     ):
         return None
-    return WantedFeed(user_id, since)
+    return WantedFeed(user_id, is_page, since)
 
 
 def _principal(request: Request) -> Principal | None:

@@ -2,7 +2,9 @@
 have to.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -63,15 +65,17 @@ class Keepers:
 
     def __init__(self) -> None:
         self._postgresql = Watch("postgresql", _ask_postgresql)
-        self._kafka = Watch("kafka", _ask_kafka)
+        self._kafka = Watch("kafka", KafkaQuestion().ask)
         self._threads = [
             Keeper("watch-postgresql", self._postgresql.look, WATCH_EVERY_SECONDS),
             Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS),
-            Keeper("check-topics", _check_topics, CHECK_EVERY_SECONDS),
             Keeper("cache-era", _refresh_era, ERA_EVERY_SECONDS),
         ]
 
     def start(self) -> None:
+        """Begin; until the topics have been looked at, nothing is published to them."""
+        if not settings.KAFKA_UNSAFE_TOPICS:
+            producer.await_check()
         node_lease.keep()
         for thread in self._threads:
             thread.start()
@@ -107,33 +111,39 @@ def _ask_postgresql() -> str:
     return "a standby, which cannot be written to" if is_standby else OK
 
 
-def _ask_kafka() -> str:
-    """Ask on the connections that posts go by, so that a producer that cannot be used any more is
-    no `OK`.
-    """
-    if producer.forbidden():
-        return producer.forbidden()
-    # Where nobody has tried for a while, somebody must be sent here to try: a try is what closes
-    # the breaker.
-    if KAFKA.is_open and KAFKA.failed_within(TRIED_WITHIN_SECONDS):
-        return "does not acknowledge what is written"
-    try:
-        known = producer.get().topics(KAFKA_ANSWER_SECONDS)
-    except KafkaException as error:
-        return f"unreachable ({error.args[0].name()})"
-    if kafka.FEED_EVENTS not in known:
-        return f"has no topic {kafka.FEED_EVENTS}: run manage.py create_topics"
-    return OK
+class KafkaQuestion:
+    """Asks Kafka whether this process can publish, and now and then whether it may."""
 
+    def __init__(self) -> None:
+        self._checked_at = -math.inf
 
-def _check_topics() -> None:
-    """Forbid to publish to topics on which an acknowledged write may be lost, once that is seen."""
-    if settings.KAFKA_UNSAFE_TOPICS:
-        return
-    try:
+    def ask(self) -> str:
+        """Ask on the connections that posts go by, so that a producer that cannot be used any more
+        is no `OK`.
+        """
+        # Where nobody has tried for a while, somebody must be sent here to try: a try is what
+        # closes the breaker.
+        if KAFKA.is_open and KAFKA.failed_within(TRIED_WITHIN_SECONDS):
+            return "does not acknowledge what is written"
+        try:
+            known = producer.get().topics(KAFKA_ANSWER_SECONDS)
+            if kafka.FEED_EVENTS not in known:
+                return f"has no topic {kafka.FEED_EVENTS}: run manage.py create_topics"
+            self._check_topics()
+        except KafkaException as error:
+            return f"unreachable ({error.args[0].name()})"
+        return producer.forbidden() or OK
+
+    def _check_topics(self) -> None:
+        """Forbid to publish to topics on which an acknowledged write may be lost.
+
+        Soon again where nobody may publish: it may have been set right.
+        """
+        is_fresh = time.monotonic() - self._checked_at < CHECK_EVERY_SECONDS
+        if settings.KAFKA_UNSAFE_TOPICS or (is_fresh and not producer.forbidden()):
+            return
         producer.forbid(" ".join(topics.promise_broken(KAFKA_ANSWER_SECONDS)))
-    except KafkaException as error:
-        log.debug("topics_not_checked", error=str(error))
+        self._checked_at = time.monotonic()
 
 
 def _refresh_era() -> None:

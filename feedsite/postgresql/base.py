@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import psycopg
+from django.conf import settings
 from django.db import OperationalError
 from django.db.backends.postgresql import base
 from psycopg import IsolationLevel
@@ -15,7 +16,7 @@ from psycopg_pool import PoolTimeout
 
 from eventbus.breaker import POSTGRESQL
 from eventbus.exceptions import ServerAway
-from feedsite.postgresql.connection import deadline, failure_since
+from feedsite.postgresql.connection import answer_within, deadline, failure_since
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
@@ -23,9 +24,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Take a connection that was just seen to answer. Raises `OperationalError`."""
-        until = deadline()
         asked_at = time.monotonic()
-        if until is None or not self.pool:
+        if deadline() is None or not self.pool:
             try:
                 return super().get_new_connection(conn_params)
             except PoolTimeout as error:
@@ -35,7 +35,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except ServerAway as error:
             raise OperationalError(str(error)) from error
         try:
-            connection = self._take(until)
+            connection = self._take()
         except PoolTimeout as error:
             POSTGRESQL.failed(error, trial)
             raise _with_reason(error, asked_at) from error
@@ -48,11 +48,17 @@ class DatabaseWrapper(base.DatabaseWrapper):
         POSTGRESQL.succeeded()
         return connection
 
-    def _take(self, until: float) -> Any:
-        """Do as Django's method does, but wait for the pool no longer than the thread has time."""
+    def _take(self) -> Any:
+        """Do as Django's method does, but wait for the pool no longer than the thread has time.
+
+        Nor longer than for a short answer, whatever time the questions to come have: a person at
+        the admin may ask for much, and should soon be told that nobody answers.
+        """
         self.isolation_level = IsolationLevel(self.settings_dict["OPTIONS"]["isolation_level"])
         self.pool.open()
-        connection = self.pool.getconn(timeout=max(0.0, until - time.monotonic()))
+        with answer_within(settings.DATABASE_ANSWER_SECONDS):
+            until = deadline() or 0.0
+            connection = self.pool.getconn(timeout=max(0.0, until - time.monotonic()))
         connection.isolation_level = self.isolation_level
         return connection
 

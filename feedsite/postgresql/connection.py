@@ -28,13 +28,14 @@ _thread = threading.local()
 @contextmanager
 def answer_within(seconds: float) -> Iterator[None]:
     """Have what this thread asks of PostgreSQL in here fail with `OperationalError` once `seconds`
-    have passed.
+    have passed, or once a deadline around this one has.
     """
-    _thread.deadline = time.monotonic() + seconds
+    outer = deadline()
+    _thread.deadline = min(time.monotonic() + seconds, outer or math.inf)
     try:
         yield
     finally:
-        _thread.deadline = None
+        _thread.deadline = outer
 
 
 def deadline() -> float | None:

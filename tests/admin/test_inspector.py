@@ -16,6 +16,7 @@ from feeds.models import RESTING, Feed, FeedEntry
 from feeds.read import first_page, here
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
 from tests.factories import (
+    FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
     UserBlockedFactory,
@@ -120,8 +121,15 @@ def test_a_row_below_the_floor_is_no_difference() -> None:
     Feed.objects.filter(user_id=READER).update(floor=old)
     apply(UserUnfollowedFactory())
     [entry] = inspector.inspect(READER).entries
-    assert (entry.row.post_id, entry.unread, entry.difference) == (old, True, "")
+    assert (entry.row.post_id, entry.read_by_nobody, entry.difference) == (old, True, "")
     assert entry.row.post_id != new
+
+
+def test_the_marker_is_shown(admin_client: Client) -> None:
+    newest = posts(2)[-1]
+    assert '<dd id="seen">–</dd>' in text_of(admin_client, inspector_of(READER))
+    apply(FeedSeenFactory(user_id=READER, post_id=newest))
+    assert f'<dd id="seen">{newest}</dd>' in text_of(admin_client, inspector_of(READER))
 
 
 def test_a_resting_feed_comes_from_the_join_alone() -> None:

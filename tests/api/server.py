@@ -4,6 +4,7 @@ off.
 
 import asyncio
 import threading
+from contextlib import suppress
 
 import httpx
 import uvloop
@@ -25,15 +26,15 @@ class ApiServer:
     until `stop`.
     """
 
-    def __init__(self, *, is_hot: bool) -> None:
+    def __init__(self, *, is_hot: bool, wait_for: str = "/readyz") -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._application = Application(WSGIHandler(), is_hot=is_hot)
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"api-{self.port}", daemon=True)
         self._thread.start()
-        self._http = httpx.Client(base_url=self.url, timeout=30)
-        self._wait()
+        self._http = httpx.Client(base_url=self.url, timeout=60)
+        self._wait(wait_for)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -53,14 +54,12 @@ class ApiServer:
         )
         await self._server.serve()
 
-    def _wait(self) -> None:
-        for _ in range(200):
-            try:
-                self._http.get("/healthz")
-            except httpx.TransportError:
-                threading.Event().wait(0.05)
-            else:
-                return
+    def _wait(self, probe: str) -> None:
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                if self._http.get(probe).status_code == 200:
+                    return
+            threading.Event().wait(0.05)
         raise AssertionError("The API did not start.")
 
     def stop(self) -> None:

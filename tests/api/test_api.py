@@ -17,6 +17,7 @@ from eventbus.ids import clock
 from eventbus.ids.snowflake import compose
 from eventbus.models import ProcessedEvent
 from feedsite.api import exception_handler
+from posts.data import text_of
 from tests.api.server import ApiClient, Current
 from tests.e2e.real_data import DATA
 from tests.e2e.system import environment, wait_until
@@ -29,10 +30,12 @@ from tests.factories import (
     apply,
     follow_all,
 )
+from tests.posts.test_data import REFUSED
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("current_api")]
 
 MAX_ID = 2**63 - 1
+POST_KEYS = ["id", "author_id", "content", "data", "created_at", "edited_at"]
 
 
 def client(user: int = 1, scope: str = "") -> ApiClient:
@@ -56,8 +59,9 @@ def test_an_accepted_post_tells_its_ids_and_where_its_event_is() -> None:
     answer = post({"content": "  hello 世界 \n"}, user=MAX_ID)
     body = answer.json()
     assert answer.status_code == 202
-    assert set(body) == {"id", "event_id", "author_id", "content", "created_at"}
+    assert set(body) == {"event_id", *POST_KEYS}
     assert (body["author_id"], body["content"]) == (str(MAX_ID), "hello 世界")
+    assert (body["data"], body["edited_at"]) == (None, None)
     assert answer.headers["Location"] == f"/events/{body['event_id']}"
     assert body["created_at"].endswith("Z")
     assert len(body["created_at"]) == len("2026-01-02T12:00:00.345Z")
@@ -83,10 +87,63 @@ def test_the_author_comes_from_the_token_alone() -> None:
         (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
         (json.dumps({"content": "世" * 5_001}).encode(), 422, "content_too_long"),
         (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
+        (b'{"data": null}', 422, "content_required"),
+        (b'{"content": "", "data": null}', 422, "content_empty"),
+        (b'{"content": null, "data": {}}', 422, "content_required"),
+        (b'{"content": "a\\u0000b", "data": {}}', 422, "content_has_nul"),
+        (b'{"data": {}, "data": {}}', 422, "duplicate_key"),
+        (b'{"content": "a", "content": "b", "data": {}}', 422, "duplicate_key"),
+        (b'{"d\\u0061ta": {"a": 1, "a": 2}}', 422, "duplicate_key"),
+        (b'{"data": {}, "other": ' + b"[" * 1_000 + b"]" * 1_000 + b"}", 422, "data_too_deep"),
+        (b'{"data": {"a": [' + b"1.50," * 20_000 + b"1]}}", 422, "data_too_large"),
     ],
 )
 def test_a_bad_body_is_refused_with_a_code(body: bytes, status: int, code: str) -> None:
     assert told(post(body)) == (status, code)
+
+
+@pytest.mark.parametrize(("text", "code"), REFUSED, ids=lambda value: str(value)[:40])
+def test_bad_data_is_refused_with_a_code(text: str, code: str) -> None:
+    status = 400 if code == "malformed_json" else 422
+    assert told(post(b'{"data": ' + text.encode("utf-8", "surrogatepass") + b"}")) == (status, code)
+
+
+@pytest.mark.parametrize("content", [None, "", "  ", "text"])
+def test_data_is_shown_wherever_the_post_is(content: str | None) -> None:
+    data = {"z": [1, 2.50, -0.0, 1e-7], "a": {"\n": None, "": "世界\u2028"}, "data": {"data": {}}}
+    written = {"data": data} if content is None else {"content": content, "data": data}
+    accepted = post(written).json()
+    assert accepted["data"] == data
+    shown = accepted["content"]
+    assert shown == (content or "").strip()
+
+    kept = PostCreatedFactory(author_id=78, content=shown, data=text_of(data))
+    apply(kept, PostCreatedFactory(author_id=78))
+    found = client(78).get(f"/posts/{kept.post_id}").json()
+    assert list(found) == POST_KEYS
+    assert (found["content"], found["data"], found["edited_at"]) == (shown, data, None)
+    for path in ("/feeds/78", "/feeds/78", "/feeds/78?limit=5", "/users/78/posts"):
+        other, same = client(78).get(path).json()["results"]
+        assert same == found
+        assert other["data"] is None
+
+
+def test_an_idempotency_key_is_for_one_content_and_data() -> None:
+    def ask(body: dict[str, Any]) -> Any:
+        raw = json.dumps(body).encode()
+        return client(79).post("/posts", raw, Idempotency_Key="once")
+
+    body = {"content": "x", "data": {"a": 1}}
+    assert ask(body).json()["id"] == ask(body).json()["id"]
+    others: list[dict[str, Any]] = [
+        {"content": "x"},
+        {"content": "x", "data": {}},
+        {"content": "x", "data": {"a": 2}},
+        {"content": "y", "data": {"a": 1}},
+        {"content": 'x{"a":1}'},
+    ]
+    for other in others:
+        assert told(ask(other)) == (422, "idempotency_key_reused")
 
 
 def test_5000_characters_are_fine_however_they_are_written() -> None:
@@ -276,7 +333,7 @@ def pages(url: str, user: int, key: str = "id") -> list[list[str]]:
     found, following = [], url
     while following:
         page = client(user).get(following).json()
-        assert set(page) == {"results", "next", "previous"}
+        assert set(page) >= {"results", "next", "previous"}
         found.append([row[key] for row in page["results"]])
         following = page["next"]
     return found

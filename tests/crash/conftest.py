@@ -20,10 +20,10 @@ from tests.kafka import running as apache_kafka
 _users = itertools.count(1_000, 1_000)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def fresh_broker(django_db_setup: None) -> None:
-    """Start each file without what others have left in the broker; workers killed there would still
-    hold partitions.
+    """Start without what other tests have left in the broker, where workers that they killed still
+    hold partitions, and one that was ended while it was about to join may do so for ever.
     """
     outages.renew_embedded_broker()
 

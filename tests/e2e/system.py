@@ -114,7 +114,7 @@ class System:
 
     def client(self, user: int, scope: str = "") -> httpx.Client:
         headers = {"Authorization": f"Bearer {issue_token(user, scope, 3_600)}"}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE)
 
     def stream(self, user: int) -> socket.socket:
         """Return the connection on which a live stream of the user's own feed was asked for."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -21,7 +21,7 @@ from feedsite.embedded.processes import free_port
 
 pytestmark = pytest.mark.e2e
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 POSTS = 200
 BURST = 100
 
@@ -36,9 +36,9 @@ def environment(data_dir: Path) -> dict[str, str]:
 class Demo:
     """A running `manage.py demo` and what it has written so far."""
 
-    def __init__(self, data_dir: Path, port: int) -> None:
+    def __init__(self, data_dir: Path, port: int, program: Sequence[str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "demo"],
+            [sys.executable, *program],
             env=environment(data_dir) | {"FEED_EMBEDDED_FSYNC": "off", "PORT": str(port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,11 +83,11 @@ class Demo:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[[int], Demo]]:
+def run(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     demos: list[Demo] = []
 
-    def start(port: int) -> Demo:
-        demos.append(Demo(tmp_path / "data", port))
+    def start(port: int = 0, program: Sequence[str] = ("manage.py", "demo")) -> Demo:
+        demos.append(Demo(tmp_path / "data", port or free_port(), program))
         return demos[-1]
 
     yield start
@@ -116,7 +116,7 @@ def put_load_on(port: int, data_dir: Path) -> None:
 
 
 def test_it_shows_a_feed_survives_a_kill_and_keeps_what_was_accepted(
-    run: Callable[[int], Demo], tmp_path: Path
+    run: Callable[..., Demo], tmp_path: Path
 ) -> None:
     port = free_port()
     first = run(port)

@@ -1,5 +1,6 @@
 """Topics of one test each, and what is in them."""
 
+from collections.abc import Mapping
 from uuid import uuid4
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -10,21 +11,26 @@ from eventbus import kafka, producer
 from eventbus.record import Record
 from tests.eventbus.events import eventually
 
-TIMEOUT = 20.0  # seconds
+TIMEOUT = 60.0  # seconds; enough also for a machine that is busy with other things
 
 
 def unique_name() -> str:
     return f"test-{uuid4().hex}"
 
 
-def create_topic(partitions: int = 1, max_message_bytes: int = 1_048_588, name: str = "") -> str:
+def create_topic(
+    partitions: int = 1,
+    max_message_bytes: int = 1_048_588,
+    name: str = "",
+    config: Mapping[str, str] | None = None,
+) -> str:
     """Create an empty topic under a name of its own; by default with the limit that is Apache
     Kafka's.
     """
     topic = name or unique_name()
     admin = AdminClient(kafka.client_config())
-    config = {"max.message.bytes": str(max_message_bytes)}
-    admin.create_topics([NewTopic(topic, partitions, 1, config=config)])[topic].result(TIMEOUT)
+    wanted = {"max.message.bytes": str(max_message_bytes)} | dict(config or {})
+    admin.create_topics([NewTopic(topic, partitions, 1, config=wanted)])[topic].result(TIMEOUT)
     return topic
 
 

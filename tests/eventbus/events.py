@@ -11,6 +11,7 @@ from eventbus import envelope
 from eventbus.event import Event
 from eventbus.ids.snowflake import MAX_SEQUENCE, NODES, compose
 from eventbus.record import Record
+from tests.e2e.system import PATIENCE
 
 TYPE = "note.taken"
 NOON = datetime(2026, 1, 2, 12, 0, 0, 345_000, tzinfo=UTC)
@@ -41,7 +42,7 @@ def counted(metric: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(metric, labels) or 0
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Wait until `condition` holds; a test whose condition never does fails here."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -118,6 +118,28 @@ def test_reserving_is_one_row_and_tells_a_reused_key() -> None:
         idempotency.reserve(7, "k", "another request")
 
 
+def test_a_bulk_reserves_the_ids_of_all_its_events_in_one_row(feed_events: str) -> None:
+    users = [str(user) for user in (9, 8, 9, 10)]
+    first, again = (send("POST", "/follows", {"followee_ids": users}, key="k1") for _ in range(2))
+    assert first.content == again.content
+    told = {(entry["followee_id"], entry["event_id"]) for entry in first.json()["results"]}
+    stored = [envelope.decode(record.value, record.key) for record in broker.read_all(feed_events)]
+    assert sorted((str(event.key), str(event.event_id)) for event in stored) == sorted([*told] * 2)
+    row = IdempotencyKey.objects.get()
+    assert row.object_id - row.event_id == 3
+    assert all(row.event_id <= event.event_id <= row.object_id for event in stored)
+    other = idempotency.fresh_run(1)[0]
+    assert other > row.object_id
+
+
+def test_reserving_a_run_is_one_row_and_tells_a_reused_key() -> None:
+    ids = idempotency.reserve_run(7, "k", "request", 100)
+    assert len(ids) == 100
+    assert idempotency.reserve_run(7, "k", "request", 100) == ids
+    with pytest.raises(IdempotencyKeyReused):
+        idempotency.reserve_run(7, "k", "another request", 100)
+
+
 def outcome(event_id: int) -> tuple[int, Any]:
     answer = send("GET", f"/events/{event_id}")
     return answer.status_code, answer.json().get("state")

@@ -25,7 +25,7 @@ from tests.eventbus.events import a_record, an_event, eventually
 from tests.eventbus.journal import Journal, execute, processed
 from tests.eventbus.turns import FreeTurn
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @dataclass

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaError
 from pytest_django import Settings
 
 from eventbus import envelope, kafka, producer
+from eventbus.breaker import KAFKA
 from eventbus.exceptions import InvalidEvent, ProducerQueueFull, PublishTimedOut, RecordTooLarge
 from eventbus.producer import EventProducer
 from eventbus.record import Record
@@ -113,9 +114,22 @@ def test_each_of_many_threads_gets_the_report_of_its_own_record(feed_events: str
     )
 
 
+def test_several_events_are_all_in_kafka_when_the_call_returns(feed_events: str) -> None:
+    before = result("ok")
+    events = [an_event(number, key=number) for number in range(1, 101)]
+    producer.publish_all(events, [("traceparent", b"00-1-2-01")])
+    records = broker.read_all(feed_events)
+    stored = {record.key: envelope.decode(record.value, record.key) for record in records}
+    assert stored == {b"%d" % event.key: event for event in events}
+    assert all(list(record.headers) == [("traceparent", b"00-1-2-01")] for record in records)
+    assert result("ok") == before + 100
+
+
 def test_an_event_that_no_consumer_could_read_is_not_published(feed_events: str) -> None:
     with pytest.raises(InvalidEvent):
         producer.publish(an_event(event_id=0))
+    with pytest.raises(InvalidEvent):
+        producer.publish_all([an_event(event_id=1), an_event(event_id=0)])
     assert broker.read_all(feed_events) == []
 
 
@@ -144,6 +158,21 @@ def test_without_a_broker_publishing_times_out_and_is_counted(settings: Settings
     with pytest.raises(PublishTimedOut):
         producer.publish(an_event())
     assert result("timed_out") == before + 1
+    with pytest.raises(PublishTimedOut):
+        producer.publish_all([an_event(number) for number in range(1, 11)])
+    assert result("timed_out") == before + 11
+
+
+@pytest.mark.usefixtures("own_producer")
+def test_several_events_wait_together_for_room_in_the_queue(settings: Settings) -> None:
+    settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
+    settings.KAFKA_QUEUE_MAX_MESSAGES = 2
+    settings.KAFKA_PUBLISH_TIMEOUT_MS = 2_000
+    producer.get()
+    settings.KAFKA_PUBLISH_TIMEOUT_MS = 100
+    with pytest.raises(ProducerQueueFull):
+        producer.publish_all([an_event(number) for number in range(1, 11)])
+    KAFKA.succeeded()
 
 
 def test_a_full_queue_is_an_answer_not_an_endless_wait(settings: Settings) -> None:

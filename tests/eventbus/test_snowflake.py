@@ -52,6 +52,22 @@ def test_ids_rise_however_the_clock_steps_back_or_stands_still(readings: list[in
     assert {parts(one)[1] for one in minted} == {7}
 
 
+@given(clock_readings, st.lists(st.integers(1, IDS_PER_MS), min_size=1, max_size=20))
+def test_the_ids_of_a_run_follow_each_other_within_a_millisecond(
+    readings: list[int], counts: list[int]
+) -> None:
+    ids = generator(*readings)
+    last = 0
+    for count in counts:
+        run = ids.next_run(count)
+        assert len(run) == count
+        assert run[0] > last
+        assert run[-1] == run[0] + count - 1
+        assert snowflake.milliseconds_of(run[0]) == snowflake.milliseconds_of(run[-1])
+        last = run[-1]
+    assert ids.next_id() > last
+
+
 @given(clock_readings)
 def test_no_id_is_older_than_the_start_of_the_lease(readings: list[int]) -> None:
     assert snowflake.milliseconds_of(generator(*readings).next_id()) >= START
@@ -93,6 +109,7 @@ def test_threads_never_get_the_same_id() -> None:
 @example(MAX_ID)
 def test_a_text_of_digits_holds_its_number(number: int) -> None:
     assert snowflake.number_in(str(number)) == number
+    assert snowflake.id_in(str(number)) == (number or None)
     assert snowflake.is_id(number) == (number > 0)
 
 
@@ -101,6 +118,12 @@ def test_a_text_of_digits_holds_its_number(number: int) -> None:
 )
 def test_anything_else_holds_none(text: str) -> None:
     assert snowflake.number_in(text) is None
+    assert snowflake.id_in(text) is None
+
+
+@pytest.mark.parametrize("given", ["01", "0", 1, 1.0, True, None, ["1"], {"1": 1}])
+def test_an_id_in_json_has_one_form(given: object) -> None:
+    assert snowflake.id_in(given) is None
 
 
 @pytest.mark.parametrize("number", [0, -1, MAX_ID + 1, 1.0, True, "1", None])

@@ -5,7 +5,15 @@ from typing import Any
 
 from django.test import Client
 
-from feeds.events import BlockFact, MuteFact, UserBlocked, UserFollowed, UserMuted, UserUnfollowed
+from feeds.events import (
+    BlockFact,
+    MuteFact,
+    UserBlocked,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnfollowed,
+)
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted
@@ -14,6 +22,7 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     UserBlockedFactory,
+    UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
     UserUnblockedFactory,
@@ -23,6 +32,16 @@ from tests.factories import (
 
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
 FollowFact = UserFollowed | UserUnfollowed
+
+# What one user says of another: the fact, and what it calls the two.
+ABOUT_TWO: dict[str, tuple[Any, str, str]] = {
+    "follow": (UserFollowedFactory, "follower_id", "followee_id"),
+    "unfollow": (UserUnfollowedFactory, "follower_id", "followee_id"),
+    "mute": (UserMutedFactory, "user_id", "muted_id"),
+    "unmute": (UserUnmutedFactory, "user_id", "muted_id"),
+    "block": (UserBlockedFactory, "blocker_id", "blocked_id"),
+    "unblock": (UserUnblockedFactory, "blocker_id", "blocked_id"),
+}
 
 
 def feed(user: int) -> list[int]:
@@ -56,19 +75,31 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(
                 PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one)
             )
-        elif kind == "follow" and one != other:
-            facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
-        elif kind == "unfollow" and one != other:
-            facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
-        elif kind == "mute" and one != other:
-            facts.append(UserMutedFactory(user_id=one, muted_id=other))
-        elif kind == "unmute" and one != other:
-            facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
-        elif kind == "block" and one != other:
-            facts.append(UserBlockedFactory(blocker_id=one, blocked_id=other))
-        elif kind == "unblock" and one != other:
-            facts.append(UserUnblockedFactory(blocker_id=one, blocked_id=other))
+        elif kind == "erase":
+            facts.append(UserErasedFactory(user_id=one))
+        elif kind in ABOUT_TWO and one != other:
+            facts.append(_about_two(kind, one, other))
     return facts
+
+
+def _about_two(kind: str, one: int, other: int) -> Any:
+    factory, actor, object_ = ABOUT_TWO[kind]
+    return factory(**{actor: one, object_: other})
+
+
+def _counting(facts: Sequence[Any]) -> list[Any]:
+    """Return the facts that no erasure of someone they name comes after."""
+    erased: dict[int, int] = {}
+    for fact in facts:
+        if isinstance(fact, UserErased):
+            erased[fact.user_id] = max(fact.event_id, erased.get(fact.user_id, 0))
+    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in fact.users)]
+
+
+def _id(fact: Any) -> int:
+    """Return by which id a fact is from before or after an erasure."""
+    number: int = fact.post_id if isinstance(fact, PostCreated) else fact.event_id
+    return number
 
 
 def is_free(facts: Sequence[Any], follow: FollowFact) -> bool:
@@ -87,8 +118,9 @@ def is_free(facts: Sequence[Any], follow: FollowFact) -> bool:
 
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
     """Return the feed in plain Python: the last event of a pair decides, a block ends the follows
-    from before it, a deleted post stays deleted.
+    from before it, a deleted post stays deleted, and nothing from before a user was erased counts.
     """
+    facts = _counting(facts)
     follows: dict[int, FollowFact] = {}
     mutes: dict[int, MuteFact] = {}
     for fact in sorted(facts, key=lambda fact: fact.event_id):

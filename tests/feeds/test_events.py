@@ -20,6 +20,7 @@ from feeds.events import (
     UserUnmuted,
 )
 from tests.factories import (
+    FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
     UserBlockedFactory,
@@ -41,6 +42,7 @@ ONE_OF_EACH: list[Any] = [
     UserUnmutedFactory(user_id=2, muted_id=1),
     UserBlockedFactory(blocker_id=2, blocked_id=1),
     UserUnblockedFactory(blocker_id=2, blocked_id=1),
+    FeedSeenFactory(user_id=1),
 ]
 
 
@@ -55,7 +57,7 @@ def test_every_kind_of_event_is_found_by_its_type_and_comes_back_as_the_same_fac
 
 def test_every_kind_of_event_is_under_the_key_of_the_user_whose_audience_it_concerns() -> None:
     assert {fact.to_event().key for fact in ONE_OF_EACH} == {1}
-    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2, 2, 2, 2, 2]
+    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2, 2, 2, 2, 2, 1]
 
 
 @given(st.sampled_from([UserFollowed, UserUnfollowed]), ids, ids, ids)
@@ -141,7 +143,23 @@ def test_a_follow_that_breaks_the_schema_is_refused(change: dict[str, Any], comp
         handlers.FeedHandlers().to_fact(event)
 
 
-@pytest.mark.parametrize("change", [{"type": "post.liked"}, {"version": 2}])
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"key": 3}, "The key must be the user"),
+        ({"payload": {}}, "post_id must be"),
+        ({"payload": {"post_id": 5}}, "post_id must be"),
+        ({"payload": {"post_id": "0"}}, "post_id must be"),
+        ({"payload": {"post_id": str(MAX_ID)}}, "post_id is an id from .* hours in the future"),
+    ],
+)
+def test_a_marker_that_breaks_the_schema_is_refused(change: dict[str, Any], complaint: str) -> None:
+    event = replace(FeedSeenFactory(user_id=2).to_event(), **change)
+    with pytest.raises(InvalidEvent, match=complaint):
+        handlers.FeedHandlers().to_fact(event)
+
+
+@pytest.mark.parametrize("change", [{"type": "post.liked"}, {"version": 3}])
 def test_a_type_or_version_nobody_handles_is_refused_by_name(change: dict[str, Any]) -> None:
     event = replace(PostCreatedFactory().to_event(), **change)
     with pytest.raises(UnknownEventType, match=f"{event.type} version {event.version}"):

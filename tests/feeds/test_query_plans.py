@@ -10,12 +10,13 @@ from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
 from eventbus.models import ProcessedEvent
-from feeds import blocks, fanout, follows, mutes
+from feeds import blocks, fanout, follows, mutes, seen
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
 from posts.models import Block, Post
 from posts.pagination import START, Position
 from tests.factories import (
+    FeedSeenFactory,
     PostCreatedFactory,
     UserBlockedFactory,
     UserFollowedFactory,
@@ -70,8 +71,18 @@ def test_lists_read_only_their_page(large_tables: None) -> None:
     assert_no_full_scan(lambda: blocks.blocked_page(7, START, 21), "blocks")
 
 
+def test_posts_are_found_by_their_ids(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.find(range(5, 100_005, 1_000)), "posts")
+
+
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
     assert_no_full_scan(lambda: fanout.follower_counts([7, 8, 9]), "feeds")
+
+
+def test_markers_are_raised_by_one_look_up_each(large_tables: None) -> None:
+    facts = [FeedSeenFactory(user_id=user) for user in (7, 8, 9)]
+    assert_no_full_scan(lambda: seen.apply_seen(facts), "feeds")
+    assert_no_full_scan(lambda: follows.lock_feeds([7, 8, 9]), "feeds")
 
 
 def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> None:

@@ -18,6 +18,7 @@ POM = Path(__file__).with_name("pom.xml")
 JARS = Path(__file__).resolve().parents[2] / ".local" / "kafka"
 OLDEST_JAVA = 17
 START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 # A node that lives for a minute spends much of it on compiling itself well.
 QUICK_START = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
@@ -103,6 +104,12 @@ class ApacheKafka:
         self._formatting.wait()
         self._process = self._java("kafka.Kafka", self._properties)
 
+    @property
+    def pid(self) -> int:
+        """The process id of the broker that was launched last."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> None:
         """Return once the broker answers; of a cluster it does so only when most are up."""
         assert self._process is not None
@@ -123,7 +130,6 @@ class ApacheKafka:
         self._end(signal.SIGTERM)
 
     def remove(self) -> None:
-        self._formatting.wait()
         self.stop()
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -137,9 +143,14 @@ class ApacheKafka:
             return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def _end(self, number: signal.Signals) -> None:
+        self._formatting.wait()
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
 
 def cluster(size: int) -> list[ApacheKafka]:

@@ -6,7 +6,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from feedsite.embedded.processes import free_port
-from tests.e2e.system import Process, System, wait_until
+from tests.e2e.system import PATIENCE, Process, System, wait_until
 
 
 class Worker:
@@ -34,7 +34,7 @@ class Worker:
             return False
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=15)
+        return httpx.get(self.url + path, timeout=PATIENCE)
 
     def samples(self, name: str, **labels: str) -> list[float]:
         """Return the values of one metric whose labels include these."""

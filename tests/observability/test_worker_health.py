@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, transaction
 
 from feedsite.embedded.processes import free_port
-from tests.e2e.system import System, wait_until
+from tests.e2e.system import PATIENCE, System, wait_until
 from tests.observability.processes import Worker
 
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
@@ -88,5 +88,5 @@ def test_a_metrics_port_that_is_taken_is_said_in_one_sentence(system: System) ->
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         process = system.command("run_dlq", "--metrics-port", str(port))
-        assert process.popen.wait(30) == 1
+        assert process.popen.wait(PATIENCE) == 1
     assert process.log.read_text().startswith(f"error: the metrics port {port} cannot be had: ")

@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventbus import envelope
+from eventbus import envelope, kafka
 from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids import clock
 from eventbus.ids.snowflake import EPOCH_MS, MAX_ID, compose
+from posts.data import MAX_BYTES, text_of
 from posts.events import MAX_CONTENT_CHARS, PostCreated, PostDeleted
 from tests.eventbus.events import LATEST_ID
 from tests.factories import PostCreatedFactory, PostDeletedFactory
+from tests.posts.test_data import objects
 
 ids = st.integers(1, MAX_ID)
 minted_ids = st.integers(1, LATEST_ID)
@@ -38,6 +40,44 @@ def test_a_created_post_survives_the_journey_through_kafka(
 ) -> None:
     post = PostCreated(event_id, post_id, author_id, content, created_at)
     assert PostCreated.from_event(consumed(post.to_event())) == post
+
+
+@given(minted_ids, ids, st.just("") | texts, objects)
+def test_a_post_with_data_survives_it_too(
+    post_id: int, author_id: int, content: str, data: dict[str, Any]
+) -> None:
+    post = PostCreatedFactory(
+        post_id=post_id, author_id=author_id, content=content, data=text_of(data)
+    )
+    assert post.to_event().version == 2
+    assert PostCreated.from_event(consumed(post.to_event())) == post
+
+
+@pytest.mark.parametrize(
+    ("payload", "complaint"),
+    [
+        ({}, "data must be a JSON object"),
+        ({"data": None}, "data must be a JSON object"),
+        ({"data": "{}"}, "data must be a JSON object"),
+        ({"data": {"a": "\0"}}, "NUL"),
+        ({"data": {"a": 2**53}}, "A number in data"),
+        ({"data": {"a": "x" * MAX_BYTES}}, "must not exceed"),
+        ({"data": {}, "content": None}, "content must be a string of 0"),
+        ({"data": {}, "content": "x" * (MAX_CONTENT_CHARS + 1)}, "content must be"),
+    ],
+)
+def test_data_that_could_not_be_stored_is_refused(payload: dict[str, Any], complaint: str) -> None:
+    event = PostCreatedFactory(data="{}").to_event()
+    broken = replace(event, payload={"post_id": "1", "content": "x"} | payload)
+    with pytest.raises(InvalidEvent, match=complaint):
+        PostCreated.from_event(broken)
+
+
+def test_the_largest_post_fits_a_record_many_times() -> None:
+    escaped = "\x01" * MAX_CONTENT_CHARS  # six bytes each
+    data = text_of({"x": "y" * (MAX_BYTES - 8)})
+    event = PostCreatedFactory(content=escaped, data=data).to_event()
+    assert len(envelope.encode(event)) < kafka.MAX_MESSAGE_BYTES / 40
 
 
 @given(minted_ids, minted_ids, ids)

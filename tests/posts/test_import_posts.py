@@ -22,6 +22,7 @@ from eventbus.ids import id_ranges, node_lease
 from eventbus.ids.snowflake import milliseconds_of
 from eventbus.models import SnowflakeNode
 from posts.events import PostCreated
+from posts.imports import Draft
 from tests.e2e.system import environment
 from tests.eventbus import broker
 from tests.eventbus.events import eventually
@@ -111,6 +112,30 @@ def test_a_post_has_the_time_the_file_gives_it_or_that_of_its_id(
     assert posts["new"].created_at > datetime(2024, 1, 1, tzinfo=UTC)
 
 
+def test_a_post_has_the_data_that_the_file_gives_it(topic: str, tmp_path: Path) -> None:
+    lines = [
+        "author,text,data",
+        '1,with,"{""a"": [1, 2.50], ""b"": {}}"',
+        '2,,"{""only"": true}"',
+        "3,without,",
+    ]
+    publish(tmp_path, "\n".join(lines) + "\n")
+    posts = {post.author_id: (post.content, post.data) for post in published(topic)}
+    assert posts == {
+        1: ("with", '{"a":[1,2.5],"b":{}}'),
+        2: ("", '{"only":true}'),
+        3: ("without", None),
+    }
+
+
+def test_a_file_without_data_is_known_by_what_it_was_known_by_before_there_was_any() -> None:
+    now = datetime(2009, 2, 13, tzinfo=UTC)
+    old = "Draft(author_id=1, content='a\\nb', created_at=datetime.datetime(2009, 2, 13, 0, 0,"
+    old += " tzinfo=datetime.timezone.utc))"
+    assert Draft(1, "a\nb", now).fingerprint == old.encode()
+    assert Draft(1, "a\nb", now, "{}").fingerprint != old.encode()
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -122,6 +147,9 @@ def test_a_post_has_the_time_the_file_gives_it_or_that_of_its_id(
             "line 4: text must have 1 to 5000 characters and no NUL",
         ),
         ("author,text\n1,ok\n1\n", "line 3: text must have"),
+        ("author,text,data\n1,ok,\n1,bad,x\n", "line 3: data is not JSON"),
+        ("author,text,data\n1,ok,{}\n1,bad,[]\n", "line 3: data must be a JSON object"),
+        ('author,text,data\n1,bad,"{""a"":1,""a"":1}"\n', "line 2: An object in the body has"),
         ("author,text\n1,ok\n1,   \n", "line 3: text must have"),
         (f"author,text\n1,ok\n1,{'x' * 5_001}\n", "line 3: text must have"),
         ("author,text\n1,ok\n1,a\0b\n", "line 3: text must have"),

@@ -1,11 +1,13 @@
 """The `posts` table: stored once, buried for good, listed by author."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from eventbus.envelope import format_time
+from posts.data import text_of
 from posts.events import PostCreated
 from posts.models import Fanout, Post
 from posts.pagination import START, Position
@@ -26,6 +28,20 @@ def test_a_stored_post_is_what_its_event_says_and_keeps_how_it_is_fanned_out() -
     post = Post.objects.get(id=fact.post_id)
     assert (post.author_id, post.content, post.created_at) == (7, "hello 世界", fact.created_at)
     assert (post.fanout, post.deleted_event_id) == (Fanout.PUSH, None)
+
+
+def test_data_is_kept_equal_as_json_and_goes_with_the_post() -> None:
+    data = {"b": [1, 2.5, 1e-20, None], "": {"a": "\\u0000 🌍"}}
+    fact = PostCreatedFactory(content="", data=text_of(data))
+    plain = PostCreatedFactory(author_id=fact.author_id)
+    Post.objects.store([fact, plain])
+    found = Post.objects.find([fact.post_id])[fact.post_id]
+    assert found.row.content == ""
+    assert json.loads(found.row.data or "") == Post.objects.get(id=fact.post_id).data == data
+    newest, older = Post.objects.page_of(fact.author_id, START, 2)
+    assert (newest.data, older.data) == (None, found.row.data)
+    Post.objects.bury([PostDeletedFactory(post_id=fact.post_id)])
+    assert Post.objects.get(id=fact.post_id).data is None
 
 
 def test_only_new_posts_are_reported_and_those_there_already_stay_as_they_are() -> None:
@@ -124,4 +140,5 @@ def test_a_page_is_one_query_and_shows_the_whole_row(
     newest = posts[-1]
     with django_assert_num_queries(1):
         row = Post.objects.page_of(1, START, 1)[0]
-    assert row == (newest.post_id, 1, newest.content, format_time(newest.created_at))
+    created_at = format_time(newest.created_at)
+    assert row == (newest.post_id, 1, newest.content, None, created_at, None)

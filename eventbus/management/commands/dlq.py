@@ -12,7 +12,7 @@ from eventbus.deadletters import payloads, replay
 from eventbus.exceptions import PublishFailed
 from eventbus.ids import node_lease
 from eventbus.models import DeadLetter, DeadLetterQuerySet
-from eventbus.terminal import count_of, visible
+from eventbus.terminal import agreed, count_of, visible
 
 SELECTORS = ("id", "group", "error", "type", "since", "until", "all")
 
@@ -146,17 +146,9 @@ class Command(BaseCommand):
         self.stdout.write(f"{count_of(len(ids), 'dead letter')} to {verb}")
         if options["dry_run"] or not ids:
             return []
-        if not options["yes"] and not _agreed(f"{verb.capitalize()} them? [y/N] "):
+        if not options["yes"] and not agreed(f"{verb.capitalize()} them? [y/N] "):
             raise CommandError(f"Nothing was done. Pass --yes to {verb} without being asked.")
         return ids
-
-
-def _agreed(question: str) -> bool:
-    """Return what the operator says; no where there is nobody to ask."""
-    try:
-        return input(question).strip().lower() == "y"
-    except EOFError:
-        return False
 
 
 def _add_selection(parser: ArgumentParser) -> None:

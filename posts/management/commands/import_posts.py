@@ -29,7 +29,7 @@ AGAIN = "Run the command again: what has arrived is not made twice."
 
 
 class Command(BaseCommand):
-    help = "Publish posts from CSV (gz too) with the columns author,text and optionally t_unix, as events."
+    help = "Publish posts from CSV (gz too) with the columns author,text and optionally t_unix,data, as events."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("file", type=Path)

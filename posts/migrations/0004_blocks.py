@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("posts", "0002_strategies_and_rest")]
+    dependencies = [("posts", "0003_data_and_edits")]
     operations = [
         migrations.CreateModel(
             name="Block",

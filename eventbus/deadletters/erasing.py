@@ -1,0 +1,108 @@
+"""Dead letters of users who were erased: those that are stored are deleted, and those that come
+later are not stored.
+"""
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from eventbus.database.sql import fetch
+from eventbus.ids.snowflake import compose, number_in
+from eventbus.models import DeadLetter
+from eventbus.record import Record
+
+# Ids travel as strings in JSON, so one that is named stands in quotes.
+_WALK = """
+WITH chunk AS MATERIALIZED (
+    SELECT id FROM dead_letters WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
+)
+SELECT count(*), coalesce(max(id), 0) FROM chunk
+"""
+_NAMING = """
+SELECT id, key, value FROM dead_letters
+WHERE id > %(after)s AND id <= %(last)s AND coalesce(event_id, 0) < %(before)s
+  AND (key = %(key)s::bytea OR position(%(quoted)s::bytea IN value) > 0)
+ORDER BY id FOR UPDATE
+"""
+_IS_ERASED = """
+SELECT EXISTS (SELECT FROM erasures WHERE user_id = ANY(%s::bigint[]) AND event_id > %s)
+"""
+
+
+class Walked(NamedTuple):
+    """How many dead letters were looked at, the last of them, and how many were deleted."""
+
+    rows: int
+    last: int
+    deleted: int
+
+
+def erase(user_id: int, *, before: int, after: int, limit: int) -> Walked:
+    """Delete those of the `limit` dead letters after `after` that name the user, but for those of
+    events from `before` on.
+
+    Within a transaction. Raises `DatabaseError`.
+    """
+    values: dict[str, Any] = {
+        "before": before,
+        "after": after,
+        "limit": limit,
+        "key": str(user_id).encode(),
+        "quoted": b'"%d"' % user_id,
+    }
+    [(count, values["last"])] = fetch(_WALK, values)
+    ids = [
+        entry_id
+        for entry_id, key, value in fetch(_NAMING, values)
+        if names(user_id, _bytes(key), _bytes(value))
+    ]
+    # Only the ids: payloads may be megabytes each.
+    DeadLetter.objects.filter(id__in=ids).only("id").delete()
+    return Walked(count, values["last"], len(ids))
+
+
+def names(user_id: int, key: bytes | None, value: bytes | None) -> bool:
+    """Tell whether a record in which the user's id is found is about the user.
+
+    What says it only in a text of somebody else's is not. Of what is no JSON nobody can tell: it is
+    taken to be, for it can never be applied.
+    """
+    found = named_in(key, value)
+    return found is None or user_id in found
+
+
+def named_in(key: bytes | None, value: bytes | None) -> set[int] | None:
+    """Return the ids that a record names: its key, its actor, and what its payload has under a name
+    that ends with `_id`; None if its value is no JSON object.
+    """
+    try:
+        fields = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(fields, dict):
+        return None
+    payload = fields.get("payload")
+    members = payload if isinstance(payload, dict) else {}
+    texts = [text for name, text in members.items() if name.endswith("_id")]
+    return _ids([(key or b"").decode("ascii", "replace"), fields.get("actor_id"), *texts])
+
+
+def is_erased(record: Record, event_id: int | None) -> bool:
+    """Tell whether a record is of a user who was erased after it. Raises `DatabaseError`."""
+    users = named_in(record.key, record.value)
+    if users is None:
+        users = _ids([(record.key or b"").decode("ascii", "replace")])
+    if event_id is None:
+        # Undecodable: it is as old as its record.
+        event_id = max(0, compose(record.timestamp_ms, 0, 0))
+    [(erased,)] = fetch(_IS_ERASED, [list(users), event_id])
+    return bool(erased)
+
+
+def _ids(texts: list[Any]) -> set[int]:
+    numbers = [number_in(text) for text in texts if isinstance(text, str)]
+    return {number for number in numbers if number}
+
+
+def _bytes(value: memoryview | bytes | None) -> bytes | None:
+    return None if value is None else bytes(value)
