@@ -19,7 +19,7 @@ from feeds import erasure, fanout, housekeeping, verification
 from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
 from feeds.timeline import Reader
-from posts.models import Post
+from posts.models import Block, Post
 from posts.pagination import START
 from tests.factories import (
     PostCreatedFactory,
@@ -261,6 +261,22 @@ def test_a_mute_from_before_does_not_hide_who_is_followed_after() -> None:
     apply(post, UserFollowedFactory(follower_id=2, followee_id=ERASED))
     erase_all()
     assert feed(2) == [post.post_id]
+    assert verification.verify().equal
+
+
+@pytest.mark.parametrize(("blocker", "blocked"), [(2, ERASED), (ERASED, 2)])
+def test_a_block_from_before_does_not_hold_who_is_followed_after(
+    blocker: int, blocked: int
+) -> None:
+    block = UserBlockedFactory(blocker_id=blocker, blocked_id=blocked)
+    apply(block, UserErasedFactory(user_id=ERASED))
+    post = PostCreatedFactory(author_id=ERASED)
+    apply(post, UserFollowedFactory(follower_id=2, followee_id=ERASED))
+    erase_all()
+    assert feed(2) == [post.post_id]
+    apply(block, careful=True)  # replayed from the log
+    assert feed(2) == [post.post_id]
+    assert not Block.objects.exists()
     assert verification.verify().equal
 
 
