@@ -22,13 +22,14 @@ from eventbus.deadletters import erasing
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
 from feeds import blocks, fanout, follows, mutes
+from feeds.announcements import Change
 from feeds.events import UserErased
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.read import here
 from posts.models import ALIVE, PULLED, Fanout
 
 # A part whose worker died is taken up by another after so long.
-TURN_SECONDS = 30
+TURN_SECONDS = 5
 WAIT_SECONDS = 1
 
 ROWS = 1_000
@@ -49,8 +50,10 @@ RETURNING user_id
 # The feed rests: what is stored of it is read by nobody, and nothing is added to it.
 _PUT_TO_REST = """
 WITH resting AS (
-    UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false, last_read_at = now()
-    WHERE user_id = ANY(%(users)s::bigint[])
+    UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false, last_read_at = now(),
+        seen_post_id = CASE WHEN seen_post_id > event_id THEN seen_post_id END
+    FROM erasures
+    WHERE feeds.user_id = ANY(%(users)s::bigint[]) AND erasures.user_id = feeds.user_id
 )
 UPDATE follows SET idle = true WHERE follower_id = ANY(%(users)s::bigint[]) AND NOT idle
 """
@@ -88,6 +91,11 @@ WITH part AS MATERIALIZED (
 )
 SELECT count(*), coalesce(max(id), 0) FROM part
 """  # noqa: S608 - composed of constants
+_DROP_WAITING_EDITS = """
+DELETE FROM waiting_edits WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM waiting_edits WHERE author_id = %(user)s AND post_id < %(event)s LIMIT %(limit)s
+))
+"""
 _IS_WITHDRAWING = """
 SELECT EXISTS (SELECT FROM withdrawals WHERE author_id = %(user)s AND post_id < %(event)s)
 """
@@ -246,8 +254,11 @@ def _advance(place: Place, part: Part) -> None:
 def _void(user_id: int, part: Part) -> None:
     if part.of_author:
         watched, by_every_page = Feed.objects.watched_among({user_id})
-        for users in follows.audience({user_id} - by_every_page, {user_id}):
-            here.pages.invalidate(users, watched)
+        if by_every_page:
+            here.pages.invalidate([user_id], watched, [Change([user_id], user_id)])
+            return
+        for audience in follows.audience([user_id]):
+            here.pages.invalidate(audience[user_id], watched)
     elif part.users:
         here.pages.invalidate(part.users)
 
@@ -260,6 +271,11 @@ def _bury_posts(place: Place) -> Part:
     locks.acquire_keys([place.user_id])
     [(count, last)] = fetch(_BURY, place.values(ROWS))
     return Part(last, count < ROWS, of_author=True)
+
+
+def _drop_waiting_edits(place: Place) -> Part:
+    locks.acquire_keys([place.user_id])
+    return Part(0, execute(_DROP_WAITING_EDITS, place.values(ROWS)) < ROWS)
 
 
 def _await_withdrawals(place: Place) -> Part:
@@ -370,6 +386,7 @@ def _part_of(keys: Sequence[int], limit: int, *, users: Sequence[int] = ()) -> P
 # In this order; an erasure under way keeps the name of its step, so one may be put in between.
 STEPS: dict[str, Callable[[Place], Part]] = {
     "posts": _bury_posts,
+    "waiting edits": _drop_waiting_edits,
     "withdrawals": _await_withdrawals,
     "followers": _forget_followers,
     "former followers": _forget_former_followers,

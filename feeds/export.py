@@ -37,9 +37,9 @@ class Section(NamedTuple):
 SECTIONS = (
     Section(
         "user",
-        ("user_id", "last_read_at", "follower_count", "floor", "pulled_since"),
+        ("user_id", "last_read_at", "seen_post_id", "follower_count", "floor", "pulled_since"),
         """
-        SELECT user_id, last_read_at, follower_count, floor, pulled_since FROM feeds
+        SELECT user_id, last_read_at, seen_post_id, follower_count, floor, pulled_since FROM feeds
         WHERE user_id = %(user)s AND user_id > %(after)s LIMIT %(limit)s
         """,
     ),
@@ -58,6 +58,14 @@ SECTIONS = (
         SELECT id, {SHOWN} FROM posts
         WHERE author_id = %(user)s AND {ALIVE} AND id > %(after)s ORDER BY id LIMIT %(limit)s
         """,  # noqa: S608 - composed of constants
+    ),
+    Section(
+        "waiting_edit",
+        ("event_id", "post_id", "content", "changes_data", "data"),
+        """
+        SELECT event_id, post_id, content, changes_data, data::text FROM waiting_edits
+        WHERE author_id = %(user)s AND event_id > %(after)s ORDER BY event_id LIMIT %(limit)s
+        """,
     ),
     Section(
         "follows",

@@ -3,6 +3,8 @@
 The highest event id of a pair wins, in whatever order.
 """
 
+import sys
+from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -209,21 +211,46 @@ def _columns(pairs: Sequence[Pair]) -> dict[str, list[int]]:
     }
 
 
+# As bytes, which Python takes over at once: there are as many pairs as rows were delivered.
 _AUDIENCE = f"""
-SELECT DISTINCT follower_id FROM follows
-WHERE followee_id = ANY(%(authors)s::bigint[]) AND {TO_DELIVER} AND follower_id > %(after)s
-ORDER BY follower_id LIMIT %(limit)s
+SELECT author, part.last, part.followers
+FROM unnest(%(authors)s::bigint[], %(afters)s::bigint[]) AS asked (author, after)
+CROSS JOIN LATERAL (
+    SELECT max(follower_id) AS last, string_agg(int8send(follower_id), '') AS followers FROM (
+        SELECT follower_id FROM follows
+        WHERE followee_id = author AND {TO_DELIVER} AND follower_id > after
+        ORDER BY follower_id LIMIT %(limit)s
+    ) AS follower
+) AS part
 """  # noqa: S608 - composed of constants
+_LEAST_PART = 1_000
+_ID_BYTES = 8
 
 
-def audience(authors: set[int], others: set[int]) -> Iterator[list[int]]:
-    """Yield, in bounded lists, `others` and the followers of `authors` whose feeds do not rest."""
-    first, after, limit = list(others), 0, settings.FEED_BATCH_MAX_ROWS
-    while authors:
-        values = {"authors": bigints(authors), "after": after, "limit": limit}
-        users = [user for (user,) in fetch(_AUDIENCE, values)]
-        yield first + users
-        if len(users) < limit:
-            return
-        first, after = [], users[-1]
-    yield first
+def audience(authors: Iterable[int]) -> Iterator[dict[int, "array[int]"]]:
+    """Yield, by author, the author and the followers whose feeds do not rest, in parts of about
+    `FEED_BATCH_MAX_ROWS` in all; of no authors one empty part.
+    """
+    audience_of = {author: array("q", [author]) for author in authors}
+    afters = dict.fromkeys(audience_of, 0)
+    while afters:
+        limit = max(_LEAST_PART, settings.FEED_BATCH_MAX_ROWS // len(afters))
+        values = {"authors": bigints(afters), "afters": bigints(afters.values()), "limit": limit}
+        afters = {}
+        for author, last, followers in fetch(_AUDIENCE, values):
+            if followers is None:
+                continue
+            audience_of[author] += _ids_in(followers)
+            if len(followers) == limit * _ID_BYTES:
+                afters[author] = last
+        if afters:
+            yield audience_of
+            audience_of = {author: array("q") for author in afters}
+    yield audience_of
+
+
+def _ids_in(data: bytes) -> "array[int]":
+    ids = array("q", data)
+    if sys.byteorder == "little":
+        ids.byteswap()
+    return ids

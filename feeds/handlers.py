@@ -1,5 +1,6 @@
 """From an event to the function that applies it: what `run_fanout` does with a batch."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
 from feeds import blocks, erasure, fanout, follows, mutes, seen
+from feeds.announcements import MARK, Change
 from feeds.events import (
     BlockFact,
     FollowFact,
@@ -25,13 +27,16 @@ from feeds.events import (
 from feeds.models import Feed
 from feeds.read import here
 from feeds.seen import FeedSeen
-from posts.events import PostCreated, PostDeleted, PostFact
+from posts import edits
+from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
+from posts.models import Post
 
 FeedFact = PostFact | FollowFact | MuteFact | BlockFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
     ("post.created", 2): PostCreated.from_event,
+    ("post.edited", 1): PostEdited.from_event,
     ("post.deleted", 1): PostDeleted.from_event,
     ("user.followed", 1): UserFollowed.from_event,
     ("user.unfollowed", 1): UserUnfollowed.from_event,
@@ -109,23 +114,52 @@ class FeedHandlers(Handlers[FeedFact]):
         return None
 
     def after_commit(self, facts: Sequence[FeedFact]) -> None:
-        """Make the cached first page of every feed that `facts` change void."""
+        """Make the cached first page of every feed that `facts` change void, and announce what has
+        changed.
+        """
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        others = {
-            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
-        }
+        others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
         others |= {user for fact in facts if isinstance(fact, BlockFact) for user in fact.users}
-        readers = authors | followers | others
+        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
+        readers = followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
-        for users in follows.audience(authors - by_every_page, readers):
-            here.pages.invalidate(users, watched)
+        new_posts = _new_posts(facts)
+        users = authors | readers | marking
+        changes = [Change(readers)] if readers else []
+        changes += [Change(marking, post_ids=[MARK])] if marking else []
+        changes += [Change([author], author, new_posts[author]) for author in by_every_page]
+        for audience in follows.audience(authors - by_every_page):
+            for author, audience_of in audience.items():
+                pulled_from = author if author in watched else 0
+                changes.append(Change(audience_of, pulled_from, new_posts[author]))
+            here.pages.invalidate(users.union(*audience.values()), watched, changes)
+            users, changes = set(), []
+
+
+def _new_posts(facts: Sequence[FeedFact]) -> dict[int, list[int]]:
+    """Return by author which posts are new and nothing but new: none of an author who has also
+    deleted or edited one.
+    """
+    created = [fact for fact in facts if isinstance(fact, PostCreated)]
+    deleted = Post.objects.deleted_among(fact.post_id for fact in created)
+    new_posts: dict[int, list[int]] = defaultdict(list)
+    for post in created:
+        # Of a replay, whose post was deleted long ago.
+        if post.post_id not in deleted:
+            new_posts[post.author_id].append(post.post_id)
+    for fact in facts:
+        if isinstance(fact, PostDeleted | PostEdited):
+            new_posts.pop(fact.author_id, None)
+    return new_posts
 
 
 def _apply_step(facts: Sequence[Any], careful: bool) -> None:
     match facts[0]:
         case PostCreated():
             fanout.deliver(facts, careful=careful)
+        case PostEdited():
+            edits.apply_edits(facts)
         case PostDeleted():
             fanout.withdraw(facts)
         case UserFollowed():
@@ -162,7 +196,9 @@ def _is_oversized(fact: PostFact) -> bool:
 
 
 def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
-    """Return how many feed rows `fact` may change."""
+    """Return how many feed rows `fact` may change; an edit changes none, and its post."""
+    if isinstance(fact, PostEdited):
+        return 1
     count = followers.get(fact.key, 0)
     if isinstance(fact, PostCreated) and count >= fanout.pulled_from():
         return 1

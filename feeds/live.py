@@ -1,14 +1,15 @@
-"""What the live streams of a process wait for: how many posts are new in each of their feeds.
+"""What the live streams of a process are told: which posts are new in each of their feeds.
 
-One thread hears what workers announce and counts for all streams together, so that an announcement
-which concerns thousands of them is a few questions to PostgreSQL. What is announced while it counts
-waits in Redis' buffer and is counted together afterwards. While the cache cannot be trusted, or
-Redis is away, it counts all feeds now and then.
+Two threads work for all streams. One hears what workers announce, which says all that a stream has
+to know of a new post. The other counts feeds in PostgreSQL, 500 in a question: when a stream is
+opened, when its feed has changed otherwise, after each gap in what was heard, and all of them now
+and then, often while nothing is announced. The streams themselves are on the event loop.
 """
 
 import threading
 import time
-from collections.abc import Collection, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -18,63 +19,62 @@ from redis import Redis, RedisError
 
 from eventbus.database.sql import bigints, fetch
 from feeds import announcements
-from feeds.models import HORIZON, IN_FEED
+from feeds.announcements import Change
+from feeds.models import HORIZON, PULLED_BY
 from feeds.read import here
 from feeds.read.era import connection_pool, pool_like
-from feeds.timeline import Reader
+from feeds.timeline import Reader, newest_partitions_begin_after
 from posts import pagination
-from posts.models import PULLED
+from posts.models import PULLED, Fanout
 
 MOST_COUNTED = 100
+NEWEST_LOOKED_AT = 10
 FEEDS_A_QUESTION = 500
 HEAR_SECONDS = 0.1
-POLL_SECONDS = 5.0
+WAIT_SECONDS = 0.5
 PAUSE_SECONDS = 0.5
+POLL_SECONDS = 5.0
+# Nothing should be amiss by then. If it is, this bounds for how long; and it is how streams learn
+# of authors who have come to be pulled, before `FEED_CACHE_MAX_TTL` is over.
+RECOUNT_SECONDS = 300.0
 
 # The posts above the floor that are newer than `since`: pushed ones by their rows, pulled ones by
-# their authors. Where `since` is below the floor there is no count, and the feed has to be read.
-_COUNT = f"""
-SELECT asked.user_id, asked.since, state.floor <= asked.since, found.count, found.newest
-FROM unnest(%(users)s::bigint[], %(sinces)s::bigint[]) AS asked(user_id, since)
+# their authors; where `since` is none, the newest few above `lowest`. Where it is below the floor
+# the feed has to be read.
+_NEWER = f"""
+SELECT asked.user_id, asked.since, state.floor <= bounds.after, newer.ids, pulled.authors, state.seen
+FROM unnest(%(users)s::bigint[], %(sinces)s::bigint[]) AS asked (user_id, since)
 CROSS JOIN LATERAL (
     SELECT greatest(
         (SELECT floor FROM feeds WHERE feeds.user_id = asked.user_id), {HORIZON}
-    ) AS floor
+    ) AS floor, (SELECT seen_post_id FROM feeds WHERE feeds.user_id = asked.user_id) AS seen
 ) AS state
 CROSS JOIN LATERAL (
-    SELECT count(*) AS count, max(id) AS newest FROM (
+    SELECT coalesce(asked.since, greatest(state.floor, %(lowest)s)) AS after,
+        CASE WHEN asked.since IS NULL THEN {NEWEST_LOOKED_AT} ELSE {MOST_COUNTED} END AS most
+) AS bounds
+CROSS JOIN LATERAL (
+    SELECT ARRAY({PULLED_BY.format(user="asked.user_id")}) AS authors
+) AS pulled
+CROSS JOIN LATERAL (
+    SELECT ARRAY(
         (SELECT post.id FROM feed_entries AS entry
          JOIN posts AS post ON post.id = entry.post_id
-             AND post.deleted_event_id IS NULL AND post.fanout = 0
-         WHERE entry.user_id = asked.user_id AND entry.post_id > asked.since
-           AND entry.post_id > %(lowest)s AND state.floor <= asked.since
-         ORDER BY entry.post_id DESC LIMIT {MOST_COUNTED})
+             AND post.deleted_event_id IS NULL AND post.fanout = {Fanout.PUSH.value}
+         WHERE entry.user_id = asked.user_id AND entry.post_id > bounds.after
+           AND entry.post_id >= %(lowest)s + 1 AND state.floor <= bounds.after
+         ORDER BY entry.post_id DESC LIMIT bounds.most)
         UNION ALL
-        (SELECT near.id FROM (
-             SELECT followee_id AS author FROM follows
-             JOIN feeds ON feeds.user_id = followee_id AND pulled_since IS NOT NULL
-             WHERE follower_id = asked.user_id AND {IN_FEED}
-             UNION ALL
-             SELECT feeds.user_id FROM feeds
-             WHERE feeds.user_id = asked.user_id AND pulled_since IS NOT NULL
-         ) AS authors
+        (SELECT near.id FROM unnest(pulled.authors) AS author
          CROSS JOIN LATERAL (
              SELECT id FROM posts
              WHERE author_id = author AND {PULLED}
-               AND id > asked.since AND state.floor <= asked.since
-             ORDER BY id DESC LIMIT {MOST_COUNTED}
+               AND id > bounds.after AND state.floor <= bounds.after
+             ORDER BY id DESC LIMIT bounds.most
          ) AS near
-         ORDER BY near.id DESC LIMIT {MOST_COUNTED})
-    ) AS newer
-) AS found
-"""  # noqa: S608 - composed of constants
-
-_READERS_OF = f"""
-SELECT reader FROM unnest(%(users)s::bigint[]) AS reader
-WHERE reader = ANY(%(authors)s::bigint[]) OR EXISTS (
-    SELECT FROM unnest(%(authors)s::bigint[]) AS author
-    JOIN follows ON follower_id = reader AND followee_id = author AND {IN_FEED}
-)
+         ORDER BY near.id DESC LIMIT bounds.most)
+    ) AS ids
+) AS newer
 """  # noqa: S608 - composed of constants
 
 log = structlog.get_logger(__name__)
@@ -87,55 +87,173 @@ class Wanted(NamedTuple):
     since: int | None
 
 
-class Count(NamedTuple):
-    """How many posts are newer than `since`, at most 100, and the newest of them."""
+class Found(NamedTuple):
+    """What PostgreSQL has of a feed."""
 
-    since: int
-    number: int
-    newest_id: int | None
+    post_ids: Sequence[int]  # the newest after `since`, at most 100; without it a few of the newest
+    pulled_authors: Sequence[int]  # whose posts have to be looked for, in order
+    seen: int | None  # up to which post its user has seen it; None: never said
+    unread_ids: Sequence[int] = ()  # the newest after that, at most 100
+
+
+class NewPosts:
+    """The posts after `since`, counted up to 100; each once, however often it is told of."""
+
+    __slots__ = ("_ids", "newest_id", "since")
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+        self.newest_id: int | None = None
+        self._ids = array("q")
+
+    def add(self, post_ids: Iterable[int]) -> bool:
+        """Add posts; return whether one of them was new."""
+        added = False
+        for post_id in post_ids:
+            if post_id > self.since and self._is_new(post_id):
+                self.newest_id = max(post_id, self.newest_id or 0)
+                added = True
+        return added
+
+    def _is_new(self, post_id: int) -> bool:
+        if len(self._ids) == MOST_COUNTED:
+            # All that can still change is which is the newest.
+            return post_id > (self.newest_id or 0)
+        if post_id in self._ids:
+            return False
+        self._ids.append(post_id)
+        return True
+
+    @property
+    def count(self) -> int:
+        return len(self._ids)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what an event `new` says."""
+        newest = None if self.newest_id is None else str(self.newest_id)
+        return {"newest_id": newest, "count": self.count}
 
 
 class Streams(Protocol):
-    """Who is told; all is called in the thread that counts."""
-
-    def wanted(self, user_ids: Collection[int] | None) -> list[Wanted]:
-        """Return what is wanted of these feeds; None: of all."""
+    """The open streams of a process; all is called in the threads that hear and count."""
 
     def open_feeds(self) -> set[int]:
         """Return the users whose feeds have streams."""
 
-    def counted(self, counts: dict[Wanted, Count], announced: bool, asked_at: float) -> None:
-        """Hear the counts, asked for at a monotonic time, and whether a change was announced."""
+    def announced(self, changes: Sequence[Change]) -> None:
+        """Hear of changes; of their users, only those with streams are named."""
+
+    def missed(self) -> None:
+        """Hear that anything may have changed: all feeds are to be counted."""
 
     def heard(self, is_hearing: bool) -> None:
         """Hear whether changes are being announced."""
 
+    def found(self, found: dict[Wanted, Found], asked_at: float) -> None:
+        """Hear what feeds have, which was asked at that time (monotonic) or later."""
 
-class LiveCounts:
-    """Counts for the streams of one process, in one thread that calls `turn` again and again, then
-    `close`.
-    """
+
+class Hearing:
+    """Hears what is announced, in a thread that calls `turn` again and again, then `close`."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._opened: set[int] = set()
-        self._changed: set[int] = set()
-        self._authors: set[int] = set()
-        self._changing = threading.Lock()
         self._pubsub: Any = None
         self._era: str | None = None
         self._counted_all_at = 0.0
 
-    def opened(self, user_id: int) -> None:
-        """Have the feed counted because a stream was opened; from any thread."""
-        with self._changing:
-            self._opened.add(user_id)
-
     def turn(self) -> None:
-        """Hear for a moment what has changed, and count what is due. Never fails."""
+        """Hear for a moment what has changed. Never fails."""
         try:
             self._hear()
-            self._count_what_is_due()
+            self._look_at_the_era()
+            self._have_all_counted_when_due()
+        except Exception:
+            log.exception("live_feeds_failed")
+            self.close()
+            time.sleep(PAUSE_SECONDS)
+
+    def close(self) -> None:
+        """Hear nothing more."""
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            pubsub.close()
+
+    def _hear(self) -> None:
+        try:
+            if self._pubsub is None:
+                self._subscribe()
+            message = self._pubsub.get_message(timeout=HEAR_SECONDS)
+        except (RedisError, OSError) as error:
+            log.warning("live_feeds_not_heard", error=str(error))
+            self.close()
+            time.sleep(PAUSE_SECONDS)
+            return
+        if message is not None:
+            self._hand_on(announcements.changes_in(message["data"]))
+
+    def _subscribe(self) -> None:
+        made = pool_like(connection_pool(), health_check_interval=1)
+        pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        pubsub.subscribe(announcements.CHANNEL)
+        self._pubsub = pubsub
+        self._counted_all_at = 0.0
+
+    def _hand_on(self, changes: Iterable[Change]) -> None:
+        # Not before the message is here: who opens a stream later is counted later too.
+        open_feeds = self._streams.open_feeds()
+        concerning = [
+            Change(open_feeds.intersection(change.user_ids), change.pulled_from, change.post_ids)
+            for change in changes
+        ]
+        wanted = [change for change in concerning if change.user_ids or change.pulled_from]
+        if wanted:
+            self._streams.announced(wanted)
+
+    def _look_at_the_era(self) -> None:
+        now = here.trust.now() if self._pubsub is not None else None
+        era = now.name if now else None
+        if era != self._era:
+            if era is not None and self._era is not None:
+                self.close()  # another Redis may count now
+            self._era = era
+            self._counted_all_at = 0.0  # what was announced in between is not known
+        self._streams.heard(era is not None)
+
+    def _have_all_counted_when_due(self) -> None:
+        every = POLL_SECONDS if self._era is None else RECOUNT_SECONDS
+        if self._counted_all_at == 0.0 or time.monotonic() - self._counted_all_at > every:
+            self._counted_all_at = time.monotonic()
+            self._streams.missed()
+
+
+class Counting:
+    """Counts feeds, in a thread that calls `turn` again and again."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._due: set[Wanted] = set()
+        self._changing = threading.Lock()
+        self._asked = threading.Event()
+
+    def ask(self, wanted: Iterable[Wanted]) -> None:
+        """Have feeds counted; from any thread."""
+        with self._changing:
+            self._due.update(wanted)
+        self._asked.set()
+
+    def turn(self) -> None:
+        """Count what is due, or wait a moment for something to be. Never fails."""
+        if not self._asked.wait(WAIT_SECONDS):
+            return
+        self._asked.clear()
+        with self._changing:
+            due, self._due = list(self._due), set()
+        try:
+            while due:
+                asked_at = time.monotonic()
+                self._streams.found(find(due[:FEEDS_A_QUESTION]), asked_at)
+                del due[:FEEDS_A_QUESTION]
         except db.Error as error:
             log.warning("live_feeds_not_counted", error=str(error))
             time.sleep(PAUSE_SECONDS)
@@ -143,126 +261,82 @@ class LiveCounts:
             log.exception("live_feeds_failed")
             time.sleep(PAUSE_SECONDS)
         finally:
+            if due:
+                self.ask(due)
             connection.close()
 
-    def close(self) -> None:
-        """Hear nothing more."""
-        self._unsubscribe()
 
-    def _hear(self) -> None:
-        try:
-            if self._pubsub is None:
-                self._subscribe()
-            self._take(HEAR_SECONDS)
-        except (RedisError, OSError) as error:
-            log.warning("live_feeds_not_heard", error=str(error))
-            self._unsubscribe()
-            time.sleep(PAUSE_SECONDS)
-        now = here.trust.now() if self._pubsub is not None else None
-        era = now.name if now else None
-        if era != self._era:
-            if era is not None and self._era is not None:
-                self._unsubscribe()  # another Redis may count now
-            self._era = era
-            self._counted_all_at = 0.0  # what was announced in between is not known
-        self._streams.heard(era is not None)
+def find(wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
+    """Return what these feeds have, by two queries, a third for those of which more is unread, and
+    more for each that reaches below its floor.
 
-    def _subscribe(self) -> None:
-        made = pool_like(connection_pool(), health_check_interval=1)
-        pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        pubsub.subscribe(announcements.FEEDS, announcements.AUTHORS)
-        self._pubsub = pubsub
-        self._counted_all_at = 0.0
-
-    def _unsubscribe(self) -> None:
-        pubsub, self._pubsub = self._pubsub, None
-        if pubsub is not None:
-            pubsub.close()
-
-    def _take(self, seconds: float) -> None:
-        """Take note of all that was announced, waiting up to `seconds` for the first of it."""
-        deadline = time.monotonic() + PAUSE_SECONDS
-        message = self._pubsub.get_message(timeout=seconds)
-        open_feeds = self._streams.open_feeds()
-        while message is not None and time.monotonic() < deadline:
-            ids = announcements.ids_in(message["data"])
-            if message["channel"] == announcements.AUTHORS:
-                self._authors.update(ids)
-            else:
-                self._changed |= open_feeds.intersection(ids)
-            message = self._pubsub.get_message(timeout=0)
-
-    def _count_what_is_due(self) -> None:
-        every = POLL_SECONDS if self._era is None else float("inf")
-        if self._counted_all_at == 0.0 or time.monotonic() - self._counted_all_at > every:
-            self._count(None, announced=False)
-            self._counted_all_at = time.monotonic()
-        if self._authors:
-            self._changed |= self._readers_of(self._authors)
-            self._authors.clear()
-        if self._changed:
-            self._count(self._changed, announced=True)
-            self._changed = set()
-        with self._changing:
-            opened, self._opened = self._opened, set()
-        if opened:
-            try:
-                self._count(opened, announced=False)
-            except db.Error:
-                with self._changing:
-                    self._opened |= opened
-                raise
-
-    def _readers_of(self, authors: Collection[int]) -> set[int]:
-        users = list(self._streams.open_feeds())
-        found: set[int] = set()
-        for start in range(0, len(users), FEEDS_A_QUESTION):
-            part = users[start : start + FEEDS_A_QUESTION]
-            values = {"users": bigints(part), "authors": bigints(authors)}
-            found.update(reader for (reader,) in fetch(_READERS_OF, values))
-        return found
-
-    def _count(self, user_ids: Collection[int] | None, *, announced: bool) -> None:
-        wanted = self._streams.wanted(user_ids)
-        for start in range(0, len(wanted), FEEDS_A_QUESTION):
-            asked_at = time.monotonic()
-            counts = count(wanted[start : start + FEEDS_A_QUESTION])
-            self._streams.counted(counts, announced, asked_at)
-
-
-def count(wanted: Sequence[Wanted]) -> dict[Wanted, Count]:
-    """Return the counts of these feeds, by one query, and one more for each that reaches below its
-    floor.
+    Raises `DatabaseError`.
     """
-    known = [one for one in wanted if one.since is not None]
-    counts: dict[Wanted, Count] = {}
-    for user_id, since, is_above_floor, number, newest in _above_floors(known):
-        if is_above_floor:
-            counts[Wanted(user_id, since)] = Count(since, min(number, MOST_COUNTED), newest)
-    for one in wanted:
-        if one not in counts:
-            counts[one] = _read(one)
-    return counts
-
-
-def _above_floors(known: Sequence[Wanted]) -> list[tuple[Any, ...]]:
-    sinces = [one.since for one in known if one.since is not None]
-    if not sinces:
-        return []
-    values = {
-        "users": bigints(one.user_id for one in known),
-        "sinces": bigints(sinces),
-        "lowest": min(sinces),
+    found = _find(wanted)
+    marked = {one: its for one, its in found.items() if its.seen is not None}
+    further = {
+        one: Wanted(one.user_id, its.seen) for one, its in marked.items() if not _reaches(one, its)
     }
-    return fetch(_COUNT, values)
+    unread = _find(list(set(further.values())))
+    for one, its in marked.items():
+        source = unread[further[one]] if one in further else its
+        unread_ids = [post_id for post_id in source.post_ids if post_id > (its.seen or 0)]
+        found[one] = its._replace(unread_ids=unread_ids)
+    return found
 
 
-def _read(wanted: Wanted) -> Count:
+def _reaches(wanted: Wanted, found: Found) -> bool:
+    """Tell whether all that is unread, or a hundred of it, is among the posts that were found."""
+    seen = found.seen or 0
+    if wanted.since is not None and wanted.since <= seen:
+        return True
+    if len(found.post_ids) == MOST_COUNTED:
+        return True
+    # Of those further down some may be missing: without `since` no more were looked for.
+    newest = found.post_ids[:NEWEST_LOOKED_AT]
+    return bool(newest) and newest[-1] <= seen
+
+
+def _find(wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
+    opened = [one for one in wanted if one.since is None]
+    known = [one for one in wanted if one.since is not None]
+    found = _newer(opened, newest_partitions_begin_after()) | _newer(
+        known, min(_sinces(known), default=0)
+    )
+    for one in wanted:
+        if one not in found:
+            found[one] = _read(one)
+    return found
+
+
+def _sinces(wanted: Iterable[Wanted]) -> Iterator[int]:
+    return (one.since for one in wanted if one.since is not None)
+
+
+def _newer(wanted: Sequence[Wanted], lowest: int) -> dict[Wanted, Found]:
+    """Return what can be found above the floors, by one query."""
+    if not wanted:
+        return {}
+    sinces = ",".join("NULL" if one.since is None else str(one.since) for one in wanted)
+    values = {
+        "users": bigints(one.user_id for one in wanted),
+        "sinces": f"{{{sinces}}}",
+        "lowest": lowest,
+    }
+    found: dict[Wanted, Found] = {}
+    for user_id, since, is_above_floor, post_ids, authors, seen in fetch(_NEWER, values):
+        newest = sorted(post_ids, reverse=True)[:MOST_COUNTED]
+        # Without `since`, the newest may be further down.
+        if is_above_floor and (since is not None or newest):
+            found[Wanted(user_id, since)] = Found(newest, sorted(authors), seen)
+    return found
+
+
+def _read(wanted: Wanted) -> Found:
     reader = Reader(wanted.user_id)
-    rows = reader.read(pagination.START, MOST_COUNTED if wanted.since is not None else 1)
+    limit = NEWEST_LOOKED_AT if wanted.since is None else MOST_COUNTED
+    rows = reader.read(pagination.START, limit)
     reader.note()
-    newest = rows[0].id if rows else None
-    if wanted.since is None:
-        return Count(newest or 0, 0, None)
-    number = sum(1 for row in rows if row.id > wanted.since)
-    return Count(wanted.since, number, newest if number else None)
+    since = wanted.since or 0
+    post_ids = [row.id for row in rows if row.id > since]
+    return Found(post_ids, sorted(reader.pulled_authors()), reader.seen)

@@ -45,13 +45,14 @@ LAST_BLOCK = (
 )
 LATER_THAN_BLOCKS = f"follows.event_id > {LAST_BLOCK}"
 
-
-_PULLED_BY = f"""
+# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
+PULLED_BY = f"""
 SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
-WHERE follower_id = %(user)s AND {IN_FEED}
+WHERE follower_id = {{user}} AND {IN_FEED}
 UNION ALL
-SELECT user_id FROM feeds WHERE user_id = %(user)s AND pulled_since IS NOT NULL
+SELECT user_id FROM feeds WHERE user_id = {{user}} AND pulled_since IS NOT NULL
 """  # noqa: S608 - composed of constants
+_PULLED_BY_ONE = PULLED_BY.format(user="%(user)s")
 
 
 _FOLLOWERS_OF = """
@@ -81,7 +82,7 @@ class FollowQuerySet(models.QuerySet["Follow"]):
         """Return those the user follows, or is, whose posts may have to be pulled (one look-up a
         followee).
         """
-        return [author for (author,) in fetch(_PULLED_BY, {"user": user_id})]
+        return [author for (author,) in fetch(_PULLED_BY_ONE, {"user": user_id})]
 
 
 def users_beyond(statement: str, user_id: int, position: Position, limit: int) -> list[int]:

@@ -16,16 +16,19 @@ from eventbus.exceptions import InvalidEvent
 from eventbus.ids import clock
 from eventbus.ids.node_lease import LEASE_MS
 from eventbus.ids.snowflake import milliseconds_of, time_of
+from eventbus.models import BEFORE_ERASURE
 
 VERSION = 1
 # What a process mints may lie ahead of the time by as much as it has leased.
 MAX_AHEAD_MS = LEASE_MS
 
-_RAISE = """
+# A marker below the line that an erasure draws is none, whichever came first.
+_RAISE = f"""
 UPDATE feeds SET seen_post_id = seen.post_id
 FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS seen (user_id, post_id)
 WHERE feeds.user_id = seen.user_id AND (seen_post_id IS NULL OR seen_post_id < seen.post_id)
-"""
+  AND NOT {BEFORE_ERASURE.format(user="seen.user_id", id="seen.post_id")}
+"""  # noqa: S608 - composed of constants
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,11 @@ SELECT EXISTS (
 """  # noqa: S608 - composed of constants
 
 
+def newest_partitions_begin_after() -> int:
+    """Return an id above which only the newest few partitions are, as far as this process knows."""
+    return low_of(Reader._starts, MAX_ID, FEW)
+
+
 class Range(NamedTuple):
     """The ids above `low` up to `high`."""
 

@@ -130,11 +130,12 @@ class LiveView(APIView):
         parameters=[LIVE_SINCE], responses={(200, "text/event-stream"): OpenApiTypes.STR}
     )
     def get(self, request: Request, user_id: int) -> HttpResponse:
-        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`,
-        `end`).
+        """Hear of changes to a feed (server-sent events `new`, `seen`, `changed`, `polling`,
+        `live`, `end`).
 
         `new` tells how many posts are newer than the one named by `Last-Event-ID` or `since`, up
-        to 100; without one, than the newest when the stream was opened.
+        to 100; without one, than the newest when the stream was opened. `new` and `seen` tell how
+        many are unread.
         """
         _require_reader(request, user_id)
         live_since(request.headers.get("Last-Event-ID"), request.query_params.get("since"))

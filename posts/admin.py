@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 
 from eventbus.admin import LargeTableAdmin, id_of
 from eventbus.ids.snowflake import time_of
-from posts.models import Post
+from posts.models import Post, WaitingEdit
 
 BY_AUTHOR = "author:"
 
@@ -42,3 +42,11 @@ class PostAdmin(LargeTableAdmin):
     @admin.display(boolean=True)
     def deleted(self, post: Any) -> bool:
         return post.deleted_event_id is not None
+
+
+@admin.register(WaitingEdit)
+class WaitingEditAdmin(LargeTableAdmin):
+    """Edits that came before their post; their event's id is what they are found by."""
+
+    list_display = ["event_id", "post_id", "author_id"]
+    search_help_text = "An event id."

@@ -104,6 +104,46 @@ class PostDeleted(PostFact):
         return self._to_event(time_of(self.event_id), {"post_id": str(self.post_id)})
 
 
+@dataclass(frozen=True, slots=True)
+class PostEdited(PostFact):
+    """`post.edited`: the author changed the post's content, its data, or both."""
+
+    TYPE = "post.edited"
+
+    content: str | None  # None: it stays
+    changes_data: bool
+    data: str | None  # compact JSON; None: it has none any more, if it changes
+
+    @property
+    def edited_at(self) -> datetime:
+        return time_of(self.event_id)
+
+    @classmethod
+    def from_event(cls, event: Event) -> "PostEdited":
+        """Return the fact in `event`. Raises `InvalidEvent`."""
+        _require_author_key(event)
+        payload = event.payload
+        if not payload.keys() & {"content", "data"}:
+            raise InvalidEvent("An edit must name content or data.")
+        content = _read_content(payload, may_be_empty=True) if "content" in payload else None
+        return cls(
+            event_id=event.event_id,
+            post_id=read_minted_id(payload, "post_id"),
+            author_id=event.actor_id,
+            content=content,
+            changes_data="data" in payload,
+            data=None if payload.get("data") is None else _read_data(payload),
+        )
+
+    def to_event(self) -> Event:
+        payload: dict[str, Any] = {"post_id": str(self.post_id)}
+        if self.content is not None:
+            payload["content"] = self.content
+        if self.changes_data:
+            payload["data"] = fragment(self.data)
+        return self._to_event(self.edited_at, payload)
+
+
 def _read_content(payload: Fields, *, may_be_empty: bool) -> str:
     shortest = 0 if may_be_empty else 1
     return read_text(payload, "content", max_length=MAX_CONTENT_CHARS, min_length=shortest)

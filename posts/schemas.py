@@ -24,6 +24,15 @@ class NewPost(serializers.Serializer[object]):
     )
 
 
+class EditPost(serializers.Serializer[object]):
+    content = serializers.CharField(
+        required=False, max_length=5_000, help_text="as of a new post; absent: it stays"
+    )
+    data = serializers.DictField(  # type: ignore[assignment]
+        required=False, allow_null=True, help_text="as of a new post; null: none; absent: it stays"
+    )
+
+
 class PostSchema(serializers.Serializer[object]):
     id = serializers.CharField()
     author_id = serializers.CharField()
@@ -56,6 +65,12 @@ class PostsByIdSchema(serializers.Serializer[object]):
 
 class AcceptedPost(PostSchema):
     event_id = serializers.CharField()
+
+
+class AcceptedEdit(EditPost):
+    event_id = serializers.CharField()
+    id = serializers.CharField()
+    edited_at = serializers.DateTimeField()
 
 
 class AcceptedSchema(serializers.Serializer[object]):

@@ -4,7 +4,7 @@ from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.ids.snowflake import time_of
 from eventbus.record import Headers
-from posts.events import PostCreated, PostDeleted
+from posts.events import PostCreated, PostDeleted, PostEdited
 
 
 def create_post(
@@ -26,6 +26,11 @@ def new_post(*, author_id: int, content: str, data: str | None = None, ids: Ids)
         created_at=time_of(ids.object_id),
         data=data,
     )
+
+
+def edit_post(edit: PostEdited, headers: Headers = ()) -> None:
+    """Publish an edit of the author's own post. Raises `PublishFailed`."""
+    producer.publish(edit.to_event(), headers)
 
 
 def delete_post(*, author_id: int, post_id: int, ids: Ids, headers: Headers = ()) -> PostDeleted:

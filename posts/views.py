@@ -23,13 +23,15 @@ from eventbus.telemetry import correlation
 from posts import pagination, rates, services, visibility
 from posts.data import DataRefused, fragment, text_of
 from posts.errors import Gone, Unprocessable
-from posts.events import MAX_CONTENT_CHARS, PostCreated
+from posts.events import MAX_CONTENT_CHARS, PostCreated, PostEdited
 from posts.models import FoundPost, Post, PostRow
 from posts.principal import principal
 from posts.rates import WriteRate
 from posts.schemas import (
+    AcceptedEdit,
     AcceptedPost,
     AcceptedSchema,
+    EditPost,
     NewPost,
     PostList,
     PostsByIdSchema,
@@ -69,6 +71,28 @@ class Written(NamedTuple):
         """Return what tells it from anything else under the same `Idempotency-Key`."""
         # Without data the content alone, as it was before there was any.
         return self.content if self.data is None else f"{self.content}\0{self.data}"
+
+
+class Edited(NamedTuple):
+    """What a client has written of a post anew."""
+
+    content: str | None  # None: it stays
+    changes_data: bool
+    data: str | None
+
+    @property
+    def fields(self) -> Fields:
+        """Return what is replaced, for orjson."""
+        fields: dict[str, Any] = {}
+        if self.content is not None:
+            fields["content"] = self.content
+        if self.changes_data:
+            fields["data"] = fragment(self.data)
+        return fields
+
+    @property
+    def fingerprint(self) -> str:
+        return orjson.dumps(self.fields).decode()
 
 
 class PostsView(APIView):
@@ -114,6 +138,29 @@ class PostView(APIView):
         if post.is_deleted:
             raise Gone
         return Response(post_json(post.row))
+
+    @extend_schema(request=EditPost, parameters=[IDEMPOTENCY], responses={202: AcceptedEdit})
+    def patch(self, request: Request, post_id: int) -> HttpResponse:
+        """Edit one's own post: what the body names is replaced. 202 once Kafka has the edit."""
+        found = _find(request, post_id)
+        if found.row.author_id != principal(request).user_id:
+            raise PermissionDenied("Only its author can edit a post.", code="not_the_author")
+        if found.is_deleted:
+            raise Gone
+        edited = edited_in(json_of(request), found.row)
+        edit = PostEdited(
+            event_id=write_ids(request, edited.fingerprint).event_id,
+            post_id=post_id,
+            author_id=found.row.author_id,
+            content=edited.content,
+            changes_data=edited.changes_data,
+            data=edited.data,
+        )
+        services.edit_post(edit, event_headers(request))
+        edited_at = format_time(edit.edited_at)
+        return accepted(
+            request, edit.event_id, id=str(post_id), edited_at=edited_at, **edited.fields
+        )
 
     @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
     def delete(self, request: Request, post_id: int) -> HttpResponse:
@@ -258,14 +305,35 @@ def json_of(request: Request) -> object:
 
 def written_in(body: object) -> Written:
     """Return what the JSON of a new post says. Raises `Unprocessable`."""
-    if not isinstance(body, dict):
-        raise Unprocessable("The body must be a JSON object.", code="not_an_object")
-    data = _data_in(body)
-    if data is None:
+    body = _object(body)
+    if body.get("data") is None:
         return Written(_content_in(body), None)
+    data = _data_in(body)
     if "content" not in body:
         return Written("", data)
     return Written(_content_in(body, may_be_empty=True), data)
+
+
+def edited_in(body: object, post: PostRow) -> Edited:
+    """Return what the JSON of an edit says of `post`. Raises `Unprocessable`."""
+    body = _object(body)
+    changes_data = "data" in body
+    if not changes_data and "content" not in body:
+        raise Unprocessable("An edit must name content or data.", code="nothing_to_edit")
+    data = _data_in(body)
+    has_data = data is not None if changes_data else post.data is not None
+    content = None
+    if "content" in body:
+        content = _content_in(body, may_be_empty=has_data)
+    elif not (post.content or has_data):
+        raise Unprocessable("A post must keep content or data.", code="content_empty")
+    return Edited(content, changes_data, data)
+
+
+def _object(body: object) -> Fields:
+    if not isinstance(body, dict):
+        raise Unprocessable("The body must be a JSON object.", code="not_an_object")
+    return body
 
 
 def _data_in(body: Fields) -> str | None:

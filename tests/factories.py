@@ -19,7 +19,7 @@ from feeds.events import (
     UserUnmuted,
 )
 from feeds.seen import FeedSeen
-from posts.events import PostCreated, PostDeleted
+from posts.events import PostCreated, PostDeleted, PostEdited
 
 _sequence = itertools.count(1)
 
@@ -38,6 +38,18 @@ class PostCreatedFactory(factory.Factory):
     author_id = 1
     content = factory.Sequence(lambda n: f"post {n} 世界")
     created_at = factory.LazyAttribute(lambda post: time_of(post.post_id))
+
+
+class PostEditedFactory(factory.Factory):
+    class Meta:
+        model = PostEdited
+
+    event_id = factory.LazyFunction(next_id)
+    post_id = factory.LazyFunction(next_id)
+    author_id = 1
+    content = factory.Sequence(lambda n: f"edited {n} 世界")
+    changes_data = False
+    data = None
 
 
 class PostDeletedFactory(factory.Factory):

@@ -21,7 +21,7 @@ keep them all fresh:
 
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -29,6 +29,7 @@ from django.conf import settings
 from redis import Redis, RedisError
 
 from feeds import announcements
+from feeds.announcements import Change
 from feeds.read.era import (
     TRUST_SECONDS,
     CountedRedis,
@@ -155,10 +156,16 @@ class Pages:
             self.trust.distrust(error)
             return Kept(f"Redis is away ({type(error).__name__}): reads come from PostgreSQL")
 
-    def invalidate(self, user_ids: Sequence[int], authors: Collection[int] = ()) -> None:
+    def invalidate(
+        self,
+        user_ids: Collection[int],
+        authors: Collection[int] = (),
+        changes: Iterable[Change] | None = None,
+    ) -> None:
         """Make void the pages and leases of these users, and all pages that watch these authors.
 
-        Call it after the commit of what changes their feeds. Returns only when no reader can see an
+        Live streams are told of `changes`; None: that there are some. Call it after the commit of
+        what changes their feeds. Returns only when no reader can see an
         outdated page any more. Raises `DatabaseError`.
         """
         # Read after the commit: a reader that stores in a later era than this one has loaded after
@@ -168,7 +175,8 @@ class Pages:
             self.trust.wait_until_noticed(state.closed_at)
             return
         try:
-            _void(user_ids, authors, self.trust.redis_of(state), name_of(state))
+            redis = self.trust.redis_of(state)
+            _void(list(user_ids), authors, changes, redis, name_of(state))
         except RedisError as error:
             self.trust.close_for(state, error)
 
@@ -251,7 +259,13 @@ def _token_ttl() -> int:
     return 2 * cast(int, settings.FEED_CACHE_TTL)
 
 
-def _void(user_ids: Sequence[int], authors: Collection[int], redis: CountedRedis, era: str) -> None:
+def _void(
+    user_ids: Sequence[int],
+    authors: Collection[int],
+    changes: Iterable[Change] | None,
+    redis: CountedRedis,
+    era: str,
+) -> None:
     pipeline = redis.client.pipeline(transaction=False)
     for author in authors:
         pipeline.set(author_key(author, era), uuid.uuid4().bytes, ex=_token_ttl())
@@ -259,7 +273,9 @@ def _void(user_ids: Sequence[int], authors: Collection[int], redis: CountedRedis
         pipeline.unlink(
             *[page_key(user_id, era) for user_id in user_ids[start : start + KEYS_A_COMMAND]]
         )
-    announcements.announce(pipeline, user_ids, authors)
+    if changes is None:
+        changes = [Change(user_ids), *(Change(pulled_from=author) for author in authors)]
+    announcements.announce(pipeline, changes)
     pipeline.execute()
     # Redis answers us before it announces the change to others, but announces it before it answers
     # another question. And a replica that may be written to has taken all this in silence.

@@ -1,70 +1,189 @@
 """Live feeds: server-sent events on the event loop, `GET /feeds/{user_id}/live`.
 
-A stream holds no queue: it is told the newest count of its feed, however many changes there were
-since it last sent.
+A stream holds no queue: what it says next is how things stand then, however many changes there were
+since it last said something.
 """
 
 import asyncio
 import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Collection
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from django.conf import settings
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import metrics
-from feeds.live import Count, LiveCounts, Wanted
+from feeds.announcements import MARK, Change
+from feeds.live import Counting, Found, Hearing, NewPosts, Wanted
+from feedsite.front import unread
+from feedsite.front.keepers import Keeper
 from feedsite.postgresql.connection import answer_within
 
 HEARTBEAT_SECONDS = 15.0
-SEND_SECONDS = 20.0
 COUNT_SECONDS = 30.0  # for which PostgreSQL is waited for
+UNREAD_EVERY_SECONDS = 2.0
 RETRY_MS = (1_000, 15_000)
 HEARTBEAT = b": heartbeat\n\n"
 
 
+class Progress(NamedTuple):
+    """How far the user has seen a feed, and how many of its posts are unread; None: never said."""
+
+    seen: str | None
+    unread: int | None
+
+
 class Stream:
-    """One open stream; what it has to say is what changed since it last said something."""
+    """One open stream: what is new in its feed, and which events it has still to send."""
 
-    __slots__ = ("_events", "last", "opened_at", "since", "user_id", "wake")
+    __slots__ = (
+        "_change_is_told",
+        "_heard",
+        "_progress_told",
+        "_untold",
+        "_woken",
+        "asked_at",
+        "is_cut_off",
+        "peer",
+        "posts",
+        "task",
+        "unread_posts",
+        "user_id",
+        "wanted_since",
+    )
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.user_id, self.since = wanted
-        self.opened_at = time.monotonic()
-        self.last = Count(wanted.since or 0, 0, None)
-        self.wake = asyncio.Event()
-        self._events: dict[str, bytes] = {}
+    def __init__(self, wanted: Wanted, peer: str) -> None:
+        self.user_id, self.wanted_since = wanted
+        self.peer = peer
+        self.is_cut_off = False
+        self.task: asyncio.Task[None] | None = None  # which nobody else holds
+        self.asked_at = 0.0  # monotonic; 0: no count is awaited
+        self.posts: NewPosts | None = None  # None: not counted yet
+        # None: its user has never said what they have seen.
+        self.unread_posts: NewPosts | None = None
+        self._progress_told: Progress | None = None  # None: not counted yet
+        self._heard: list[int] = []  # since `asked_at`, which the count may know of or not
+        self._change_is_told = False  # of which that count is
+        self._untold: dict[str, None] = {}
+        self._woken: asyncio.Future[None] | None = None
 
-    def tell(self, name: str, data: dict[str, Any], event_id: int | None = None) -> None:
-        """Have an event sent, in place of one of its name that has not been sent yet."""
-        head = b"" if event_id is None else b"id: %d\n" % event_id
-        self._events[name] = b"%bevent: %b\ndata: %b\n\n" % (
-            head,
-            name.encode(),
-            orjson.dumps(data),
-        )
-        self.wake.set()
+    @property
+    def since(self) -> int | None:
+        return self.wanted_since if self.posts is None else self.posts.since
 
-    def take(self) -> bytes:
-        """Return what is to be sent now."""
-        events, self._events = self._events, {}
-        self.wake.clear()
-        for name in events:
-            metrics.live_events_total.labels(name).inc()
-        return b"".join(events.values())
+    def ask(self) -> Wanted:
+        """Return what is to be counted, from now on."""
+        self.asked_at = time.monotonic()
+        self._heard = []
+        return Wanted(self.user_id, self.since)
 
-    def counted(self, count: Count, announced: bool) -> None:
-        before, self.last, self.since = self.last, count, count.since
-        if count.number > before.number or (count.newest_id or 0) > (before.newest_id or 0):
-            data = {"newest_id": str(count.newest_id), "count": count.number}
-            self.tell("new", data, count.newest_id)
-        elif announced or count.number < before.number:
-            self.tell("changed", {})
+    def announced(self, post_ids: Iterable[int]) -> None:
+        """Hear that these posts are new in the feed."""
+        if self.asked_at:
+            self._heard += post_ids
+        is_unread = self.unread_posts is not None and self.unread_posts.add(post_ids)
+        if self.posts is not None and self.posts.add(post_ids):
+            self.tell("new")
+        elif is_unread:
+            self.tell("seen")
+
+    def changed(self) -> None:
+        """Hear that the feed has changed otherwise; it is to be counted."""
+        self._change_is_told = True
+        self.tell("changed")
+
+    def counted(self, found: Found) -> None:
+        """Take over what the feed has, which was asked for after `asked_at`."""
+        before = self.posts
+        self.posts = self._new_posts(found)
+        self.posts.add(found.post_ids)
+        self.posts.add(self._heard)
+        self.unread_posts = self._counted_unread(found)
+        self.asked_at, self._heard = 0.0, []
+        known_count = before.count if before else 0
+        known_newest = (before.newest_id if before else None) or 0
+        if self.posts.count > known_count or (self.posts.newest_id or 0) > known_newest:
+            self.tell("new")
+        elif self.posts.count < known_count and not self._change_is_told:
+            self.tell("changed")
+        if self._progress_told is None:
+            self._progress_told = self.progress
+        if self.progress != self._progress_told and "new" not in self._untold:
+            self.tell("seen")
+        self._change_is_told = False
+
+    def _new_posts(self, found: Found) -> NewPosts:
+        if self.posts is not None:
+            return NewPosts(self.posts.since)
+        if self.wanted_since is not None:
+            return NewPosts(self.wanted_since)
+        # What was announced since the stream was opened is new to it.
+        before = [post_id for post_id in found.post_ids if post_id not in self._heard]
+        if before:
+            return NewPosts(before[0])
+        return NewPosts(min(self._heard, default=1) - 1)
+
+    def _counted_unread(self, found: Found) -> NewPosts | None:
+        if found.seen is None:
+            return None
+        posts = NewPosts(found.seen)
+        posts.add(found.unread_ids)
+        posts.add(self._heard)
+        return posts
+
+    @property
+    def progress(self) -> "Progress":
+        if self.unread_posts is None:
+            return Progress(None, None)
+        return Progress(str(self.unread_posts.since), self.unread_posts.count)
+
+    def tell(self, name: str) -> None:
+        """Have an event sent, once however often it is told before that."""
+        self._untold[name] = None
+        self.wake()
+
+    def take(self, sent: Counter[str]) -> bytes:
+        """Return what is to be sent now, and count it."""
+        names, self._untold = self._untold, {}
+        sent.update(names.keys())
+        return b"".join(map(self._event, names))
+
+    def _event(self, name: str) -> bytes:
+        if name == "new" and self.posts is not None:
+            self._progress_told = self.progress
+            data = orjson.dumps({**self.posts.to_json(), "unread": self.progress.unread})
+            return b"id: %d\nevent: new\ndata: %b\n\n" % (self.posts.newest_id or 0, data)
+        if name == "seen":
+            self._progress_told = self.progress
+            return b"event: seen\ndata: %b\n\n" % orjson.dumps(self.progress._asdict())
+        return b"event: %b\ndata: {}\n\n" % name.encode()
+
+    def woken(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+        """Return what is done once there is something to say."""
+        self._woken = loop.create_future()
+        if self._untold or self.is_cut_off:
+            self.wake()
+        return self._woken
+
+    def wake(self) -> None:
+        """Have the stream look whether there is something to do."""
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+
+class OpenFeed:
+    """A feed with open streams, and the authors from whom it pulls, as last counted."""
+
+    __slots__ = ("pulled_authors", "streams")
+
+    def __init__(self) -> None:
+        self.streams: set[Stream] = set()
+        self.pulled_authors: frozenset[int] = frozenset()
 
 
 class LiveFeeds:
@@ -72,115 +191,186 @@ class LiveFeeds:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._streams: dict[int, set[Stream]] = defaultdict(set)
+        self._feeds: dict[int, OpenFeed] = {}
         self._open = 0
         self._is_hearing = True
         self._ending = False
-        self._counts = LiveCounts(self)
+        self._pulled_heard_at = 0.0
+        self._sent: Counter[str] = Counter()
+        self._hearing = Hearing(self)
+        self._counting = Counting(self)
+        self._unread = unread.Unread()
+        self._to_break: deque[str] = deque()  # connections of streams that were cut off
+        self._unread_keeper = Keeper("live-unread", self._look_for_unread, UNREAD_EVERY_SECONDS)
 
     def start(self) -> None:
+        threading.Thread(target=self._keep_hearing, name="live-hearing", daemon=True).start()
         threading.Thread(target=self._keep_counting, name="live", daemon=True).start()
+        self._unread_keeper.start()
+
+    def _keep_hearing(self) -> None:
+        while not self._ending:
+            self._hearing.turn()
+        self._hearing.close()
 
     def _keep_counting(self) -> None:
         while not self._ending:
             with answer_within(COUNT_SECONDS):
-                self._counts.turn()
-        self._counts.close()
+                self._counting.turn()
 
     def end(self) -> None:
         """End all streams, and refuse new ones."""
         self._ending = True
-        for streams in self._streams.values():
-            for stream in streams:
-                stream.wake.set()
+        self._unread_keeper.stop()
+        for stream in self._streams():
+            stream.wake()
 
     @property
     def is_full(self) -> bool:
         return self._ending or self._open >= settings.LIVE_MAX_STREAMS
 
     def export(self) -> None:
-        """Set the gauge of open streams."""
+        """Export what is open, and what was sent since the last time."""
         metrics.live_streams.set(self._open)
+        for name, number in self._sent.items():
+            metrics.live_events_total.labels(name).inc(number)
+        self._sent.clear()
 
-    async def serve(self, wanted: Wanted, transport: Any, expires_at: float) -> None:
+    def open(self, wanted: Wanted, transport: Any, expires_at: float, peer: str) -> None:
         """Send events until the token expires, the client leaves or does not read, or the process
         ends.
+
+        In a task of its own, so that granian can let go of the request: its headers and the task
+        that answered it are a quarter of what a stream costs.
         """
-        stream = Stream(wanted)
+        stream = Stream(wanted, peer)
         self._open += 1
-        self._streams[stream.user_id].add(stream)
+        feed = self._feeds.setdefault(stream.user_id, OpenFeed())
+        feed.streams.add(stream)
+        if not self._is_hearing:
+            stream.tell("polling")
+        self._counting.ask([stream.ask()])
+        stream.task = self._loop.create_task(self._serve(stream, transport, expires_at))
+
+    async def _serve(self, stream: Stream, transport: Any, expires_at: float) -> None:
         try:
-            if not self._is_hearing:
-                stream.tell("polling", {})
-            self._counts.opened(stream.user_id)
-            await self._send(transport, b": open\n" + _retry())
-            await self._send_events(stream, transport, expires_at)
+            await transport.send_bytes(b": open\n" + _retry())
+            left = expires_at - time.time()
+            while left > 0 and not (self._ending or stream.is_cut_off):
+                timer = self._loop.call_later(min(left, HEARTBEAT_SECONDS), stream.wake)
+                await stream.woken(self._loop)
+                timer.cancel()
+                left = expires_at - time.time()
+                if not stream.is_cut_off:
+                    await transport.send_bytes(stream.take(self._sent) or HEARTBEAT)
+            if not stream.is_cut_off:
+                await transport.send_bytes(_retry() + b"event: end\ndata: {}\n\n")
         except ProtocolClosed:
             pass
-        except TimeoutError:
-            metrics.live_streams_cut_off_total.inc()
         finally:
             self._close(stream)
 
-    async def _send_events(self, stream: Stream, transport: Any, expires_at: float) -> None:
-        while not self._ending:
-            left = expires_at - time.time()
-            if left <= 0:
-                break
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stream.wake.wait(), min(left, HEARTBEAT_SECONDS))
-            if not self._ending:
-                await self._send(transport, stream.take() or HEARTBEAT)
-        await self._send(transport, _retry() + b"event: end\ndata: {}\n\n")
-
-    async def _send(self, transport: Any, data: bytes) -> None:
-        await asyncio.wait_for(transport.send_bytes(data), SEND_SECONDS)
-
     def _close(self, stream: Stream) -> None:
         self._open -= 1
-        streams = self._streams[stream.user_id]
-        streams.discard(stream)
-        if not streams:
-            del self._streams[stream.user_id]
+        feed = self._feeds[stream.user_id]
+        feed.streams.discard(stream)
+        if not feed.streams:
+            del self._feeds[stream.user_id]
 
-    # What the thread that counts calls. Copies of a dictionary or set are made in one step.
+    def _streams(self) -> list[Stream]:
+        return [stream for feed in self._feeds.values() for stream in feed.streams]
+
+    # What the threads call: a copy of the dictionary is made in one step, all else is for the loop.
 
     def open_feeds(self) -> set[int]:
-        return set(self._streams.copy())
+        return set(self._feeds.copy())
 
-    def wanted(self, user_ids: Collection[int] | None) -> list[Wanted]:
-        streams = self._streams.copy()
-        chosen = streams if user_ids is None else [one for one in user_ids if one in streams]
-        found = {
-            Wanted(user_id, stream.since)
-            for user_id in chosen
-            for stream in streams[user_id].copy()
-        }
-        return list(found)
+    def announced(self, changes: Sequence[Change]) -> None:
+        self._on_the_loop(self._announced, changes)
 
-    def counted(self, counts: dict[Wanted, Count], announced: bool, asked_at: float) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._counted, counts, announced, asked_at)
+    def missed(self) -> None:
+        self._on_the_loop(self._ask_all)
 
     def heard(self, is_hearing: bool) -> None:
         if is_hearing != self._is_hearing:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._heard, is_hearing)
+            self._on_the_loop(self._heard, is_hearing)
 
-    def _counted(self, counts: dict[Wanted, Count], announced: bool, asked_at: float) -> None:
-        for wanted, count in counts.items():
-            for stream in self._streams.get(wanted.user_id, ()):
-                # A count from before it was opened tells nothing of it.
-                if stream.since == wanted.since and asked_at >= stream.opened_at:
-                    stream.counted(count, announced)
+    def found(self, found: dict[Wanted, Found], asked_at: float) -> None:
+        self._on_the_loop(self._found, found, asked_at)
+
+    def _on_the_loop(self, act: Any, *values: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(act, *values)
+
+    # On the loop.
+
+    def _announced(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            for stream in self._concerned(change):
+                if change.post_ids and MARK not in change.post_ids:
+                    stream.announced(change.post_ids)
+                    continue
+                if not change.post_ids:
+                    stream.changed()
+                self._counting.ask([stream.ask()])
+
+    def _concerned(self, change: Change) -> list[Stream]:
+        users = set(change.user_ids)
+        if change.pulled_from:
+            self._pulled_heard_at = time.monotonic()
+            users |= {
+                user_id
+                for user_id, feed in self._feeds.items()
+                if change.pulled_from in feed.pulled_authors
+            }
+        feeds = [self._feeds[user_id] for user_id in users if user_id in self._feeds]
+        return [stream for feed in feeds for stream in feed.streams]
+
+    def _ask_all(self) -> None:
+        self._counting.ask([stream.ask() for stream in self._streams()])
+
+    def _found(self, found: dict[Wanted, Found], asked_at: float) -> None:
+        for wanted, of_feed in found.items():
+            feed = self._feeds.get(wanted.user_id)
+            if feed is not None:
+                self._counted(feed, wanted.since, of_feed, asked_at)
+
+    def _counted(self, feed: OpenFeed, since: int | None, found: Found, asked_at: float) -> None:
+        pulled_authors = frozenset(found.pulled_authors)
+        is_as_known = pulled_authors == feed.pulled_authors
+        feed.pulled_authors = pulled_authors
+        for stream in feed.streams:
+            # A count from before it was asked for tells nothing of what has changed since.
+            if not 0 < stream.asked_at <= asked_at or stream.since != since:
+                continue
+            stream_asked_at = stream.asked_at
+            stream.counted(found)
+            # A post of an author who was not known then passed by.
+            if not is_as_known and self._pulled_heard_at >= stream_asked_at:
+                self._counting.ask([stream.ask()])
 
     def _heard(self, is_hearing: bool) -> None:
         if is_hearing == self._is_hearing:
             return
         self._is_hearing = is_hearing
-        for streams in self._streams.values():
-            for stream in streams:
-                stream.tell("live" if is_hearing else "polling", {})
+        for stream in self._streams():
+            stream.tell("live" if is_hearing else "polling")
+
+    def _look_for_unread(self) -> None:
+        """Cut off the streams whose clients do not read; in a thread."""
+        self._on_the_loop(self._cut_off, self._unread.look())
+        while self._to_break:
+            unread.close(self._to_break.popleft())
+
+    def _cut_off(self, peers: set[str]) -> None:
+        if not peers:
+            return
+        for stream in self._streams():
+            if stream.peer in peers and not stream.is_cut_off:
+                stream.is_cut_off = True
+                metrics.live_streams_cut_off_total.inc()
+                stream.wake()
+                self._to_break.append(stream.peer)
 
 
 def _retry() -> bytes:

@@ -224,14 +224,17 @@ def test_who_may_only_look_cannot_change(client: Client) -> None:
 
 
 def test_contents_are_for_those_who_may_see_posts(client: Client) -> None:
-    apply(PostCreatedFactory(content="for readers alone"))
+    apply(PostCreatedFactory(content="for readers alone", data='{"place":"Rome <b>"}'))
     operator(client, "view_feed")
     page = text_of(client, inspector_of(READER))
     assert 'id="entries-table"' in page
     assert "for readers alone" not in page
+    assert "place" not in page
     permissions = Permission.objects.filter(codename__in=("view_feed", "view_post"))
     User.objects.get(username="operator").user_permissions.set(permissions)
-    assert "for readers alone" in text_of(client, inspector_of(READER))
+    page = text_of(client, inspector_of(READER))
+    assert "for readers alone" in page
+    assert "Rome &lt;b&gt;" in page
 
 
 def test_who_may_not_look_sees_nothing(client: Client) -> None:

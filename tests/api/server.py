@@ -99,6 +99,9 @@ class ApiClient:
     ) -> httpx.Response:
         return self.request("POST", path, {"Content-Type": content_type, **headers}, body)
 
+    def patch(self, path: str, body: bytes = b"", **headers: str) -> httpx.Response:
+        return self.request("PATCH", path, {"Content-Type": "application/json", **headers}, body)
+
     def put(self, path: str, **headers: str) -> httpx.Response:
         return self.request("PUT", path, headers)
 

@@ -13,8 +13,9 @@ from django.db import InterfaceError, ProgrammingError, connection
 from pytest_django import Settings
 
 from eventbus import producer
+from eventbus.envelope import format_time
 from eventbus.ids import clock
-from eventbus.ids.snowflake import compose
+from eventbus.ids.snowflake import compose, time_of
 from eventbus.models import ProcessedEvent
 from feedsite.api import exception_handler
 from posts.data import text_of
@@ -24,12 +25,14 @@ from tests.e2e.system import environment, wait_until
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
     UserBlockedFactory,
     UserMutedFactory,
     UserUnblockedFactory,
     apply,
     follow_all,
 )
+from tests.feeds.worker import Worker
 from tests.posts.test_data import REFUSED
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("current_api")]
@@ -102,10 +105,11 @@ def test_a_bad_body_is_refused_with_a_code(body: bytes, status: int, code: str) 
     assert told(post(body)) == (status, code)
 
 
-@pytest.mark.parametrize(("text", "code"), REFUSED, ids=lambda value: str(value)[:40])
-def test_bad_data_is_refused_with_a_code(text: str, code: str) -> None:
-    status = 400 if code == "malformed_json" else 422
-    assert told(post(b'{"data": ' + text.encode("utf-8", "surrogatepass") + b"}")) == (status, code)
+def test_bad_data_is_refused_with_a_code() -> None:
+    for text, code in REFUSED:
+        status = 400 if code == "malformed_json" else 422
+        body = b'{"data": ' + text.encode("utf-8", "surrogatepass") + b"}"
+        assert told(post(body)) == (status, code), text[:80]
 
 
 @pytest.mark.parametrize("content", [None, "", "  ", "text"])
@@ -203,6 +207,108 @@ def test_deleting_a_post() -> None:
     assert client(1).delete(f"/posts/{mine.post_id}").status_code == 202
     assert told(client(2).delete(f"/posts/{mine.post_id}")) == (403, "not_the_author")
     assert told(client(1).delete("/posts/12345")) == (404, "post_not_found")
+
+
+def edit(post_id: int, body: bytes | dict[str, Any], user: int = 1, key: str = "") -> Any:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Idempotency_Key": key} if key else {}
+    return client(user).patch(f"/posts/{post_id}", raw, **headers)
+
+
+def test_editing_a_post() -> None:
+    apply(mine := PostCreatedFactory(author_id=1, content="old", data='{"a": 1}'))
+    apply(gone := PostCreatedFactory(author_id=1))
+    apply(PostDeletedFactory(post_id=gone.post_id))
+    answer = edit(mine.post_id, {"content": " new \n"})
+    body = answer.json()
+    assert answer.status_code == 202
+    assert set(body) == {"id", "event_id", "edited_at", "content"}
+    assert (body["id"], body["content"]) == (str(mine.post_id), "new")
+    assert answer.headers["Location"] == f"/events/{body['event_id']}"
+    assert body["edited_at"] == format_time(time_of(int(body["event_id"])))
+    assert edit(mine.post_id, {"data": {"b": 1.50}}).json()["data"] == {"b": 1.5}
+    assert edit(mine.post_id, {"data": None}).json()["data"] is None
+    assert told(edit(mine.post_id, {"content": "x"}, user=2)) == (403, "not_the_author")
+    assert told(edit(gone.post_id, {"content": "x"}, user=2)) == (403, "not_the_author")
+    assert told(edit(gone.post_id, {"content": "x"})) == (410, "gone")
+    assert told(edit(12345, {"content": "x"})) == (404, "post_not_found")
+    anonymous = Current.api.anonymous().patch(f"/posts/{mine.post_id}", b'{"content": "x"}')
+    assert anonymous.status_code == 401
+
+
+BAD_EDITS = [
+    (b"", 400, "malformed_json"),
+    (b"{", 400, "malformed_json"),
+    (b"[]", 422, "not_an_object"),
+    (b"{}", 422, "nothing_to_edit"),
+    (b'{"text": "x"}', 422, "nothing_to_edit"),
+    (b'{"content": null}', 422, "content_required"),
+    (b'{"content": 5}', 422, "content_required"),
+    (b'{"content": " "}', 422, "content_empty"),
+    (b'{"content": "", "data": null}', 422, "content_empty"),
+    (b'{"content": "a\\u0000b"}', 422, "content_has_nul"),
+    (b'{"content": "' + b"x" * 5_001 + b'"}', 422, "content_too_long"),
+    (b'{"content": "x", "data": []}', 422, "data_not_an_object"),
+    (b'{"data": {"a": 1, "a": 2}}', 422, "duplicate_key"),
+    (b'{"data": {"a": 1e300}}', 422, "data_number"),
+    (b'{"content": "' + b"x" * 200_000 + b'"}', 413, "payload_too_large"),
+]
+
+
+def test_a_bad_edit_is_refused_with_a_code() -> None:
+    apply(mine := PostCreatedFactory(author_id=1))
+    for body, status, code in BAD_EDITS:
+        assert told(edit(mine.post_id, body)) == (status, code), body[:80]
+
+
+def test_a_post_keeps_content_or_data() -> None:
+    rich = PostCreatedFactory(author_id=1, content="", data="{}")
+    both = PostCreatedFactory(author_id=1, content="x", data="{}")
+    apply(rich, both)
+    assert told(edit(rich.post_id, {"data": None})) == (422, "content_empty")
+    assert edit(rich.post_id, {"data": None, "content": "x"}).status_code == 202
+    assert edit(both.post_id, {"content": ""}).status_code == 202
+    assert edit(both.post_id, {"data": None}).status_code == 202
+
+
+def test_an_edited_post_is_shown_edited_wherever_it_is() -> None:
+    apply(post := PostCreatedFactory(author_id=76, content="old", data='{"a": 1}'))
+    apply(PostCreatedFactory(author_id=76))
+    worker = Worker()
+    paths = ("/feeds/76", "/feeds/76", "/feeds/76?limit=5", "/users/76/posts")
+    changes: list[dict[str, Any]] = [{"content": "new"}, {"data": {"b": [2]}}, {"data": None}]
+    content, data = "old", {"a": 1}
+    for change in changes:
+        for path in paths:
+            client(76).get(path)
+        told = edit(post.post_id, change, user=76).json()
+        content = change.get("content", content)
+        data = change.get("data", data)
+        changed = PostEditedFactory(
+            event_id=int(told["event_id"]),
+            post_id=post.post_id,
+            author_id=76,
+            content=change.get("content"),
+            changes_data="data" in change,
+            data=json.dumps(change["data"]) if change.get("data") else None,
+        )
+        worker.process(changed)
+        found = client(76).get(f"/posts/{post.post_id}").json()
+        shown = (found["content"], found["data"], found["edited_at"])
+        assert shown == (content, data, told["edited_at"])
+        for path in paths:
+            assert client(76).get(path).json()["results"][1] == found
+
+
+def test_an_idempotency_key_is_for_one_edit() -> None:
+    apply(mine := PostCreatedFactory(author_id=1), other := PostCreatedFactory(author_id=1))
+    key = "edit once"
+    first = edit(mine.post_id, {"content": "x", "data": None}, key=key).json()
+    assert edit(mine.post_id, {"data": None, "content": "x "}, key=key).json() == first
+    for body in ({"content": "x"}, {"content": "x", "data": {}}, {"content": "y", "data": None}):
+        assert told(edit(mine.post_id, body, key=key)) == (422, "idempotency_key_reused")
+    repeated = edit(other.post_id, {"content": "x", "data": None}, key=key)
+    assert told(repeated) == (422, "idempotency_key_reused")
 
 
 def test_following_and_unfollowing() -> None:

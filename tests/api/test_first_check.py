@@ -24,7 +24,8 @@ def topic(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> str:
     """Have events published to a topic that somebody made such that an acknowledged write may be
     lost.
     """
-    name = broker.create_topic(settings.KAFKA_PARTITIONS, unclean_leader_election_enable="true")
+    unsafe = {"unclean.leader.election.enable": "true"}
+    name = broker.create_topic(settings.KAFKA_PARTITIONS, config=unsafe)
     broker.partitions_of(name)
     monkeypatch.setattr(kafka, "FEED_EVENTS", name)
     monkeypatch.setattr(kafka, "TOPICS", (name,))

@@ -1,22 +1,48 @@
 """`GET /feeds/{user}/live`: server-sent events of what changes in a feed."""
 
 import json
+import os
 import socket
+from array import array
+from contextlib import suppress
+from datetime import timedelta
 
 import pytest
+from django.db import transaction
+from django.db.models.functions import Now
+from django_redis import get_redis_connection
 from pytest_django import Settings
 
+from eventbus.database.sql import execute
+from eventbus.models import ProcessedEvent
+from feeds import live as live_feeds
+from feeds.announcements import CHANNEL, Change
+from feeds.models import Feed
+from feeds.read import here
 from feedsite.authentication import issue_token
+from feedsite.embedded.postgres import POSTGRES
+from feedsite.embedded.valkey import VALKEY
+from feedsite.front import live as streams
 from tests.api.server import ApiServer
+from tests.crash.outages import frozen, needs_embedded_postgres
+from tests.eventbus.events import counted, eventually
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
+    UserFollowedFactory,
     UserUnfollowedFactory,
     follow_all,
+    next_id,
 )
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+needs_embedded_redis = pytest.mark.skipif(
+    bool(os.environ.get(VALKEY.variable)),
+    reason="freezes the embedded Valkey, and an external Redis is in use",
+)
 
 READER, AUTHOR, STAR = 2, 1, 3
 
@@ -34,34 +60,64 @@ class Live:
     """An open stream, read line by line from its socket."""
 
     def __init__(
-        self, server: ApiServer, query: str = "", headers: str = "", ttl: int = 60
+        self,
+        server: ApiServer,
+        query: str = "",
+        headers: str = "",
+        ttl: int = 60,
+        user: int = READER,
+        receive_bytes: int = 0,
     ) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self._socket = socket.socket()
+        if receive_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self._socket.settimeout(20)
+        self._socket.connect(("127.0.0.1", server.port))
         head = (
-            f"GET /feeds/{READER}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-            f"Authorization: Bearer {issue_token(READER, '', ttl)}\r\n{headers}\r\n"
+            f"GET /feeds/{user}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"Authorization: Bearer {issue_token(user, '', ttl)}\r\n{headers}\r\n"
         )
         self._socket.sendall(head.encode())
         self._lines = self._socket.makefile("rb")
 
     def event(self) -> tuple[str, dict[str, object]]:
         """Return the next event, but for those that tell how changes are heard of."""
+        name, data = self.any_event()
+        while name in ("polling", "live"):
+            name, data = self.any_event()
+        return name, data
+
+    def any_event(self) -> tuple[str, dict[str, object]]:
+        """Return the next event. Raises `EOFError`."""
         name = ""
         for line in self._lines:
             field, _, value = line.decode().strip().partition(": ")
             if field == "event":
                 name = value
-            elif field == "data" and name not in ("polling", "live"):
+            elif field == "data":
                 return name, json.loads(value)
         raise EOFError
 
-    def new(self) -> dict[str, object]:
-        """Return the next `new`; a `changed` before it may be about what an earlier one has told."""
+    def until(self, wanted: str) -> None:
+        """Read up to an event of that name."""
+        while self.any_event()[0] != wanted:
+            pass
+
+    def comment(self) -> str:
+        """Return the next comment."""
+        return next(line.decode().strip() for line in self._lines if line.startswith(b":"))
+
+    def new(self) -> tuple[int, object]:
+        """Return what the next event counts, which is a `new`, and the newest post."""
         name, data = self.event()
-        while name == "changed":
-            name, data = self.event()
         assert name == "new"
-        return data
+        return int(str(data["newest_id"])), data["count"]
+
+    def drain(self) -> None:
+        """Read what has come, to the end of the connection. Raises `TimeoutError`."""
+        with suppress(ConnectionResetError):
+            while self._socket.recv(65_536):
+                pass
 
     def close(self) -> None:
         self._lines.close()
@@ -75,22 +131,159 @@ def front(servers: dict[str, ApiServer]) -> ApiServer:
 
 def test_a_post_is_told_whether_it_is_pushed_or_pulled(front: ApiServer, worker: Worker) -> None:
     live = Live(front, "?since=0")
-    for number, author in enumerate((AUTHOR, STAR), start=1):
+    for number, author in enumerate((AUTHOR, STAR, AUTHOR, STAR), start=1):
         post = PostCreatedFactory(author_id=author)
         worker.process(post)
-        assert live.new() == {"newest_id": str(post.post_id), "count": number}
+        assert live.new() == (post.post_id, number)
     live.close()
 
 
-def test_a_deletion_and_an_unfollow_are_changes(front: ApiServer, worker: Worker) -> None:
+def test_a_star_whose_followers_nobody_looks_for_is_heard(front: ApiServer, worker: Worker) -> None:
+    first, second = (PostCreatedFactory(author_id=STAR) for _ in range(2))
+    worker.process(first)
+    Feed.objects.filter(user_id=STAR).update(pulled_since=Now() - timedelta(hours=13))
+    live = Live(front, "?since=0")
+    assert live.new() == (first.post_id, 1)
+    worker.process(second)
+    assert live.new() == (second.post_id, 2)
+    live.close()
+
+
+def test_of_a_batch_each_stream_is_told_what_is_in_its_feed(
+    front: ApiServer, worker: Worker
+) -> None:
+    stranger = 4
+    follow_all([9], followee=stranger)
+    theirs = [PostCreatedFactory(author_id=AUTHOR) for _ in range(3)]
+    live = Live(front, "?since=0")
+    foreign = Live(front, "?since=0", user=9)
+    others = [PostCreatedFactory(author_id=stranger) for _ in range(2)]
+    worker.process(*theirs, *others)
+    assert live.new() == (theirs[-1].post_id, 3)
+    assert foreign.new() == (others[-1].post_id, 2)
+    live.close()
+    foreign.close()
+
+
+def test_a_stream_counts_from_when_it_was_opened(front: ApiServer, worker: Worker) -> None:
+    before, after = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
+    worker.process(before)
+    live = Live(front)
+    assert live.comment() == ": open"
+    worker.process(after)  # whether it has been counted by then or not
+    assert live.new() == (after.post_id, 1)
+    live.close()
+
+
+def test_a_post_that_is_told_twice_is_counted_once_and_nothing_else_is_told(
+    front: ApiServer, worker: Worker
+) -> None:
     first, second = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
+    live = Live(front, "?since=0")
+    worker.process(first)
+    assert live.new() == (first.post_id, 1)
+    worker.process(first)
+    worker.process(second)
+    assert live.new() == (second.post_id, 2)
+    live.close()
+
+
+def test_a_deleted_post_that_is_replayed_is_not_told(front: ApiServer, worker: Worker) -> None:
+    first, second = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
+    worker.process(first)
+    worker.process(PostDeletedFactory(author_id=AUTHOR, post_id=first.post_id))
+    live = Live(front, "?since=0")
+    ProcessedEvent.objects.all().delete()
+    worker.process(first)
+    worker.process(second)
+    live.until("new")
+    third = PostCreatedFactory(author_id=AUTHOR)
+    worker.process(third)
+    assert live.new() == (third.post_id, 2)
+    live.close()
+
+
+def test_more_than_a_hundred_are_a_hundred(front: ApiServer, worker: Worker) -> None:
+    live = Live(front, "?since=0")
+    posts = [PostCreatedFactory(author_id=AUTHOR) for _ in range(102)]
+    worker.process(*posts[:99])
+    assert live.new() == (posts[98].post_id, 99)
+    for post in posts[99:]:
+        worker.process(post)
+        assert live.new() == (post.post_id, 100)
+    live.close()
+
+
+def test_a_new_post_is_told_without_a_question_to_postgresql(
+    front: ApiServer, worker: Worker
+) -> None:
+    first = PostCreatedFactory(author_id=AUTHOR)
+    worker.process(first)
+    live = Live(front, "?since=0")
+    assert live.new() == (first.post_id, 1)
+    with transaction.atomic():
+        execute("LOCK feeds, follows, posts, feed_entries IN ACCESS EXCLUSIVE MODE")
+        second = next_id()
+        here.pages.invalidate([READER], changes=[Change([READER], 0, [second])])
+        assert live.new() == (second, 2)
+    live.close()
+
+
+def test_what_is_no_announcement_of_ours_is_passed_over(front: ApiServer, worker: Worker) -> None:
+    live = Live(front, "?since=0")
+    redis = get_redis_connection("default")
+    for message in (b"x", b"12345678", b"\xff" * 24, announcement([10**6, 10**6, 10**6])):
+        redis.publish(CHANNEL, message)
+    post = PostCreatedFactory(author_id=AUTHOR)
+    worker.process(post)
+    assert live.new() == (post.post_id, 1)
+    live.close()
+
+
+def announcement(ids: list[int]) -> bytes:
+    return array("q", ids).tobytes()
+
+
+def test_a_deletion_and_an_unfollow_are_changes(front: ApiServer, worker: Worker) -> None:
+    first, second, third = (PostCreatedFactory(author_id=AUTHOR) for _ in range(3))
     worker.process(first, second)
     live = Live(front, "?since=0")
-    assert live.new() == {"newest_id": str(second.post_id), "count": 2}
+    assert live.new() == (second.post_id, 2)
     worker.process(PostDeletedFactory(author_id=AUTHOR, post_id=second.post_id))
     assert live.event() == ("changed", {})
+    worker.process(third)
+    assert live.new() == (third.post_id, 2)
     worker.process(UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR))
     assert live.event() == ("changed", {})
+    live.close()
+
+
+def test_who_follows_a_star_meanwhile_hears_of_their_posts(
+    front: ApiServer, worker: Worker
+) -> None:
+    follow_all([10, 11, 12], followee=5)
+    before, after = (PostCreatedFactory(author_id=5) for _ in range(2))
+    worker.process(before)
+    Feed.objects.filter(user_id=5).update(pulled_since=Now() - timedelta(hours=13))
+    live = Live(front, "?since=0")
+    worker.process(UserFollowedFactory(follower_id=READER, followee_id=5))
+    live.until("changed")
+    worker.process(after)
+    while live.new() != (after.post_id, 2):
+        pass
+    live.close()
+
+
+def test_an_edit_is_a_change_whether_the_post_is_pushed_or_pulled(
+    front: ApiServer, worker: Worker
+) -> None:
+    posts = [PostCreatedFactory(author_id=author) for author in (AUTHOR, STAR)]
+    worker.process(*posts)
+    live = Live(front, "?since=0")
+    assert live.new() == (posts[1].post_id, 2)
+    for post in posts:
+        worker.process(PostEditedFactory(author_id=post.author_id, post_id=post.post_id))
+        assert live.event() == ("changed", {})
     live.close()
 
 
@@ -98,7 +291,7 @@ def test_a_stream_goes_on_from_the_last_event(front: ApiServer, worker: Worker) 
     first, second = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
     worker.process(first, second)
     live = Live(front, "?since=0", headers=f"Last-Event-ID: {first.post_id}\r\n")
-    assert live.new() == {"newest_id": str(second.post_id), "count": 1}
+    assert live.new() == (second.post_id, 1)
     live.close()
 
 
@@ -109,10 +302,104 @@ def test_a_stream_ends_with_its_token(front: ApiServer, worker: Worker) -> None:
 
 
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:
-    settings.LIVE_MAX_STREAMS = 0
+    settings.LIVE_MAX_STREAMS = 1
+    live = Live(front)
+    assert live.comment() == ": open"
     answer = front.client(READER).get(f"/feeds/{READER}/live")
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_streams")
     assert answer.headers["Retry-After"] == "5"
+    live.close()
+
+
+def test_a_silent_stream_beats_and_who_has_left_is_noticed_by_it(
+    front: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
+    eventually(lambda: counted("live_streams") == 0)
+    live = Live(front)
+    assert [live.comment() for _ in range(3)] == [": open", ": heartbeat", ": heartbeat"]
+    eventually(lambda: counted("live_streams") == 1)
+    live.close()
+    eventually(lambda: counted("live_streams") == 0)
+
+
+def test_events_are_counted(front: ApiServer, worker: Worker) -> None:
+    before = counted("live_events_total", event="new")
+    live = Live(front, "?since=0")
+    worker.process(PostCreatedFactory(author_id=AUTHOR))
+    live.new()
+    eventually(lambda: counted("live_events_total", event="new") > before)
+    live.close()
+
+
+def test_a_client_that_does_not_read_is_cut_off(front: ApiServer, worker: Worker) -> None:
+    before = counted("live_streams_cut_off_total")
+    deaf = Live(front, "?since=0", receive_bytes=4_096)
+    reading = Live(front, "?since=0")
+
+    def is_cut_off() -> bool:
+        """Look, and tell a hundred posts more if not."""
+        for _ in range(100):
+            tell_of_a_post()
+            reading.until("new")
+        return counted("live_streams_cut_off_total") > before
+
+    eventually(is_cut_off, 60)
+    deaf.drain()
+    tell_of_a_post()
+    reading.until("new")
+    reading.close()
+
+
+def tell_of_a_post() -> None:
+    """Announce a post, which need not exist for that."""
+    here.pages.invalidate([READER], changes=[Change([READER], 0, [next_id()])])
+
+
+@needs_embedded_postgres
+def test_while_postgresql_stands_still_streams_stay_and_are_told_afterwards(
+    front: ApiServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(streams, "COUNT_SECONDS", 1.0)
+    open_before, opened_meanwhile = Live(front, "?since=0"), None
+    first, second = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
+    worker.process(first)
+    assert open_before.new() == (first.post_id, 1)
+    with frozen(POSTGRES):
+        opened_meanwhile = Live(front, "?since=0")
+        beats = [[live.comment() for _ in range(10)] for live in (open_before, opened_meanwhile)]
+    assert all(told[-1] == ": heartbeat" for told in beats)
+    assert opened_meanwhile.new() == (first.post_id, 1)
+    worker.process(second)
+    for live in (open_before, opened_meanwhile):
+        assert live.new() == (second.post_id, 2)
+        live.close()
+
+
+@needs_embedded_redis
+def test_while_redis_stands_still_streams_say_so_and_postgresql_is_asked(
+    front: ApiServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_feeds, "POLL_SECONDS", 0.5)
+    live = Live(front, "?since=0")
+    first, second, third = (PostCreatedFactory(author_id=AUTHOR) for _ in range(3))
+    worker.process(first)
+    assert live.new() == (first.post_id, 1)
+    with frozen(VALKEY):
+        live.until("polling")
+        opened_meanwhile = Live(front, "?since=0")
+        assert opened_meanwhile.any_event() == ("polling", {})
+        worker.process(second)
+        for one in (live, opened_meanwhile):
+            while one.new() != (second.post_id, 2):
+                pass
+    for one in (live, opened_meanwhile):
+        one.until("live")
+    worker.process(third)
+    for one in (live, opened_meanwhile):
+        assert one.new() == (third.post_id, 3)
+        one.close()
 
 
 def test_what_is_wrong_with_a_request_is_said(api: ApiServer) -> None:

@@ -16,6 +16,7 @@ from feeds.models import Follow
 from tests.api.server import ApiClient, Current
 from tests.factories import (
     PostCreatedFactory,
+    PostEditedFactory,
     UserBlockedFactory,
     UserErasedFactory,
     UserMutedFactory,
@@ -91,6 +92,7 @@ def test_an_export_has_a_line_for_all_that_is_held() -> None:
     posts = [PostCreatedFactory(author_id=1, data='{"n": [1, "ü"]}') for _ in range(450)]
     apply(*posts, PostCreatedFactory(author_id=2), UserMutedFactory(user_id=1, muted_id=9))
     apply(UserBlockedFactory(blocker_id=1, blocked_id=8))
+    apply(PostEditedFactory(author_id=1))  # of a post that is not there yet
     client().delete("/posts/5", Idempotency_Key="k")
     client().put("/follows/3", Idempotency_Key="k")
     answer = client().get("/users/1/export")
@@ -99,6 +101,7 @@ def test_an_export_has_a_line_for_all_that_is_held() -> None:
     assert [line["kind"] for line in told] == [
         "user",
         *["post"] * 450,
+        "waiting_edit",
         "follows",
         "follower",
         "mutes",

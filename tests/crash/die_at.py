@@ -44,6 +44,8 @@ POINTS = {
     "after the dead letter is acknowledged": ("eventbus.producer", "publish_record", "after"),
     "while partitions are made": ("feeds.partitions", "make", "after"),
     "while a partition is dropped": ("feeds.partitions", "drop", "before"),
+    "before erased posts leave cached pages": ("feeds.erasure", "_void", "before"),
+    "before a part of an erasure is noted": ("feeds.erasure", "_advance", "before"),
     "before dead letters are stored": ("eventbus.deadletters.store", "store", "before"),
     "after dead letters are stored": ("eventbus.deadletters.store", "store", "after"),
     "before a replay is marked": ("eventbus.deadletters.replay", "_publish", "after"),

@@ -48,6 +48,16 @@ class Network:
         self.posts[int(answer.json()["id"])] = author
         self.events.add(int(answer.json()["event_id"]))
 
+    def erase(self, author: int) -> int:
+        """Erase an author: all they have posted so far is gone. Return the event's id."""
+        with self.system.client(author) as client:
+            answer = client.delete(f"/users/{author}")
+        assert answer.status_code == 202, answer.text
+        self.posts = {post: by for post, by in self.posts.items() if by != author}
+        self.follows = {pair for pair in self.follows if author not in pair}
+        self.events.add(int(answer.json()["event_id"]))
+        return int(answer.json()["event_id"])
+
     def look(self) -> None:
         """Have every feed cached."""
         with self.system.client(1, scope="feeds:read") as client:

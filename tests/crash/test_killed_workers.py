@@ -3,6 +3,7 @@
 import pytest
 from django.db.models.functions import Now
 
+from eventbus.models import Erasure
 from feeds.models import Horizon
 from feeds.partitions import first_id_of, layout
 from posts.models import Post
@@ -78,3 +79,21 @@ def test_a_worker_killed_while_it_drops_a_partition(network: Network) -> None:
         network.post()
         wait_until(lambda: layout().horizon > 0 and not layout().unread)
         network.prove()
+
+
+@pytest.mark.parametrize(
+    "point", ["before erased posts leave cached pages", "before a part of an erasure is noted"]
+)
+def test_a_worker_killed_while_it_erases_a_user(point: str, network: Network) -> None:
+    network.post()
+    worker = network.system.worker()
+    network.prove()
+    network.look()
+    assert worker.stop() == 0
+    event_id = network.erase(network.authors[0])
+    wait_for_death(dying(network.system, point, "run_fanout"))
+    Erasure.objects.update(due_at=Now())  # as if some seconds had passed
+    network.system.worker()
+    network.post()
+    wait_until(lambda: Erasure.objects.get(event_id=event_id).finished_at)
+    network.prove()

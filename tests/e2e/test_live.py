@@ -35,7 +35,6 @@ def test_a_post_is_told_and_the_end_of_an_api_ends_its_streams(tmp_path: Path) -
         wait_until(lambda: settled({followed}))
         with system.stream(READER) as stream:
             read_until(stream, b"retry:")
-            time.sleep(1.0)  # until the stream has been counted for the first time
             with system.client(AUTHOR) as client:
                 post = client.post("/posts", json={"content": "x"}).json()
             heard = read_until(stream, b"event: new")

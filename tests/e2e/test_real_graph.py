@@ -7,6 +7,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from django.core.management import call_command
 
@@ -25,6 +26,7 @@ class Model:
     def __init__(self, follows: set[real_data.Pair]) -> None:
         self.follows = set(follows)
         self.posts: dict[int, int] = {}  # author by post
+        self.edited: dict[int, str] = {}  # content by post
         self.events: set[int] = set()
 
     def feed(self, user: int) -> list[int]:
@@ -84,6 +86,25 @@ def delete_posts(system: System, model: Model, chance: random.Random, count: int
         model.events.add(int(answer.json()["event_id"]))
 
 
+def edit_posts(system: System, model: Model, chance: random.Random, count: int) -> None:
+    """Edit posts, some of them twice; the later edit counts."""
+    for number, post_id in enumerate(chance.choices(sorted(model.posts)[:count], k=count)):
+        with system.client(model.posts[post_id]) as client:
+            edit = {"content": f"edited {number}", "data": {"number": number}}
+            answer = client.patch(f"/posts/{post_id}", json=edit)
+        assert answer.status_code == 202
+        model.edited[post_id] = f"edited {number}"
+        model.events.add(int(answer.json()["event_id"]))
+
+
+def assert_edits_are_shown(client: httpx.Client, model: Model) -> None:
+    for post_id, content in model.edited.items():
+        if post_id in model.posts:
+            post = client.get(f"/posts/{post_id}").raise_for_status().json()
+            assert (post["content"], post["data"]) == (content, {"number": int(content[7:])})
+            assert post["edited_at"] is not None
+
+
 def test_every_feed_equals_the_join_after_real_traffic_and_a_killed_worker(tmp_path: Path) -> None:
     kafka.create_topics()
     file, follows = real_data.follow_graph(tmp_path)
@@ -100,11 +121,13 @@ def test_every_feed_equals_the_join_after_real_traffic_and_a_killed_worker(tmp_p
         third = system.worker()
         change_follows(system, model, chance, 100)
         wait_until(lambda: settled(model.events))
+        edit_posts(system, model, chance, 60)
         delete_posts(system, model, chance, 50)
         wait_until(lambda: settled(model.events))
 
         readers = chance.sample(sorted({user for pair in model.follows for user in pair}), READERS)
         with system.client(1, scope="feeds:read") as client:
+            assert_edits_are_shown(client, model)
             for reader in readers:
                 assert read_feed(client, reader) == model.feed(reader)
         call_command("verify_feeds")

@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import orjson
 from django.test import Client
 
+from eventbus.envelope import format_time
+from eventbus.ids.snowflake import time_of
 from feeds.events import (
     BlockFact,
     MuteFact,
@@ -16,11 +19,13 @@ from feeds.events import (
 )
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
-from posts.events import PostCreated, PostDeleted
+from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
+from posts.models import Post, PostRow
 from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
     UserBlockedFactory,
     UserErasedFactory,
     UserFollowedFactory,
@@ -75,6 +80,8 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             facts.append(
                 PostDeletedFactory(post_id=posts[other % len(posts)].post_id, author_id=one)
             )
+        elif kind == "edit" and posts:
+            facts.append(edit_of(posts[other % len(posts)], other))
         elif kind == "erase":
             facts.append(UserErasedFactory(user_id=one))
         elif kind in ABOUT_TWO and one != other:
@@ -85,6 +92,52 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
 def _about_two(kind: str, one: int, other: int) -> Any:
     factory, actor, object_ = ABOUT_TWO[kind]
     return factory(**{actor: one, object_: other})
+
+
+def edit_of(post: PostCreated, number: int) -> PostEdited:
+    """Return an edit of content, of data or of both."""
+    edit: PostEdited = PostEditedFactory(
+        post_id=post.post_id,
+        author_id=post.author_id,
+        content=None if number % 3 == 0 else f"edited {number}",
+        changes_data=number % 3 != 1,
+        data=f'{{"number":{number}}}' if number % 3 != 1 else None,
+    )
+    return edit
+
+
+def expected_post(facts: Sequence[Any], post: PostCreated) -> PostRow | None:
+    """Return what is shown of a post, in plain Python; None if it, or its author, is deleted."""
+    counting = _counting(facts)
+    if post not in counting:
+        return None
+    about = [
+        fact
+        for fact in counting
+        if isinstance(fact, PostFact)
+        and (fact.post_id, fact.author_id) == (post.post_id, post.author_id)
+    ]
+    if any(isinstance(fact, PostDeleted) for fact in about):
+        return None
+    content, data, edited_at = post.content, post.data, None
+    edits = [fact for fact in about if isinstance(fact, PostEdited)]
+    for edit in sorted(edits, key=lambda edit: edit.event_id):
+        edited_at = format_time(time_of(edit.event_id))
+        content = edit.content if edit.content is not None else content
+        data = edit.data if edit.changes_data else data
+    created_at = format_time(post.created_at)
+    return PostRow(post.post_id, post.author_id, content, data, created_at, edited_at)
+
+
+def shown_post(post_id: int) -> PostRow | None:
+    """Return what is shown of a post, its data as compact JSON; None if it is deleted or not
+    there.
+    """
+    found = Post.objects.find([post_id]).get(post_id)
+    if found is None or found.is_deleted:
+        return None
+    data = found.row.data
+    return found.row._replace(data=data and orjson.dumps(orjson.loads(data)).decode())
 
 
 def _counting(facts: Sequence[Any]) -> list[Any]:

@@ -21,7 +21,8 @@ from pytest_django import Settings
 from eventbus import retry
 from eventbus.database import locks
 from eventbus.ids.snowflake import milliseconds_of
-from feeds import housekeeping, partitions, verification
+from eventbus.models import Erasure
+from feeds import erasure, fanout, housekeeping, partitions, verification
 from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Horizon, Housekeeping
 from feeds.read import here
@@ -48,6 +49,8 @@ class Log:
     def __init__(self, chance: random.Random) -> None:
         kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 4 + ["unfollow"]
         kinds += ["mute", "unmute", "block", "unblock"]
+        # Rarely: what an erasure takes away is tested no more.
+        kinds = kinds * 20 + ["erase"]
         self._facts = history(self._step(chance, kind) for kind in chance.choices(kinds, k=STEPS))
         self._lock = threading.Lock()
         self.taken = 0
@@ -147,7 +150,7 @@ class Run:
         while not self._stopped.is_set():
             user, act = (
                 chance.choice(USERS),
-                chance.choice(["rebuild", "come back", "come back", "queue", "walk", "rest"]),
+                chance.choice([*HOUSEKEEPING, "erase", "erase"]),
             )
             try:
                 self._keep_house(act, user)
@@ -173,6 +176,9 @@ class Run:
                 housekeeping.walk()
             case "rest":
                 self.calendar.let_a_month_pass(user)
+            case "erase":
+                erasure.erase_part()
+                fanout.withdraw_part()
 
     def read(self, chance: random.Random) -> None:
         while not self._stopped.is_set():
@@ -225,6 +231,10 @@ class Run:
 
 def assert_all_right(run: Run) -> None:
     print(dict(run.done), run.log.taken)  # noqa: T201 - pytest shows it on failure
+    while Erasure.objects.filter(finished_at=None).exists():
+        Erasure.objects.update(due_at="2025-01-01T00:00:00Z")
+        erasure.erase_part()
+        fanout.withdraw_part()
     assert [worker.dead_letters for worker in run.workers] == [[]] * len(run.workers)
     report = verification.verify()
     assert report.equal, report

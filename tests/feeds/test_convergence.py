@@ -26,7 +26,14 @@ from tests.factories import (
     apply,
     follow_all,
 )
-from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.model import (
+    Step,
+    expected_feed,
+    expected_post,
+    feed,
+    history,
+    shown_post,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -47,6 +54,7 @@ steps = st.tuples(
         [
             "post",
             "post",
+            "edit",
             "delete",
             "follow",
             "follow",
@@ -79,6 +87,8 @@ def test_any_order_with_repetitions_converges_to_the_join(
         deliver(delivered, chance)
         for user in USERS:
             assert feed(user) == expected_feed(facts, user)
+        for post in (fact for fact in facts if isinstance(fact, PostCreated)):
+            assert shown_post(post.post_id) == expected_post(facts, post)
         assert verification.verify().equal
         transaction.set_rollback(True)
 

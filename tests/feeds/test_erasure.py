@@ -14,16 +14,21 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from eventbus.database.sql import fetch
-from eventbus.models import Erasure, IdempotencyKey, ProcessedEvent
+from eventbus.deadletters.store import store
+from eventbus.models import DeadLetter, Erasure, IdempotencyKey, ProcessedEvent
 from feeds import erasure, fanout, housekeeping, verification
 from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
+from feeds.seen import FeedSeen
 from feeds.timeline import Reader
-from posts.models import Block, Post
+from posts.events import PostCreated
+from posts.models import Block, Post, WaitingEdit
 from posts.pagination import START
+from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    PostEditedFactory,
     UserBlockedFactory,
     UserErasedFactory,
     UserFollowedFactory,
@@ -32,8 +37,16 @@ from tests.factories import (
     UserUnmutedFactory,
     apply,
     follow_all,
+    next_id,
 )
-from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.model import (
+    Step,
+    expected_feed,
+    expected_post,
+    feed,
+    history,
+    shown_post,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -71,6 +84,7 @@ steps = st.tuples(
         [
             "post",
             "post",
+            "edit",
             "delete",
             "follow",
             "follow",
@@ -104,6 +118,9 @@ def test_any_order_with_repetitions_and_parts_in_between_converges(
         erase_all()
         for user in USERS:
             assert feed(user) == expected_feed(facts, user)
+        for post in (fact for fact in facts if isinstance(fact, PostCreated)):
+            assert shown_post(post.post_id) == expected_post(facts, post)
+        assert not WaitingEdit.objects.exists()
         assert verification.verify().equal
         assert not Withdrawal.objects.exists()
         transaction.set_rollback(True)
@@ -141,6 +158,7 @@ def test_an_erased_user_is_gone_from_every_feed_and_list() -> None:
 
 def test_older_events_revive_nothing_and_newer_ones_count() -> None:
     before: list[Any] = [
+        PostCreatedFactory(author_id=ERASED),
         PostCreatedFactory(author_id=ERASED),
         UserFollowedFactory(follower_id=2, followee_id=ERASED),
         UserFollowedFactory(follower_id=ERASED, followee_id=2),
@@ -234,7 +252,7 @@ def test_a_part_whose_worker_died_before_it_was_noted_is_done_again(step: str) -
     assert place is not None
     with transaction.atomic():
         erasure.STEPS[step](place)
-    assert erasure.erase_part() is False  # for half a minute it is taken to be under way
+    assert erasure.erase_part() is False  # for some seconds it is taken to be under way
     erase_all()
     assert not Follow.objects.exists()
     assert not Post.objects.alive().filter(author_id=ERASED).exists()
@@ -280,6 +298,16 @@ def test_a_block_from_before_does_not_hold_who_is_followed_after(
     assert verification.verify().equal
 
 
+@pytest.mark.parametrize("erasure_first", [True, False])
+def test_a_marker_from_before_is_none(erasure_first: bool) -> None:
+    old, erased = FeedSeen(next_id(), ERASED, next_id()), UserErasedFactory(user_id=ERASED)
+    apply(*([erased, old] if erasure_first else [old, erased]))
+    assert Feed.objects.get().seen_post_id is None
+    new = FeedSeen(next_id(), ERASED, next_id())
+    apply(new, old, erased, careful=True)
+    assert Feed.objects.get().seen_post_id == new.post_id
+
+
 def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
     erase()
     done = import_follows([(2, ERASED), (ERASED, 2), (3, 2)])
@@ -291,9 +319,12 @@ def test_an_imported_file_does_not_bring_pairs_of_an_erased_user_back() -> None:
 def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> None:
     post = PostCreatedFactory(author_id=ERASED, content=SECRET, data=f'{{"told": "{SECRET}"}}')
     gone = PostDeletedFactory(author_id=ERASED, post_id=post.post_id - 1)
+    early = PostEditedFactory(author_id=ERASED, post_id=gone.post_id - 1, content=SECRET)
     acts = [
         post,
         gone,
+        PostEditedFactory(author_id=ERASED, post_id=post.post_id, content=f"still {SECRET}"),
+        early,
         UserFollowedFactory(follower_id=2, followee_id=ERASED),
         UserFollowedFactory(follower_id=ERASED, followee_id=2),
         UserUnfollowedFactory(follower_id=3, followee_id=ERASED),
@@ -305,7 +336,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         UserUnmutedFactory(user_id=5, muted_id=ERASED),
     ]
     apply(*acts)
-    assert ("posts", "data") in tables_with(SECRET)
+    assert {("posts", "data"), ("waiting_edits", "content")} <= tables_with(SECRET)
     note_processed(acts)
     IdempotencyKey.objects.create(
         user_id=ERASED, key="k", fingerprint="f", event_id=post.event_id, object_id=post.post_id
@@ -324,6 +355,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
     assert Post.objects.filter(deleted_event_id=None).count() == 0
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
     apply(*acts, careful=True)
+    assert tables_with(SECRET) == set()
     ProcessedEvent.objects.exclude(type="user.erased").delete()
     note_processed(acts)
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
@@ -333,6 +365,47 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         ("erasures", "user_id"),
         ("processed_events", "actor_id"),
     }
+
+
+NAMES = f'"{ERASED}"'.encode()
+
+
+@pytest.mark.parametrize(
+    ("dead_letter", "stays"),
+    [
+        ({"key": str(ERASED).encode(), "value": b"\xff\x00"}, False),
+        ({"value": b'{"actor_id": %b}' % NAMES}, False),
+        ({"value": b'{"payload": {"follower_id": %b}}' % NAMES}, False),
+        ({"value": b"{broken, by " + NAMES}, False),
+        # Somebody else's, who only mentions the number.
+        ({"value": b'{"actor_id": "7", "payload": {"content": %b}}' % NAMES}, True),
+        ({"value": b'{"actor_id": "7", "payload": {"data": {"a_id": %b}}}' % NAMES}, True),
+        ({"value": b'{"actor_id": "%d1"}' % ERASED}, True),
+    ],
+)
+def test_dead_letters_that_are_about_an_erased_user_go_and_are_stored_no_more(
+    dead_letter: dict[str, Any], stays: bool
+) -> None:
+    an_entry(**dead_letter, event_id=41)
+    erased = erase()
+    assert DeadLetter.objects.exists() == stays
+    DeadLetter.objects.all().delete()
+    record = a_dead_letter(**dead_letter, event_id=42)
+    store([record, record])
+    # What is no JSON names whom its key does, and nobody else.
+    is_broken = dead_letter["value"].startswith(b"{broken")
+    assert DeadLetter.objects.exists() == (stays or is_broken)
+    later = a_dead_letter(**dead_letter, event_id=erased.event_id + 1)
+    store([later])
+    assert DeadLetter.objects.filter(event_id=erased.event_id + 1).exists()
+
+
+def test_many_dead_letters_are_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(erasure, "DEAD_LETTERS", 2)
+    for number in range(5):
+        an_entry(key=str(ERASED if number % 2 else 7).encode())
+    erase()
+    assert [bytes(entry.key or b"") for entry in DeadLetter.objects.all()] == [b"7"] * 3
 
 
 def note_processed(facts: Sequence[Any]) -> None:

@@ -48,6 +48,7 @@ steps = st.tuples(
         [
             "post",
             "post",
+            "edit",
             "delete",
             "follow",
             "follow",

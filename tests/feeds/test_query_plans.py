@@ -6,18 +6,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.db.models.functions import Now
 from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
 from eventbus.models import ProcessedEvent
-from feeds import blocks, fanout, follows, mutes, seen
+from feeds import blocks, fanout, follows, live, mutes, seen
+from feeds.live import Wanted
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
-from posts.models import Block, Post
+from posts import edits
+from posts.models import Block, Fanout, Post
 from posts.pagination import START, Position
 from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
+    PostDeletedFactory,
+    PostEditedFactory,
     UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
@@ -27,6 +33,12 @@ from tests.factories import (
 from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of, scans
 
 pytestmark = pytest.mark.django_db
+
+# More than there ever are, and not analysed.
+WAITING = """
+INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data)
+SELECT n, n, n % 2000 + 1, 'early', false FROM generate_series(1, 100000) AS n
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,22 @@ def test_posts_are_found_by_their_ids(large_tables: None) -> None:
     assert_no_full_scan(lambda: Post.objects.find(range(5, 100_005, 1_000)), "posts")
 
 
+def test_edits_find_their_posts_by_their_keys(large_tables: None) -> None:
+    there = [PostEditedFactory(post_id=n, author_id=n % 2000 + 1) for n in range(1, 500)]
+    assert_no_full_scan(lambda: edits.apply_edits(there), "posts")
+    early = [PostEditedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: edits.apply_edits(early), "posts", queries=2)
+
+
+def test_edits_that_wait_are_found_by_an_index(large_tables: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(WAITING)
+    posts = [PostCreatedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.store(posts), "waiting_edits", queries=3)
+    gone = [PostDeletedFactory() for _ in range(500)]
+    assert_no_full_scan(lambda: Post.objects.bury(gone), "waiting_edits", queries=2)
+
+
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:
     assert_no_full_scan(lambda: fanout.follower_counts([7, 8, 9]), "feeds")
 
@@ -86,7 +114,20 @@ def test_markers_are_raised_by_one_look_up_each(large_tables: None) -> None:
 
 
 def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> None:
-    assert_no_full_scan(lambda: list(follows.audience({7}, set())), "follows")
+    assert_no_full_scan(lambda: list(follows.audience({7})), "follows")
+
+
+def test_what_is_new_in_feeds_with_streams_is_looked_up_in_indexes(large_tables: None) -> None:
+    Feed.objects.filter(user_id__in=(1, 2, 3)).update(pulled_since=Now())
+    Post.objects.filter(author_id__in=(1, 2, 3), id__gt=190_000).update(fanout=Fanout.PULL)
+    opened = [Wanted(user, None) for user in range(1, 101)]
+    gone_on = [Wanted(user, 150_000) for user in range(101, 201)]
+    tables = ("feed_entries", "posts", "feeds", "follows")
+    assert_no_full_scan(lambda: live.find(opened + gone_on), *tables, queries=2)
+
+
+def test_deleted_posts_are_looked_up_by_their_key(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.deleted_among(range(1, 501)), "posts")
 
 
 def test_processed_events_are_looked_up_by_their_key(large_tables: None) -> None:

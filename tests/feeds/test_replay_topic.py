@@ -22,7 +22,11 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 USERS = range(1, 9)
 TABLES = {
-    "posts": "id, author_id, content, created_at, fanout, deleted_event_id",
+    "posts": (
+        "id, author_id, content, data, created_at, fanout, deleted_event_id,"
+        " content_event_id, data_event_id"
+    ),
+    "waiting_edits": "event_id",
     "follows": "follower_id, followee_id, active, idle, event_id",
     "feeds": "user_id, floor, idle, follower_count",
     "feed_entries": "user_id, post_id, author_id",
@@ -34,7 +38,7 @@ TABLES = {
 def published(feed_events: str) -> list[Any]:
     """What some users did over a while, in the log and processed."""
     chance = random.Random(20261124)
-    kinds = ["post"] * 5 + ["follow"] * 4 + ["unfollow", "delete"]
+    kinds = ["post"] * 5 + ["follow"] * 4 + ["unfollow", "delete", "edit", "edit"]
     steps = [(chance.choice(kinds), chance.choice(USERS), chance.choice(USERS)) for _ in range(400)]
     facts = history(steps)
     for fact in facts:

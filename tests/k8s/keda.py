@@ -1,5 +1,6 @@
-"""The schema of KEDA's `ScaledObject` (keda.sh/v1alpha1, KEDA 2), which no package has: fields,
-types, what must be.
+"""The schema of KEDA's `ScaledObject` (keda.sh/v1alpha1, KEDA 2): fields, types, what must be.
+
+Its own comes with KEDA's releases and is in no package; of a trigger it knows no fields.
 
 After https://keda.sh/docs/latest/reference/scaledobject-spec/ and
 https://keda.sh/docs/latest/scalers/apache-kafka/.

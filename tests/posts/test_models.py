@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
+from eventbus.database.sql import fetch
 from eventbus.envelope import format_time
 from posts.data import text_of
 from posts.events import PostCreated
 from posts.models import Fanout, Post
 from posts.pagination import START, Position
 from tests.factories import PostCreatedFactory, PostDeletedFactory
+from tests.posts.test_data import objects
 
 pytestmark = pytest.mark.django_db
 
@@ -42,6 +45,13 @@ def test_data_is_kept_equal_as_json_and_goes_with_the_post() -> None:
     assert (newest.data, older.data) == (None, found.row.data)
     Post.objects.bury([PostDeletedFactory(post_id=fact.post_id)])
     assert Post.objects.get(id=fact.post_id).data is None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(objects)
+def test_postgresql_returns_any_data_equal_as_json(data: dict[str, Any]) -> None:
+    [(kept,)] = fetch("SELECT %s::jsonb::text", [text_of(data)])
+    assert json.loads(kept) == data
 
 
 def test_only_new_posts_are_reported_and_those_there_already_stay_as_they_are() -> None:

@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("posts", "0003_data_and_edits")]
+    dependencies = [("posts", "0004_waiting_edits")]
     operations = [
         migrations.CreateModel(
             name="Block",
