@@ -20,6 +20,8 @@ from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
+    UserFollowedFactory,
     UserMutedFactory,
     UserUnfollowedFactory,
     apply,
@@ -266,10 +268,11 @@ def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) ->
     url = "/admin/feeds/feed/follows/"
     assert [
         entry["users"] for entry in context_of(admin_client, f"{url}?user={READER}")["lists"]
-    ] == [[1], [], []]
+    ] == [[1], [], [], []]
     assert [entry["users"] for entry in context_of(admin_client, f"{url}?user=1")["lists"]] == [
         [],
         [READER],
+        [],
         [],
     ]
     apply(UserUnfollowedFactory())
@@ -290,6 +293,15 @@ def test_who_is_muted_is_in_a_list_and_in_the_state_of_the_pair(admin_client: Cl
     assert [row[2] for row in rows] == ["follows, mutes", "never followed"]
     rows = rows_of(text_of(admin_client, f"{url}?user=1&other=9"), "pair-table")
     assert [row[2] for row in rows] == ["never followed, mutes", "never followed"]
+
+
+def test_who_is_blocked_is_in_a_list_and_in_the_state_of_the_pair(admin_client: Client) -> None:
+    url = "/admin/feeds/feed/follows/"
+    apply(UserBlockedFactory(blocker_id=1, blocked_id=READER), UserFollowedFactory())
+    lists = context_of(admin_client, f"{url}?user=1")["lists"]
+    assert {entry["name"]: entry["users"] for entry in lists}["blocked"] == [READER]
+    rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
+    assert [row[2] for row in rows] == ["would follow but for a block", "never followed, blocks"]
 
 
 def test_follows_are_paged_by_id(admin_client: Client) -> None:

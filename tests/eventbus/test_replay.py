@@ -135,6 +135,9 @@ class Notes:
     def to_fact(self, event: Event) -> Event:
         return event
 
+    def locked_keys(self, events: Sequence[Event]) -> set[int]:
+        return {event.key for event in events}
+
     def plan(self, events: Sequence[Event]) -> list[list[Event]]:
         return [list(events)]
 

@@ -49,6 +49,7 @@ class Log:
 
     def __init__(self, chance: random.Random) -> None:
         kinds = ["post"] * 5 + ["edit", "edit", "delete", "delete"] + ["follow"] * 3 + ["unfollow"]
+        kinds += ["follow", "mute", "unmute", "block", "unblock"]
         # Rarely: what an erasure takes away is tested no more.
         kinds = kinds * 20 + ["erase"]
         self._facts = history(self._step(chance, kind) for kind in chance.choices(kinds, k=STEPS))

@@ -51,7 +51,20 @@ def deliver(facts: Sequence[Any], chance: random.Random) -> None:
 
 steps = st.tuples(
     st.sampled_from(
-        ["post", "post", "edit", "delete", "follow", "follow", "unfollow", "mute", "mute", "unmute"]
+        [
+            "post",
+            "post",
+            "edit",
+            "delete",
+            "follow",
+            "follow",
+            "unfollow",
+            "mute",
+            "mute",
+            "unmute",
+            "block",
+            "unblock",
+        ]
     ),
     st.sampled_from(USERS),
     st.sampled_from(USERS),

@@ -13,7 +13,7 @@ import pytest
 from django.db import connection
 from pytest_django import DjangoDbBlocker
 
-from feeds import fanout, follows, housekeeping, live, mutes, rebuild
+from feeds import blocks, fanout, follows, housekeeping, live, mutes, rebuild
 from feeds.live import Wanted
 from feeds.models import Horizon, Withdrawal
 from feeds.timeline import Reader
@@ -21,8 +21,10 @@ from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
 )
@@ -107,6 +109,12 @@ HOT: dict[str, Callable[[], object]] = {
     ),
     "mute": lambda: mutes.apply_mutes([UserMutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
     "unmute": lambda: mutes.apply_mutes([UserUnmutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
+    "block": lambda: blocks.apply_blocks(
+        [UserBlockedFactory(blocker_id=READER, blocked_id=AUTHOR + 1)]
+    ),
+    "unblock": lambda: blocks.apply_blocks(
+        [UserUnblockedFactory(blocker_id=READER, blocked_id=AUTHOR + 1)]
+    ),
     "rebuild": lambda: rebuild._fill(READER),
     "what is new on a stream that was opened": lambda: live.find([Wanted(READER, None)]),
     "what is new on streams that go on": lambda: live.find(

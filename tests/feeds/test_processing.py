@@ -46,7 +46,19 @@ NUMBERS = range(1, 6)
 
 steps = st.tuples(
     st.sampled_from(
-        ["post", "post", "edit", "delete", "follow", "follow", "unfollow", "mute", "unmute"]
+        [
+            "post",
+            "post",
+            "edit",
+            "delete",
+            "follow",
+            "follow",
+            "unfollow",
+            "mute",
+            "unmute",
+            "block",
+            "unblock",
+        ]
     ),
     st.sampled_from(NUMBERS),
     st.sampled_from(NUMBERS),
