@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import transaction
 from pytest_django import Settings
 
 from eventbus.database.sql import execute, fetch
@@ -171,10 +171,8 @@ def test_live_counts_pass_over_the_muted(worker: Worker) -> None:
 
 
 def live_count(user: int) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(live._NEWER, {"users": [user], "sinces": [0], "lowest": 0})
-        [(_, _, _, post_ids, _)] = cursor.fetchall()
-    return len(post_ids)
+    wanted = live.Wanted(user, 0)
+    return len(live.find([wanted])[wanted].post_ids)
 
 
 def test_the_list_of_the_muted_is_paged(worker: Worker) -> None:
