@@ -106,9 +106,7 @@ class Stream:
             return NewPosts(self.wanted_since)
         # What was announced since the stream was opened is new to it.
         before = [post_id for post_id in found.post_ids if post_id not in self._heard]
-        if before:
-            return NewPosts(before[0])
-        return NewPosts(min(self._heard, default=1) - 1)
+        return NewPosts(before[0] if before else found.after)
 
     def tell(self, name: str) -> None:
         """Have an event sent, once however often it is told before that."""
