@@ -20,7 +20,7 @@ from redis import Redis, RedisError
 from eventbus.database.sql import bigints, fetch
 from feeds import announcements
 from feeds.announcements import Change
-from feeds.models import HORIZON, PULLED_BY
+from feeds.models import HORIZON, PULLED_BY, RESTING
 from feeds.read import here
 from feeds.read.era import connection_pool, pool_like
 from feeds.timeline import Reader, newest_partitions_begin_after
@@ -42,7 +42,8 @@ RECOUNT_SECONDS = 300.0
 # their authors; where `since` is none, the newest few above `lowest`. Where it is below the floor
 # the feed has to be read.
 _NEWER = f"""
-SELECT asked.user_id, asked.since, state.floor <= bounds.after, newer.ids, pulled.authors, state.seen
+SELECT asked.user_id, asked.since, state.floor <= bounds.after, bounds.after, newer.ids,
+    pulled.authors, state.seen
 FROM unnest(%(users)s::bigint[], %(sinces)s::bigint[]) AS asked (user_id, since)
 CROSS JOIN LATERAL (
     SELECT greatest(
@@ -90,7 +91,8 @@ class Wanted(NamedTuple):
 class Found(NamedTuple):
     """What PostgreSQL has of a feed."""
 
-    post_ids: Sequence[int]  # the newest after `since`, at most 100; without it a few of the newest
+    after: int  # `since`, or without it an id after which a few of the newest are looked for
+    post_ids: Sequence[int]  # those after it, the newest 100 or few, newest first
     pulled_authors: Sequence[int]  # whose posts have to be looked for, in order
     seen: int | None  # up to which post its user has seen it; None: never said
     unread_ids: Sequence[int] = ()  # the newest after that, at most 100
@@ -324,11 +326,11 @@ def _newer(wanted: Sequence[Wanted], lowest: int) -> dict[Wanted, Found]:
         "lowest": lowest,
     }
     found: dict[Wanted, Found] = {}
-    for user_id, since, is_above_floor, post_ids, authors, seen in fetch(_NEWER, values):
-        newest = sorted(post_ids, reverse=True)[:MOST_COUNTED]
-        # Without `since`, the newest may be further down.
-        if is_above_floor and (since is not None or newest):
-            found[Wanted(user_id, since)] = Found(newest, sorted(authors), seen)
+    for user_id, since, is_above_floor, after, post_ids, authors, seen in fetch(_NEWER, values):
+        # Nothing is materialised of a feed that rests.
+        if is_above_floor and after < RESTING:
+            newest = sorted(post_ids, reverse=True)[:MOST_COUNTED]
+            found[Wanted(user_id, since)] = Found(after, newest, sorted(authors), seen)
     return found
 
 
@@ -339,4 +341,4 @@ def _read(wanted: Wanted) -> Found:
     reader.note()
     since = wanted.since or 0
     post_ids = [row.id for row in rows if row.id > since]
-    return Found(post_ids, sorted(reader.pulled_authors()), reader.seen)
+    return Found(since, post_ids, sorted(reader.pulled_authors()), reader.seen)

@@ -126,9 +126,7 @@ class Stream:
             return NewPosts(self.wanted_since)
         # What was announced since the stream was opened is new to it.
         before = [post_id for post_id in found.post_ids if post_id not in self._heard]
-        if before:
-            return NewPosts(before[0])
-        return NewPosts(min(self._heard, default=1) - 1)
+        return NewPosts(before[0] if before else found.after)
 
     def _counted_unread(self, found: Found) -> NewPosts | None:
         if found.seen is None:
