@@ -43,6 +43,7 @@ from feeds.views import (
 )
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import expiry_of, principal_without_waiting, token_of
+from feedsite.front.cross_origin import CrossOrigin
 from feedsite.front.http import Answer, HeaderList, Request
 from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
@@ -54,8 +55,11 @@ from posts.views import PostsView, accepted_body, accepted_post_json, event_addr
 FEEDS, NEW, LIVE = "/feeds/", "/new", "/live"
 EVENT_STREAM = ("content-type", "text/event-stream")
 JSON = ("content-type", "application/json")
+HTML = ("content-type", "text/html; charset=utf-8")
 TEXT = ("content-type", "text/plain")
 NOT_BUFFERED = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
+# What Django's metrics call it when no view was asked.
+NO_VIEW = "<unnamed view>"
 HIT = ("x-cache", "hit")
 # To read a larger body with data, all of it numbers and keys, would keep the loop for long.
 AT_ONCE_BYTES = 32 * 1024
@@ -84,10 +88,13 @@ class LiveOpening(NamedTuple):
 class HotAnswers:
     """Answers on one event loop."""
 
-    def __init__(self, near: NearCache, tally: Tally, keepers: Keepers) -> None:
+    def __init__(
+        self, near: NearCache, tally: Tally, keepers: Keepers, cross_origin: CrossOrigin
+    ) -> None:
         self._near = near
         self._tally = tally
         self._keepers = keepers
+        self._cross_origin = cross_origin
         self._common = {scheme: _common_headers(scheme) for scheme in ("http", "https")}
         views: tuple[type[APIView], ...] = (FeedView, LiveView, NewPostsView, PostsView)
         self._allow = {view: _allow(view) for view in views}
@@ -99,6 +106,16 @@ class HotAnswers:
         if request.path == "/readyz":
             return self._tell(request, "readyz", self._keepers.readiness())
         return None
+
+    def preflight(self, request: Request) -> Answer | None:
+        """Return the answer to a browser that asks whether a page of another site may ask; None if
+        it is none.
+        """
+        headers = self._cross_origin.preflight(request)
+        if headers is None:
+            return None
+        self._tally.count("OPTIONS", NO_VIEW, 200, 0.0)
+        return Answer(200, [HTML, *headers, ("x-request-id", _request_id(request))], b"")
 
     def at_once(self, request: Request) -> Answer | None:
         """Return what is in this process already: a page that it keeps. Else None."""
@@ -240,6 +257,7 @@ class HotAnswers:
         headers = list(self._common[_scheme(request)])
         if view is not None:
             headers.append(("allow", self._allow[view]))
+        headers += self._cross_origin.headers(request)
         headers.append(("x-request-id", _request_id(request)))
         return headers
 

@@ -16,6 +16,7 @@ from granian.server.embed import Server
 from feedsite.authentication import issue_token
 from feedsite.embedded.processes import free_port
 from feedsite.front.application import Application
+from tests.api import contract
 
 HEADER_SECONDS = 2
 BUFFER_BYTES = 65_536  # as in bin/serve
@@ -81,7 +82,7 @@ class ApiServer:
 
 
 class ApiClient:
-    """Requests with the headers of one client."""
+    """Requests with the headers of one client; what is not documented fails the test."""
 
     def __init__(self, http: httpx.Client, headers: dict[str, str]) -> None:
         self._http = http
@@ -91,7 +92,9 @@ class ApiClient:
         self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx.Response:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self._http.request(method, path, content=content, headers=self._headers | given)
+        answer = self._http.request(method, path, content=content, headers=self._headers | given)
+        contract.check(answer)
+        return answer
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.request("GET", path, headers)

@@ -439,7 +439,7 @@ def pages(url: str, user: int, key: str = "id") -> list[list[str]]:
     found, following = [], url
     while following:
         page = client(user).get(following).json()
-        assert set(page) >= {"results", "next", "previous"}
+        assert set(page) >= {"results", "next", "previous", "next_cursor", "previous_cursor"}
         found.append([row[key] for row in page["results"]])
         following = page["next"]
     return found
