@@ -9,7 +9,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from eventbus.ids.snowflake import id_in
-from feeds import services
+from feeds import blocks, services
 from feeds.events import UserFollowed
 from posts import rates
 from posts.documented import documented
@@ -110,6 +110,8 @@ def _refused(follower_id: int, followee_ids: list[int]) -> dict[int, Refusal]:
     refused: dict[int, Refusal] = {}
     if follower_id in followee_ids:
         refused[follower_id] = Refusal("cannot_follow_oneself", "Nobody can follow themselves.")
+    for blocked in blocks.in_the_way(follower_id, followee_ids):
+        refused[blocked] = Refusal("follow_blocked", blocks.IN_THE_WAY)
     return refused
 
 

@@ -2,8 +2,9 @@
 
 Commands go out at once and answers are told from each other by their order, so any number of
 callers share the connection and its round trips. A thread makes the connection, and makes it anew
-when it is lost; until then every command fails at once, and a command that has no answer after
-`ANSWER_SECONDS` makes the connection count as lost.
+when it is lost; until then every command fails at once. So does every command from when one has had
+no answer for `ANSWER_SECONDS` until Redis answers again: it may only have stumbled. A connection on
+which nothing was heard for `SILENT_SECONDS` counts as lost.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from redis.exceptions import ResponseError
 from eventbus.breaker import REDIS
 
 ANSWER_SECONDS = 0.25
+SILENT_SECONDS = 1.0
 TICK_SECONDS = 0.05
 HEARTBEAT_SECONDS = 0.25
 RECONNECT_SECONDS = 0.25
@@ -40,11 +42,15 @@ class Listener(Protocol):
     def connected(self) -> None:
         """Hear that there is a new connection."""
 
-    def lost(self) -> None:
-        """Hear that there is none any more."""
+    def lost(self, error: Exception) -> None:
+        """Hear that there is none any more; `Silent` when Redis has gone silent on it."""
 
     def announced(self, message: list[Any]) -> None:
         """Hear what Redis says unasked (RESP3 push data)."""
+
+
+class Silent(RedisConnectionError):
+    """Redis has not answered for a while."""
 
 
 class LoopRedis:
@@ -62,6 +68,7 @@ class LoopRedis:
         self._asked: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._unsent = b""
         self._caught_up = False
+        self._is_stalled = False
         self.heard_at = 0.0  # monotonic seconds; whatever changed before was announced here
         self._wanted = threading.Event()
         self._closed = False
@@ -92,6 +99,9 @@ class LoopRedis:
         answer: asyncio.Future[Any] = self._loop.create_future()
         if self._socket is None:
             answer.set_exception(RedisConnectionError("There is no connection to Redis."))
+            return answer
+        if self._is_stalled:
+            answer.set_exception(Silent("Redis does not answer now."))
             return answer
         self._asked.append((self._loop.time(), answer))
         self._send(hiredis.pack_command(command))  # type: ignore[arg-type]
@@ -140,6 +150,7 @@ class LoopRedis:
 
     def _settle(self, answer: Any) -> None:
         self.heard_at, future = self._asked.popleft()
+        self._is_stalled = False
         if future.done():
             return
         if isinstance(answer, hiredis.ReplyError):
@@ -175,17 +186,32 @@ class LoopRedis:
         """Notice a server that does not answer, and hear from one that nobody asks."""
         if self._closed:
             return
-        now = self._loop.time()
-        if self._asked and now - self._asked[0][0] > ANSWER_SECONDS:
+        if self._is_overdue():
             # It may have come while the loop itself was busy.
             self._read()
-            if self._asked and now - self._asked[0][0] > ANSWER_SECONDS:
-                self._lose(RedisConnectionError("Redis did not answer in time."))
-        elif (
-            not self._asked and now - self.heard_at > HEARTBEAT_SECONDS and self._socket is not None
-        ):
+        if self._is_overdue():
+            self._stall()
+        elif self._socket is not None and not self._asked and self._quiet() > HEARTBEAT_SECONDS:
             self.ask("PING").add_done_callback(_retrieve)
         self._loop.call_later(TICK_SECONDS, self._tick)
+
+    def _is_overdue(self) -> bool:
+        return bool(self._asked) and self._loop.time() - self._asked[0][0] > ANSWER_SECONDS
+
+    def _quiet(self) -> float:
+        """Return for how many seconds nothing was heard."""
+        return self._loop.time() - self.heard_at
+
+    def _stall(self) -> None:
+        """Have nobody wait for a Redis that does not answer; give the connection up in the end."""
+        if self._quiet() > SILENT_SECONDS:
+            self._lose(Silent("Redis did not answer in time."))
+            return
+        self._is_stalled = True
+        # They stay in line: answers are told from each other by their order.
+        for _asked_at, answer in self._asked:
+            if not answer.done():
+                answer.set_exception(Silent("Redis did not answer in time."))
 
     def _lose(self, error: Exception) -> None:
         if self._socket is None:
@@ -195,10 +221,11 @@ class LoopRedis:
         connection, self._connection, self._socket = self._connection, None, None
         asked, self._asked = self._asked, deque()
         self._unsent = b""
+        self._is_stalled = False
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         if connection is not None:
             connection.disconnect()  # type: ignore[no-untyped-call]
-        self._listener.lost()
+        self._listener.lost(error)
         for _asked_at, answer in asked:
             if not answer.done():
                 answer.set_exception(RedisConnectionError(str(error)))

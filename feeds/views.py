@@ -13,8 +13,8 @@ from rest_framework.views import APIView
 
 from eventbus import metrics
 from eventbus.ids.snowflake import id_in, number_in
-from feeds import mutes, seen, services
-from feeds.events import FollowFact, MuteFact
+from feeds import blocks, mutes, seen, services
+from feeds.events import BlockFact, FollowFact, MuteFact
 from feeds.models import Follow
 from feeds.read import first_page
 from feeds.read.page import with_links
@@ -25,6 +25,7 @@ from posts.pagination import Position
 from posts.principal import Principal, principal
 from posts.rates import WriteRate
 from posts.schemas import (
+    AcceptedBlock,
     AcceptedFollow,
     AcceptedMute,
     AcceptedSeen,
@@ -40,8 +41,8 @@ from posts.views import (
     list_response,
     write_ids,
 )
+from posts.visibility import READ_ANY_FEED
 
-READ_ANY_FEED = "feeds:read"
 LIST_ERRORS = ["not_your_follows", *PAGING_ERRORS]
 POST_ID_OR_0 = {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18})$"}
 SINCE = OpenApiParameter(
@@ -151,11 +152,12 @@ class LiveView(APIView):
         errors=["not_your_feed", "invalid_since", "live_unavailable", "too_many_streams"],
     )
     def get(self, request: Request, user_id: int) -> HttpResponse:
-        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`,
-        `end`).
+        """Hear of changes to a feed (server-sent events `new`, `seen`, `changed`, `polling`,
+        `live`, `end`).
 
         `new` tells how many posts are newer than the one named by `Last-Event-ID` or `since`, up
-        to 100; without one, than the newest when the stream was opened.
+        to 100; without one, than the newest when the stream was opened. `new` and `seen` tell how
+        many are unread.
         """
         _require_reader(request, user_id)
         live_since(request.headers.get("Last-Event-ID"), request.query_params.get("since"))
@@ -165,9 +167,15 @@ class LiveView(APIView):
 class FollowView(APIView):
     throttle_classes = [WriteRate]
 
-    @documented("follow_user", {202: AcceptedFollow}, errors=["cannot_follow_oneself"])
+    @documented(
+        "follow_user",
+        {202: AcceptedFollow},
+        errors=["cannot_follow_oneself", "follow_blocked"],
+    )
     def put(self, request: Request, user_id: int) -> HttpResponse:
-        """Follow a user; doing it again changes nothing."""
+        """Follow a user; doing it again changes nothing. 422 when a block is between the two."""
+        if blocks.in_the_way(principal(request).user_id, [user_id]):
+            raise Unprocessable(blocks.IN_THE_WAY, code="follow_blocked")
         return self._publish(request, user_id, services.follow)
 
     @documented("unfollow_user", {202: AcceptedFollow}, errors=["cannot_follow_oneself"])
@@ -192,6 +200,49 @@ class FollowView(APIView):
             follower_id=str(fact.follower_id),
             followee_id=str(fact.followee_id),
         )
+
+
+class BlockView(APIView):
+    throttle_classes = [WriteRate]
+
+    @documented("block_user", {202: AcceptedBlock}, errors=["cannot_block_oneself"])
+    def put(self, request: Request, user_id: int) -> HttpResponse:
+        """Block a user: it ends the follows between the two, prevents new ones, and neither sees
+        posts or lists of the other. Doing it again changes nothing.
+        """
+        return self._publish(request, user_id, services.block)
+
+    @documented("unblock_user", {202: AcceptedBlock}, errors=["cannot_block_oneself"])
+    def delete(self, request: Request, user_id: int) -> HttpResponse:
+        """Lift one's block of a user; the follows that it ended stay ended. Doing it again changes
+        nothing.
+        """
+        return self._publish(request, user_id, services.unblock)
+
+    def _publish(
+        self, request: Request, user_id: int, act: Callable[..., BlockFact]
+    ) -> HttpResponse:
+        if user_id == principal(request).user_id:
+            raise Unprocessable("Nobody can block themselves.", code="cannot_block_oneself")
+        fact = act(
+            blocker_id=principal(request).user_id,
+            blocked_id=user_id,
+            ids=write_ids(request),
+            headers=event_headers(request),
+        )
+        return accepted(
+            request,
+            fact.event_id,
+            blocker_id=str(fact.blocker_id),
+            blocked_id=str(fact.blocked_id),
+        )
+
+
+class BlocksView(APIView):
+    @documented("list_blocked", {200: UserList}, parameters=PAGING, errors=PAGING_ERRORS)
+    def get(self, request: Request) -> Response:
+        """List whom one has blocked, by id from the highest."""
+        return _users(request, partial(blocks.blocked_page, principal(request).user_id))
 
 
 class MuteView(APIView):
@@ -239,7 +290,7 @@ class FollowersView(APIView):
         anyone's.
         """
         _require_knower(request, user_id)
-        return _users(request, partial(Follow.objects.followers_page, user_id))
+        return _users_of(request, user_id, Follow.objects.followers_page)
 
 
 class FollowingView(APIView):
@@ -249,7 +300,7 @@ class FollowingView(APIView):
         anyone's.
         """
         _require_knower(request, user_id)
-        return _users(request, partial(Follow.objects.following_page, user_id))
+        return _users_of(request, user_id, Follow.objects.following_page)
 
 
 def may_read(principal: Principal, user_id: int) -> bool:
@@ -301,6 +352,15 @@ def live_since(last_event_id: str | None, since: str | None) -> int | None:
     """Return the post that a stream goes on from; None: from now. Raises `ParseError`."""
     named = last_event_id if last_event_id else since
     return None if named is None else since_of(named)
+
+
+def _users_of(
+    request: Request, user_id: int, read: Callable[[int, Position, int], list[int]]
+) -> Response:
+    """Return a list about a user; empty where a block is between them and who asks."""
+    if visibility.is_hidden(principal(request), user_id):
+        return _users(request, pagination.nothing)
+    return _users(request, partial(read, user_id))
 
 
 def _users(request: Request, read: Callable[[Position, int], list[int]]) -> Response:

@@ -74,6 +74,8 @@ CODES = {
     "followee_ids_empty": Code(422, "`followee_ids` names nobody"),
     "invalid_followee_id": Code(422, "one of `followee_ids` is no user id"),
     "too_many_followee_ids": Code(422, "`followee_ids` names more than 100 users"),
+    "cannot_block_oneself": Code(422, "nobody can block themselves"),
+    "follow_blocked": Code(422, "a block is between the two users"),
     "cannot_mute_oneself": Code(422, "nobody can mute themselves"),
     "not_your_follows": Code(403, "someone else's follows need the scope `feeds:read`"),
     "not_your_feed": Code(403, "someone else's feed needs the scope `feeds:read`"),

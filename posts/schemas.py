@@ -105,6 +105,11 @@ class AcceptedMute(AcceptedSchema):
     muted_id = Id()
 
 
+class AcceptedBlock(AcceptedSchema):
+    blocker_id = Id()
+    blocked_id = Id()
+
+
 class AcceptedErasure(AcceptedSchema):
     user_id = Id()
 

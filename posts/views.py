@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,7 +20,7 @@ from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
 from eventbus.ids.snowflake import id_in
 from eventbus.telemetry import correlation
-from posts import pagination, rates, services
+from posts import pagination, rates, services, visibility
 from posts.data import DataRefused, fragment, text_of
 from posts.documented import ID_PATTERN, PAGING, PAGING_ERRORS, documented
 from posts.errors import Gone, Unprocessable
@@ -107,10 +108,14 @@ class PostsView(APIView):
     def get(self, request: Request) -> Response:
         """Return up to 100 posts by their ids: an entry each, in the order they were asked for.
 
-        Instead of a post that was deleted, or that there is not (yet), its entry has a `state`.
+        Instead of a post that was deleted, or that there is not (yet), its entry has a `state`. One
+        whose author and reader a block is between is as one that there is not.
         """
         ids = ids_of(request)
         posts = Post.objects.find(ids)
+        authors = {post.row.author_id for post in posts.values()}
+        hidden = visibility.hidden_among(principal(request), authors)
+        posts = {key: post for key, post in posts.items() if post.row.author_id not in hidden}
         return Response({"results": [_entry(post_id, posts.get(post_id)) for post_id in ids]})
 
     @documented(
@@ -136,9 +141,11 @@ class PostView(APIView):
     throttle_classes = [WriteRate]
 
     @documented("read_post", {200: PostSchema}, errors=["post_not_found", "gone"])
-    def get(self, _request: Request, post_id: int) -> Response:
-        """Return a post; 410 when its author has deleted it."""
-        post = _find(post_id)
+    def get(self, request: Request, post_id: int) -> Response:
+        """Return a post; 410 when its author has deleted it, 404 when a block is between the author
+        and the reader.
+        """
+        post = _find(request, post_id)
         if post.is_deleted:
             raise Gone
         return Response(post_json(post.row))
@@ -158,7 +165,7 @@ class PostView(APIView):
     )
     def patch(self, request: Request, post_id: int) -> HttpResponse:
         """Edit one's own post: what the body names is replaced. 202 once Kafka has the edit."""
-        found = _find(post_id)
+        found = _find(request, post_id)
         if found.row.author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can edit a post.", code="not_the_author")
         if found.is_deleted:
@@ -181,7 +188,7 @@ class PostView(APIView):
     @documented("delete_post", {202: AcceptedDeletion}, errors=["not_the_author", "post_not_found"])
     def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
-        if _find(post_id).row.author_id != principal(request).user_id:
+        if _find(request, post_id).row.author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
         deletion = services.delete_post(
             author_id=principal(request).user_id,
@@ -195,9 +202,10 @@ class PostView(APIView):
 class UserPostsView(APIView):
     @documented("list_user_posts", {200: PostList}, parameters=PAGING, errors=PAGING_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
-        """List a user's posts, newest first."""
+        """List a user's posts, newest first; none where a block is between the two."""
+        hidden = visibility.is_hidden(principal(request), user_id)
         page = pagination.paginate(
-            lambda position, limit: Post.objects.page_of(user_id, position, limit),
+            pagination.nothing if hidden else partial(Post.objects.page_of, user_id),
             lambda row: row.id,
             pagination.position_of(request),
             pagination.limit_of(request),
@@ -402,8 +410,11 @@ def _entry(post_id: int, post: FoundPost | None) -> Fields:
     return post_json(post.row)
 
 
-def _find(post_id: int) -> FoundPost:
+def _find(request: Request, post_id: int) -> FoundPost:
+    """Return the post, unless the asking user is to see nothing of its author. Raises
+    `NotFound`.
+    """
     post = Post.objects.find([post_id]).get(post_id)
-    if post is None:
+    if post is None or visibility.is_hidden(principal(request), post.row.author_id):
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post

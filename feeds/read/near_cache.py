@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import Connection, RedisError
 
-from feeds.loop_redis import LoopRedis
+from feeds.loop_redis import SILENT_SECONDS, LoopRedis, Silent
 from feeds.read.era import Trust, ask_identity
 from feeds.read.page import (
     AUTHOR_KEYS,
@@ -32,7 +32,6 @@ from feeds.read.pages import KEYS_A_COMMAND
 KEPT_BYTES = 64 * 1024 * 1024
 # Of what keeps a value, beside the value: keys, dictionaries, objects.
 OVERHEAD_BYTES = 600
-HEARD_WITHIN_SECONDS = 1.0
 # At most that many addresses of the same page, such as by HTTP and HTTPS.
 ANSWERS_KEPT = 2
 CHECK_EVERY_SECONDS = 0.25
@@ -173,7 +172,7 @@ class NearCache:
         if era is None or era.identity != self._identity or not self.redis.connected:
             return None
         self.redis.catch_up()
-        if self._loop.time() - self.redis.heard_at > HEARD_WITHIN_SECONDS:
+        if self._loop.time() - self.redis.heard_at > SILENT_SECONDS:
             return None
         return page_key(user_id, era.name).encode()
 
@@ -287,13 +286,15 @@ class NearCache:
         self._identity = self._next_identity
         self._forget_all()
 
-    def lost(self) -> None:
+    def lost(self, error: Exception) -> None:
         """Trust nothing that was kept.
 
-        The views ask Redis themselves meanwhile: it may only have stumbled.
+        The views ask Redis themselves meanwhile, unless it is silent: each would wait for it.
         """
         self._identity = ""
         self._forget_all()
+        if isinstance(error, Silent):
+            self._trust.distrust(error)
 
     def announced(self, message: list[Any]) -> None:
         """Forget what has changed."""

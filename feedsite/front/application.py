@@ -79,7 +79,7 @@ class Application:
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
         request = Request(scope, connection, self._body_clock)
-        if request.path.endswith(LIVE) and await self._stream(request, connection):
+        if request.path.endswith(LIVE) and self._stream(request, connection):
             return
         try:
             answer = await self._answer(request)
@@ -97,8 +97,8 @@ class Application:
             else:
                 connection.response_bytes(*answer)
 
-    async def _stream(self, request: Request, connection: Connection) -> bool:
-        """Serve a live feed to its end; False if none is asked for, or something is wrong with the
+    def _stream(self, request: Request, connection: Connection) -> bool:
+        """Begin to serve a live feed; False if none is asked for, or something is wrong with the
         request.
         """
         if not self._is_hot:
@@ -112,8 +112,7 @@ class Application:
             connection.response_bytes(*full)
             return True
         transport = connection.response_stream(200, opening.headers)
-        peer = request.scope.client
-        await self._live.serve(opening.wanted, transport, opening.expires_at, peer)
+        self._live.open(opening.wanted, transport, opening.expires_at, request.scope.client)
         return True
 
     async def _answer(self, request: Request) -> Answer | FileAnswer:

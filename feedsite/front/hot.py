@@ -7,6 +7,7 @@ all else: the view of the same path is then asked, which says what is wrong with
 
 import random
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qs
@@ -28,6 +29,7 @@ from eventbus.ids import idempotency
 from eventbus.ids.snowflake import number_in
 from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
+from feeds import live_tickets
 from feeds.live import Wanted
 from feeds.read.near_cache import KeptPage, NearCache
 from feeds.read.page import new_posts_body, seen_of, with_links
@@ -143,17 +145,16 @@ class HotAnswers:
         if request.method != "GET" or not (path.startswith(FEEDS) and path.endswith(LIVE)):
             return None
         user_id = _user_id(path[len(FEEDS) : -len(LIVE)])
-        principal = _principal(request)
-        if user_id is None or principal is None or not may_read(principal, user_id):
+        if user_id is None or _is_redirected(request) or not has_good_host(request):
             return None
-        if _is_redirected(request) or not has_good_host(request):
+        query = parse_qs(request.scope.query_string, keep_blank_values=True)
+        expires_at = _streams_until(request, user_id, query)
+        if expires_at is None:
             return None
-        named = parse_qs(request.scope.query_string, keep_blank_values=True).get("since", [None])
         try:
-            since = live_since(request.headers.get("last-event-id"), named[-1])
+            since = live_since(request.headers.get("last-event-id"), query.get("since", [None])[-1])
         except APIException:
             return None
-        expires_at = expiry_of(token_of(request.headers.get("authorization") or ""))
         headers = [EVENT_STREAM, *NOT_BUFFERED, *self._headers(request, LiveView)]
         self._tally.count("GET", "live", 200, 0.0)
         return LiveOpening(Wanted(user_id, since), expires_at, headers)
@@ -291,6 +292,18 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
     ):
         return None
     return WantedFeed(user_id, is_page, since)
+
+
+def _streams_until(
+    request: Request, user_id: int, query: Mapping[str, Sequence[str]]
+) -> float | None:
+    """Return until when the client may have the live feed of this user; None: not at all."""
+    if "ticket" in query:
+        return live_tickets.expires_at(query["ticket"][-1], user_id)
+    principal = _principal(request)
+    if principal is None or not may_read(principal, user_id):
+        return None
+    return expiry_of(token_of(request.headers.get("authorization") or ""))
 
 
 def _principal(request: Request) -> Principal | None:

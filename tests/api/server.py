@@ -68,6 +68,11 @@ class ApiServer:
         self._server.stop()  # type: ignore[no-untyped-call]
         self._thread.join(20)
 
+    @property
+    def is_hearing(self) -> bool:
+        """Tell whether live streams hear announcements."""
+        return self._application._live._is_hearing
+
     def client(self, user: int = 1, scope: str = "") -> "ApiClient":
         """Return a client with a token of this user."""
         return ApiClient(self._http, {"Authorization": f"Bearer {issue_token(user, scope, 60)}"})

@@ -2,13 +2,17 @@
 
 import asyncio
 import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import uvloop
 
 from feeds.read.era import Trust
 from feeds.read.near_cache import NearCache
 from feeds.read.page import CachedPage
-from tests.e2e.system import wait_until
+from tests.e2e.system import PATIENCE, wait_until
+
+T = TypeVar("T")
 
 
 class LoopedNearCache:
@@ -19,7 +23,7 @@ class LoopedNearCache:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._trust = trust
-        self.near = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(5)
+        self.near = self.run(self._start())
         wait_until(lambda: self.near.redis.connected)
 
     async def _start(self) -> NearCache:
@@ -30,8 +34,12 @@ class LoopedNearCache:
     def find(self, user_id: int) -> CachedPage | None:
         """Return the page that the loop would answer with at once."""
         self._trust.era()  # as the keeper does, all the time
-        found = asyncio.run_coroutine_threadsafe(self.near.find(user_id), self._loop).result(5)
+        found = self.run(self.near.find(user_id))
         return found.page if found else None
+
+    def run(self, asked: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and return what it does."""
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(PATIENCE)
 
     def touch(self) -> None:
         """Tell Redis at once what was read, and return when it has heard."""
@@ -40,7 +48,7 @@ class LoopedNearCache:
             self.near.touch()
             await self.near.redis.ask("PING")
 
-        asyncio.run_coroutine_threadsafe(touch(), self._loop).result(5)
+        self.run(touch())
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self.near.close)
