@@ -375,7 +375,7 @@ def test_neither_of_a_blocked_pair_can_follow_the_other() -> None:
     assert client(2).put("/follows/1").status_code == 202
 
 
-NOTHING = {
+NOTHING: dict[str, object] = {
     "results": [],
     "next": None,
     "previous": None,

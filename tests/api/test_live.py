@@ -178,7 +178,11 @@ def test_of_a_batch_each_stream_is_told_what_is_in_its_feed(
 
 def test_a_stream_counts_from_when_it_was_opened(front: ApiServer, worker: Worker) -> None:
     before, after = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
+    # What is on its way to the process when a stream opens is new to it rather than missed.
+    witness = Live(front, "?since=0")
     worker.process(before)
+    assert witness.new() == (before.post_id, 1)
+    witness.close()
     live = Live(front)
     assert live.comment() == ": open"
     worker.process(after)  # whether it has been counted by then or not
