@@ -37,7 +37,7 @@ def _worker(worker_id: int, listener: tuple[Any, Any], *arguments: Any) -> Any:
     return RSGIWorker(worker_id, (None, holder), *arguments)
 
 
-mp.RSGIWorker = _worker  # type: ignore[misc, assignment]
+mp.RSGIWorker = _worker  # type: ignore[attr-defined, assignment]
 
 set_loop_signals = _signals.set_loop_signals
 
