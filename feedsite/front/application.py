@@ -122,7 +122,7 @@ class Application:
             detail = "The Host header does not name a host of this site."
             return _refusal(request, 400, "bad_request", detail)
         if self._is_hot:
-            answer = self._hot.at_once(request) or await self._hot.answer(request)
+            answer = await self._hot.answer(request)
             if answer is not None:
                 return answer
         return await self._bridge.answer(request)

@@ -98,15 +98,6 @@ class HotAnswers:
             return self._tell(request, "readyz", self._keepers.readiness())
         return None
 
-    def at_once(self, request: Request) -> Answer | None:
-        """Return what is in this process already: a page that it keeps. Else None."""
-        started = time.perf_counter()
-        wanted = _wanted_feed(request)
-        if wanted is None:
-            return None
-        kept = self._near.kept(wanted.user_id)
-        return self._page(request, wanted, kept, started) if kept else None
-
     async def answer(self, request: Request) -> Answer | None:
         """Return the answer, or None to have the request answered by Django."""
         if request.path == "/posts":
@@ -115,7 +106,7 @@ class HotAnswers:
         wanted = _wanted_feed(request)
         if wanted is None:
             return None
-        kept = await self._near.find(wanted.user_id)
+        kept = self._near.kept(wanted.user_id) or await self._near.find(wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
 
     def live(self, request: Request) -> LiveOpening | None:
