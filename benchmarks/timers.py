@@ -26,6 +26,7 @@ STATEMENTS = {
 @dataclass(frozen=True)
 class _Timed:
     to_fact: Callable[..., Any]
+    locked_keys: Callable[..., Any]
     plan: Callable[..., Any]
     apply: Callable[..., Any]
     after_commit: Callable[..., Any]
@@ -60,6 +61,7 @@ class Timers:
         """Return `handlers` with each of their functions timed."""
         return _Timed(
             to_fact=self.timed("Python: facts", handlers.to_fact),
+            locked_keys=self.timed("Python: facts", handlers.locked_keys),
             plan=self.timed("Python: plan", handlers.plan),
             apply=self.timed("Python: apply", handlers.apply),
             after_commit=self.timed("invalidation of cached pages", handlers.after_commit),

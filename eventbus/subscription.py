@@ -1,6 +1,6 @@
 """What a consumer of events needs to know of those who handle them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -84,6 +84,11 @@ class Handlers(Protocol[F]):
 
     def to_fact(self, event: Event) -> F:
         """Return what the event says. Raises `PoisonEvent` for one that can never be applied."""
+
+    def locked_keys(self, facts: Sequence[F]) -> Collection[int]:
+        """Return the keys to lock while the facts are applied: of each its own, and any other whose
+        rows it changes.
+        """
 
     def plan(self, facts: Sequence[F]) -> list[list[F]]:
         """Split facts, in order, into lists that each fit one transaction."""

@@ -1,9 +1,9 @@
 """Feeds in the admin: one row a user; the inspector of a user's feed; whom a user follows,
-is followed by and has muted.
+is followed by, has muted and has blocked.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -19,11 +19,12 @@ from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.ids import idempotency
 from eventbus.ids.snowflake import MAX_ID
 from eventbus.models import Erasure
-from feeds import inspector, mutes, services, verification
+from feeds import blocks, inspector, mutes, services, verification
 from feeds import rebuild as rebuilding
 from feeds.models import Feed, Follow, Mute
 from feeds.read import here
 from feeds.verification import Report
+from posts.models import Block
 from posts.pagination import Position
 
 FOLLOWS_SHOWN = 100
@@ -123,7 +124,7 @@ class FeedAdmin(LargeTableAdmin):
         self._tell(request, user_id, what, messages.SUCCESS)
 
     def follows_view(self, request: HttpRequest) -> HttpResponse:
-        """Show whom a user follows, who follows them and whom they have muted, or one pair with its
+        """Show whom a user follows, who follows them, whom they have muted and blocked, or one pair with its
         last event.
         """
         self._require_view(request)
@@ -146,6 +147,7 @@ class FeedAdmin(LargeTableAdmin):
                 _follow_list(request, "following", user_id, Follow.objects.following_page),
                 _follow_list(request, "followers", user_id, Follow.objects.followers_page),
                 _follow_list(request, "muted", user_id, mutes.muted_page),
+                _follow_list(request, "blocked", user_id, blocks.blocked_page),
             ]
         return TemplateResponse(request, "admin/feeds/feed/follows.html", context)
 
@@ -207,13 +209,23 @@ def _verdict(report: Report) -> str:
     return f"Differs: {found}{state}{'. First: ' if first else ''}{first}."
 
 
-def _pair(follower_id: int, followee_id: int) -> Follow:
+class _Pair(NamedTuple):
+    """What a user has said of another: the follow, or what it would be, with the mute, and whether
+    they block them.
+    """
+
+    follow: Follow
+    blocks: bool
+
+
+def _pair(follower_id: int, followee_id: int) -> _Pair:
     pair = {"follower_id": follower_id, "followee_id": followee_id}
     found = Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
     # Also where there is no follow for it to be repeated on.
     mute = Mute.objects.filter(user_id=follower_id, muted_id=followee_id).first()
     found.muted = mute is not None and mute.active
-    return found
+    block = Block.objects.filter(blocker_id=follower_id, blocked_id=followee_id).first()
+    return _Pair(found, block is not None and block.in_effect)
 
 
 def _follow_list(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 CHANNEL = b"live"
 IDS_A_MESSAGE = 8_192
 USERS_A_RECORD = 4_096
+# In the place of a post: how far these feeds were seen has changed, and nothing else.
+MARK = 0
 MOST_POSTS = 100  # as many as are ever counted: of more, the newest
 _INT64 = "q"
 _HEAD = 3

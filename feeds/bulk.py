@@ -5,18 +5,18 @@ from typing import NamedTuple
 
 import orjson
 from django.http import HttpResponse
-from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from eventbus.ids.snowflake import id_in
-from feeds import services
+from feeds import blocks, services
 from feeds.events import UserFollowed
 from posts import rates
+from posts.documented import documented
 from posts.errors import Unprocessable
 from posts.principal import principal
 from posts.schemas import FollowEntries, NewFollows
-from posts.views import IDEMPOTENCY, event_headers, json_of, write_run
+from posts.views import event_headers, json_of, write_run
 
 MAX_FOLLOWEES = 100
 
@@ -29,11 +29,17 @@ class Refusal(NamedTuple):
 
 
 class FollowsView(APIView):
-    @extend_schema(
-        operation_id="follow_users",
-        request=NewFollows,
-        parameters=[IDEMPOTENCY],
-        responses={202: FollowEntries},
+    @documented(
+        "follow_users",
+        {202: FollowEntries},
+        body=NewFollows,
+        errors=[
+            "followee_ids_required",
+            "followee_ids_empty",
+            "too_many_followee_ids",
+            "invalid_followee_id",
+            "exceeds_write_rate",
+        ],
     )
     def post(self, request: Request) -> HttpResponse:
         """Follow up to 100 users at once: an entry each, in the order they were named.
@@ -104,6 +110,8 @@ def _refused(follower_id: int, followee_ids: list[int]) -> dict[int, Refusal]:
     refused: dict[int, Refusal] = {}
     if follower_id in followee_ids:
         refused[follower_id] = Refusal("cannot_follow_oneself", "Nobody can follow themselves.")
+    for blocked in blocks.in_the_way(follower_id, followee_ids):
+        refused[blocked] = Refusal("follow_blocked", blocks.IN_THE_WAY)
     return refused
 
 

@@ -21,7 +21,8 @@ from eventbus.database.sql import bigints, execute, fetch
 from eventbus.deadletters import erasing
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
-from feeds import fanout, follows, mutes
+from feeds import blocks, fanout, follows, mutes
+from feeds.announcements import Change
 from feeds.events import UserErased
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.read import here
@@ -117,6 +118,14 @@ ORDER BY muted_id LIMIT %(limit)s
 _MUTED_BY = """
 SELECT user_id FROM mutes WHERE muted_id = %(user)s AND user_id > %(after)s
 ORDER BY user_id LIMIT %(limit)s
+"""
+_BLOCKED = """
+SELECT blocked_id FROM blocks WHERE blocker_id = %(user)s AND blocked_id > %(after)s
+ORDER BY blocked_id LIMIT %(limit)s
+"""
+_BLOCKED_BY = """
+SELECT blocker_id FROM blocks WHERE blocked_id = %(user)s AND blocker_id > %(after)s
+ORDER BY blocker_id LIMIT %(limit)s
 """
 _LOCK_FLOOR = "SELECT floor FROM feeds WHERE user_id = %(user)s FOR UPDATE"
 _UNREAD_ENTRIES = """
@@ -245,8 +254,11 @@ def _advance(place: Place, part: Part) -> None:
 def _void(user_id: int, part: Part) -> None:
     if part.of_author:
         watched, by_every_page = Feed.objects.watched_among({user_id})
-        for audience in follows.audience({user_id} - by_every_page):
-            here.pages.invalidate({user_id}.union(*audience.values()), watched)
+        if by_every_page:
+            here.pages.invalidate([user_id], watched, [Change([user_id], user_id)])
+            return
+        for audience in follows.audience([user_id]):
+            here.pages.invalidate(audience[user_id], watched)
     elif part.users:
         here.pages.invalidate(part.users)
 
@@ -313,6 +325,24 @@ def _forget_muting(place: Place) -> Part:
     return _part_of(muting, PAIRS, users=muting)
 
 
+def _forget_blocked(place: Place) -> Part:
+    others = [user for (user,) in fetch(_BLOCKED, place.values(PAIRS))]
+    return _forget_blocks(place, others, [(place.user_id, other) for other in others])
+
+
+def _forget_blocking(place: Place) -> Part:
+    others = [user for (user,) in fetch(_BLOCKED_BY, place.values(PAIRS))]
+    return _forget_blocks(place, others, [(other, place.user_id) for other in others])
+
+
+def _forget_blocks(place: Place, others: list[int], pairs: list[tuple[int, int]]) -> Part:
+    # A block is under the locks of both.
+    locks.acquire_keys([place.user_id, *others])
+    follows.lock_feeds([place.user_id, *others])
+    blocks.forget(pairs, place.event_id)
+    return _part_of(others, PAIRS, users=[place.user_id, *others])
+
+
 def _delete_entries(place: Place) -> Part:
     """Delete the rows of the user's own feed that nobody reads: all, unless it was built anew."""
     locks.acquire_keys([place.user_id])
@@ -364,6 +394,8 @@ STEPS: dict[str, Callable[[Place], Part]] = {
     # After follows, so that nothing comes back that goes then.
     "muted": _forget_muted,
     "muted by": _forget_muting,
+    "blocked": _forget_blocked,
+    "blocked by": _forget_blocking,
     "entries": _delete_entries,
     "idempotency keys": _delete_idempotency_keys,
     "processed events": _forget_actor,

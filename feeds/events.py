@@ -1,5 +1,5 @@
 """The facts about users, as they travel in events; their key is the one whose audience changes: the
-followee, who is muted, or who is erased.
+followee, who is muted, who is blocked, or who is erased.
 """
 
 from dataclasses import dataclass
@@ -109,6 +109,57 @@ class UserUnmuted(MuteFact):
     """`user.unmuted`: the user no longer minds them."""
 
     TYPE = "user.unmuted"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFact:
+    """It changes the audience of both, so both are locked."""
+
+    TYPE: ClassVar[str]
+
+    event_id: int
+    blocker_id: int
+    blocked_id: int
+
+    @property
+    def key(self) -> int:
+        return self.blocked_id
+
+    @property
+    def users(self) -> set[int]:
+        """Everybody whom the fact names."""
+        return {self.blocker_id, self.blocked_id}
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return the fact in `event`. Raises `InvalidEvent`."""
+        blocker_id = read_id(event.payload, "blocker_id")
+        if blocker_id == event.key:
+            raise InvalidEvent("Nobody can block themselves.")
+        return cls(event_id=event.event_id, blocker_id=blocker_id, blocked_id=event.key)
+
+    def to_event(self) -> Event:
+        return Event(
+            event_id=self.event_id,
+            type=self.TYPE,
+            version=VERSION,
+            actor_id=self.blocker_id,
+            occurred_at=time_of(self.event_id),
+            key=self.blocked_id,
+            payload={"blocker_id": str(self.blocker_id)},
+        )
+
+
+class UserBlocked(BlockFact):
+    """`user.blocked`: neither of the two is to follow the other, nor to see anything of them."""
+
+    TYPE = "user.blocked"
+
+
+class UserUnblocked(BlockFact):
+    """`user.unblocked`: the blocker takes that back; the follows that it ended stay ended."""
+
+    TYPE = "user.unblocked"
 
 
 @dataclass(frozen=True, slots=True)

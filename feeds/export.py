@@ -102,6 +102,15 @@ SECTIONS = (
         """,
     ),
     Section(
+        "blocks",
+        ("user_id", "active", "event_id"),
+        """
+        SELECT blocked_id, blocked_event_id > unblocked_event_id, greatest(blocked_event_id, unblocked_event_id)
+        FROM blocks
+        WHERE blocker_id = %(user)s AND blocked_id > %(after)s ORDER BY blocked_id LIMIT %(limit)s
+        """,
+    ),
+    Section(
         "idempotency_key",
         ("key", "event_id", "object_id", "created_at"),
         """

@@ -5,7 +5,7 @@ The highest event id of a pair wins, in whatever order.
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from django.conf import settings
@@ -15,7 +15,7 @@ from eventbus.database.sql import bigints, execute, fetch
 from eventbus.models import BEFORE_ERASURE
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
-from feeds.models import FLOOR, IN_FEED, TO_DELIVER
+from feeds.models import BLOCKED, BLOCKS_OF, FLOOR, IN_FEED, LAST_BLOCK, TO_DELIVER
 from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
@@ -23,12 +23,13 @@ Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
 
 
 class Changed(NamedTuple):
-    """A row of `follows` that was written, and whether the followee's posts are in the follower's
-    feed now.
+    """A row of `follows` that was written: whether it is in effect now, and whether the followee's
+    posts are in the follower's feed.
     """
 
     follower_id: int
     followee_id: int
+    active: bool
     in_feed: bool
 
     @property
@@ -46,18 +47,24 @@ WHERE active
 
 # What is from before either was erased has no effect: the pair may be forgotten by now.
 _WRITE = f"""
-INSERT INTO follows (follower_id, followee_id, active, idle, muted, event_id)
-SELECT follower, followee, %(active)s, feeds.idle,
+INSERT INTO follows (follower_id, followee_id, active, held, idle, muted, event_id)
+SELECT follower, followee, wanted AND NOT blocked, wanted AND blocked, feeds.idle,
     EXISTS (SELECT FROM mutes WHERE mutes.user_id = follower AND muted_id = followee AND mutes.active), event
-FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[]) AS new (follower, followee, event)
+FROM (
+    SELECT follower, followee, event, %(wanted)s AND event > {LAST_BLOCK} AS wanted, {BLOCKED} AS blocked
+    FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[])
+        AS fact (follower, followee, event)
+    {BLOCKS_OF.format(follower="follower", followee="followee")}
+) AS new
 JOIN feeds ON user_id = follower
 WHERE NOT {BEFORE_ERASURE.format(user="follower", id="event")}
   AND NOT {BEFORE_ERASURE.format(user="followee", id="event")}
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
-SET active = EXCLUDED.active, idle = EXCLUDED.idle, muted = EXCLUDED.muted, event_id = EXCLUDED.event_id
+SET active = EXCLUDED.active, held = EXCLUDED.held, idle = EXCLUDED.idle, muted = EXCLUDED.muted,
+    event_id = EXCLUDED.event_id
 WHERE follows.event_id <= EXCLUDED.event_id
-RETURNING follower_id, followee_id, {IN_FEED}
+RETURNING follower_id, followee_id, active, {IN_FEED}
 """  # noqa: S608 - composed of constants
 
 # The newest posts of the followee above the follower's floor and the horizon; one more than fits
@@ -127,21 +134,28 @@ def lock_feeds(user_ids: Iterable[int]) -> None:
 
 
 def apply_follows(facts: Sequence[UserFollowed]) -> None:
-    """Make the pairs active and put the followees' posts into the followers' feeds."""
+    """Make the pairs active and put the followees' posts into the followers' feeds, but where a block
+    or a mute is in the way.
+    """
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
-    written = _write(facts, active=True)
-    _count([row.pair for row in written if row.pair not in active_before], step=1)
-    update_feeds(written)
+    settle(_write(facts, wanted=True), active_before)
 
 
 def apply_unfollows(facts: Sequence[UserUnfollowed]) -> None:
     """Make the pairs inactive and take the followees' posts out of the followers' feeds."""
     facts = _last_of_each_pair(facts)
     active_before = _active(facts)
-    written = _write(facts, active=False)
-    _count([row.pair for row in written if row.pair in active_before], step=-1)
-    update_feeds(written)
+    settle(_write(facts, wanted=False), active_before)
+
+
+def settle(changed: Sequence[Changed], active_before: Container[Pair]) -> None:
+    """Have follower counts and feeds follow what these rows say now."""
+    if gained := [row.pair for row in changed if row.active and row.pair not in active_before]:
+        _count(gained, step=1)
+    if lost := [row.pair for row in changed if not row.active and row.pair in active_before]:
+        _count(lost, step=-1)
+    update_feeds(changed)
 
 
 def update_feeds(changed: Sequence[Changed]) -> None:
@@ -179,10 +193,10 @@ def _active(facts: Iterable[FollowFact]) -> set[Pair]:
     return {(follower, followee) for follower, followee in fetch(_ACTIVE, _columns(pairs))}
 
 
-def _write(facts: Sequence[FollowFact], *, active: bool) -> list[Changed]:
+def _write(facts: Sequence[FollowFact], *, wanted: bool) -> list[Changed]:
     """Write the pairs that no later event has changed; return them."""
     columns = _columns([(fact.follower_id, fact.followee_id) for fact in facts])
-    values = {**columns, "events": [fact.event_id for fact in facts], "active": active}
+    values = {**columns, "events": [fact.event_id for fact in facts], "wanted": wanted}
     return [Changed(*row) for row in fetch(_WRITE, values)]
 
 

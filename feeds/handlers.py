@@ -10,14 +10,17 @@ from eventbus import kafka
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
-from feeds import erasure, fanout, follows, mutes, seen
-from feeds.announcements import Change
+from feeds import blocks, erasure, fanout, follows, mutes, seen
+from feeds.announcements import MARK, Change
 from feeds.events import (
+    BlockFact,
     FollowFact,
     MuteFact,
+    UserBlocked,
     UserErased,
     UserFollowed,
     UserMuted,
+    UserUnblocked,
     UserUnfollowed,
     UserUnmuted,
 )
@@ -28,7 +31,7 @@ from posts import edits
 from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
 from posts.models import Post
 
-FeedFact = PostFact | FollowFact | MuteFact | FeedSeen | UserErased
+FeedFact = PostFact | FollowFact | MuteFact | BlockFact | FeedSeen | UserErased
 
 FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("post.created", 1): PostCreated.from_event,
@@ -39,6 +42,8 @@ FACTS: dict[tuple[str, int], Callable[[Event], FeedFact]] = {
     ("user.unfollowed", 1): UserUnfollowed.from_event,
     ("user.muted", 1): UserMuted.from_event,
     ("user.unmuted", 1): UserUnmuted.from_event,
+    ("user.blocked", 1): UserBlocked.from_event,
+    ("user.unblocked", 1): UserUnblocked.from_event,
     ("feed.seen", 1): FeedSeen.from_event,
     ("user.erased", 1): UserErased.from_event,
 }
@@ -68,6 +73,11 @@ class FeedHandlers(Handlers[FeedFact]):
                 f"Nothing here handles {event.type} version {event.version}."
             ) from None
         return parse(event)
+
+    def locked_keys(self, facts: Sequence[FeedFact]) -> set[int]:
+        """Return the users who must be locked; see `Handlers.locked_keys`."""
+        keys = {fact.key for fact in facts}
+        return keys.union(*(fact.users for fact in facts if isinstance(fact, BlockFact)))
 
     def plan(self, facts: Sequence[FeedFact]) -> list[list[FeedFact]]:
         """Split `facts`, in order, into parts of `FEED_BATCH_MAX_EVENTS` and about
@@ -109,14 +119,15 @@ class FeedHandlers(Handlers[FeedFact]):
         """
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
-        others = {
-            fact.user_id for fact in facts if isinstance(fact, MuteFact | FeedSeen | UserErased)
-        }
+        others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
+        others |= {user for fact in facts if isinstance(fact, BlockFact) for user in fact.users}
+        marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
         readers = followers | others
         watched, by_every_page = Feed.objects.watched_among(authors)
         new_posts = _new_posts(facts)
-        users = authors | readers
+        users = authors | readers | marking
         changes = [Change(readers)] if readers else []
+        changes += [Change(marking, post_ids=[MARK])] if marking else []
         changes += [Change([author], author, new_posts[author]) for author in by_every_page]
         for audience in follows.audience(authors - by_every_page):
             for author, audience_of in audience.items():
@@ -157,6 +168,8 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
             follows.apply_unfollows(facts)
         case MuteFact():
             mutes.apply_mutes(facts)
+        case BlockFact():
+            blocks.apply_blocks(facts)
         case FeedSeen():
             seen.apply_seen(facts)
         case UserErased():
@@ -175,8 +188,8 @@ def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
 
 
 def _is_oversized(fact: PostFact) -> bool:
-    """Tell whether the feeds that a post is in do not fit one transaction; what a follow or a
-    mute changes is bounded by the cap.
+    """Tell whether the feeds that a post is in do not fit one transaction; what a fact about
+    two users changes is bounded by the cap.
     """
     limit: int = settings.FEED_BATCH_MAX_ROWS
     return _rows(fact, fanout.follower_counts([fact.key])) > limit
@@ -194,7 +207,7 @@ def _rows(fact: FeedFact, followers: dict[int, int]) -> int:
     if isinstance(fact, FeedSeen):
         return 1
     cap: int = settings.FEED_MAX_ENTRIES
-    return cap
+    return 2 * cap if isinstance(fact, BlockFact) else cap
 
 
 def _steps(facts: Sequence[FeedFact]) -> Iterator[list[FeedFact]]:

@@ -12,6 +12,7 @@ from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import compose
 from feeds import fanout
+from feeds.models import BLOCKED, BLOCKS_OF, LAST_BLOCK
 from feeds.read import era
 from posts.csvfiles import BadLine, BadLines, read_table
 from posts.models import ALIVE
@@ -37,25 +38,34 @@ _LEAVE_OUT = """
 DELETE FROM staged_follows USING erasures WHERE user_id = {user} AND erasures.event_id > %s
 """
 
-_FIND_NEW = """
+# A pair that was blocked later is written as one that is ended, or held.
+_BLOCKS_OF_STAGED = BLOCKS_OF.format(follower="staged.follower_id", followee="staged.followee_id")
+_LATER = f"%(event)s > {LAST_BLOCK}"
+_MAY_FOLLOW = f"{_LATER} AND NOT {BLOCKED}"
+
+_FIND_NEW = f"""
 INSERT INTO new_follows
-SELECT DISTINCT follower_id, followee_id
-FROM staged_follows LEFT JOIN follows USING (follower_id, followee_id)
-WHERE event_id IS NULL OR (NOT active AND event_id < %s)
-"""
+SELECT DISTINCT staged.follower_id, staged.followee_id
+FROM staged_follows AS staged LEFT JOIN follows USING (follower_id, followee_id)
+{_BLOCKS_OF_STAGED}
+WHERE (event_id IS NULL OR (NOT active AND event_id < %(event)s)) AND {_MAY_FOLLOW}
+"""  # noqa: S608 - composed of constants
 
 # The highest event id of a pair wins, as everywhere. At equal ids the event does: an import has the
 # first of its millisecond.
-_MERGE = """
-INSERT INTO follows (follower_id, followee_id, active, idle, muted, event_id)
-SELECT DISTINCT follower_id, followee_id, true, coalesce(feeds.idle, false), coalesce(mutes.active, false), %s::bigint
-FROM staged_follows LEFT JOIN feeds ON feeds.user_id = follower_id
+_MERGE = f"""
+INSERT INTO follows (follower_id, followee_id, active, held, idle, muted, event_id)
+SELECT DISTINCT follower_id, followee_id, {_MAY_FOLLOW}, {_LATER} AND {BLOCKED},
+    coalesce(feeds.idle, false), coalesce(mutes.active, false), %(event)s::bigint
+FROM staged_follows AS staged LEFT JOIN feeds ON feeds.user_id = follower_id
 LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
+{_BLOCKS_OF_STAGED}
 ORDER BY 1, 2
 ON CONFLICT (follower_id, followee_id) DO UPDATE
-SET active = true, idle = EXCLUDED.idle, muted = EXCLUDED.muted, event_id = EXCLUDED.event_id
+SET active = EXCLUDED.active, held = EXCLUDED.held, idle = EXCLUDED.idle, muted = EXCLUDED.muted,
+    event_id = EXCLUDED.event_id
 WHERE follows.event_id < EXCLUDED.event_id
-"""
+"""  # noqa: S608 - composed of constants
 
 _FEEDS = """
 INSERT INTO feeds (user_id)
@@ -94,8 +104,8 @@ WHERE user_id = newest.follower_id AND floor < newest.id
 
 @transaction.atomic
 def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) -> Imported:
-    """Make `pairs` (follower, followee) active but for those that a later event changed; none when
-    reading fails.
+    """Make `pairs` (follower, followee) active but for those that a later event changed or that a
+    block is in the way of; none when reading fails.
 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is
     closed with the commit; call `here.pages.wait_until_noticed` afterwards.
@@ -108,8 +118,8 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     locks.acquire_bulk_load()
     for user in ("follower_id", "followee_id"):
         execute(_LEAVE_OUT.format(user=user), [event_id])
-    new = execute(_FIND_NEW, [event_id])
-    execute(_MERGE, [event_id])
+    new = execute(_FIND_NEW, {"event": event_id})
+    execute(_MERGE, {"event": event_id})
     if new:
         execute("ANALYZE new_follows")
         execute(_FEEDS)

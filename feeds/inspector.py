@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
+from urllib.parse import urlencode
+
+from django.urls import reverse
 
 from eventbus.database.sql import fetch
+from feeds import live_tickets
 from feeds.models import HORIZON, RESTING, Feed
 from feeds.read import here
 from feeds.read.pages import Kept
@@ -121,6 +125,13 @@ class Inspection:
         if self.feed.floor == RESTING:
             return "resting: nothing is materialised"
         return str(self.feed.floor)
+
+    @property
+    def live_address(self) -> str:
+        """Return where the page hears of what is newer than it."""
+        newest = max((entry.row.post_id for entry in self.entries if entry.row.defined), default=0)
+        query = urlencode({"since": newest, "ticket": live_tickets.issue(self.user_id)})
+        return f"{reverse('live', args=[self.user_id])}?{query}"
 
     def count(self, source: str) -> int:
         return sum(1 for entry in self.entries if entry.source == source)

@@ -20,7 +20,7 @@ from redis import Redis, RedisError
 from eventbus.database.sql import bigints, fetch
 from feeds import announcements
 from feeds.announcements import Change
-from feeds.models import HORIZON, PULLED_BY
+from feeds.models import HORIZON, PULLED_BY, RESTING
 from feeds.read import here
 from feeds.read.era import connection_pool, pool_like
 from feeds.timeline import Reader, newest_partitions_begin_after
@@ -42,12 +42,13 @@ RECOUNT_SECONDS = 300.0
 # their authors; where `since` is none, the newest few above `lowest`. Where it is below the floor
 # the feed has to be read.
 _NEWER = f"""
-SELECT asked.user_id, asked.since, state.floor <= bounds.after, newer.ids, pulled.authors
+SELECT asked.user_id, asked.since, state.floor <= bounds.after, bounds.after, newer.ids,
+    pulled.authors, state.seen
 FROM unnest(%(users)s::bigint[], %(sinces)s::bigint[]) AS asked (user_id, since)
 CROSS JOIN LATERAL (
     SELECT greatest(
         (SELECT floor FROM feeds WHERE feeds.user_id = asked.user_id), {HORIZON}
-    ) AS floor
+    ) AS floor, (SELECT seen_post_id FROM feeds WHERE feeds.user_id = asked.user_id) AS seen
 ) AS state
 CROSS JOIN LATERAL (
     SELECT coalesce(asked.since, greatest(state.floor, %(lowest)s)) AS after,
@@ -62,7 +63,7 @@ CROSS JOIN LATERAL (
          JOIN posts AS post ON post.id = entry.post_id
              AND post.deleted_event_id IS NULL AND post.fanout = {Fanout.PUSH.value}
          WHERE entry.user_id = asked.user_id AND entry.post_id > bounds.after
-           AND entry.post_id > %(lowest)s AND state.floor <= bounds.after
+           AND entry.post_id >= %(lowest)s + 1 AND state.floor <= bounds.after
          ORDER BY entry.post_id DESC LIMIT bounds.most)
         UNION ALL
         (SELECT near.id FROM unnest(pulled.authors) AS author
@@ -90,8 +91,11 @@ class Wanted(NamedTuple):
 class Found(NamedTuple):
     """What PostgreSQL has of a feed."""
 
-    post_ids: Sequence[int]  # the newest after `since`, at most 100; without it a few of the newest
+    after: int  # `since`, or without it an id after which a few of the newest are looked for
+    post_ids: Sequence[int]  # those after it, the newest 100 or few, newest first
     pulled_authors: Sequence[int]  # whose posts have to be looked for, in order
+    seen: int | None  # up to which post its user has seen it; None: never said
+    unread_ids: Sequence[int] = ()  # the newest after that, at most 100
 
 
 class NewPosts:
@@ -265,10 +269,37 @@ class Counting:
 
 
 def find(wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
-    """Return what these feeds have, by two queries, and more for each that reaches below its floor.
+    """Return what these feeds have, by two queries, a third for those of which more is unread, and
+    more for each that reaches below its floor.
 
     Raises `DatabaseError`.
     """
+    found = _find(wanted)
+    marked = {one: its for one, its in found.items() if its.seen is not None}
+    further = {
+        one: Wanted(one.user_id, its.seen) for one, its in marked.items() if not _reaches(one, its)
+    }
+    unread = _find(list(set(further.values())))
+    for one, its in marked.items():
+        source = unread[further[one]] if one in further else its
+        unread_ids = [post_id for post_id in source.post_ids if post_id > (its.seen or 0)]
+        found[one] = its._replace(unread_ids=unread_ids)
+    return found
+
+
+def _reaches(wanted: Wanted, found: Found) -> bool:
+    """Tell whether all that is unread, or a hundred of it, is among the posts that were found."""
+    seen = found.seen or 0
+    if wanted.since is not None and wanted.since <= seen:
+        return True
+    if len(found.post_ids) == MOST_COUNTED:
+        return True
+    # Of those further down some may be missing: without `since` no more were looked for.
+    newest = found.post_ids[:NEWEST_LOOKED_AT]
+    return bool(newest) and newest[-1] <= seen
+
+
+def _find(wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
     opened = [one for one in wanted if one.since is None]
     known = [one for one in wanted if one.since is not None]
     found = _newer(opened, newest_partitions_begin_after()) | _newer(
@@ -295,11 +326,11 @@ def _newer(wanted: Sequence[Wanted], lowest: int) -> dict[Wanted, Found]:
         "lowest": lowest,
     }
     found: dict[Wanted, Found] = {}
-    for user_id, since, is_above_floor, post_ids, authors in fetch(_NEWER, values):
-        newest = sorted(post_ids, reverse=True)[:MOST_COUNTED]
-        # Without `since`, the newest may be further down.
-        if is_above_floor and (since is not None or newest):
-            found[Wanted(user_id, since)] = Found(newest, sorted(authors))
+    for user_id, since, is_above_floor, after, post_ids, authors, seen in fetch(_NEWER, values):
+        # Nothing is materialised of a feed that rests.
+        if is_above_floor and after < RESTING:
+            newest = sorted(post_ids, reverse=True)[:MOST_COUNTED]
+            found[Wanted(user_id, since)] = Found(after, newest, sorted(authors), seen)
     return found
 
 
@@ -310,4 +341,4 @@ def _read(wanted: Wanted) -> Found:
     reader.note()
     since = wanted.since or 0
     post_ids = [row.id for row in rows if row.id > since]
-    return Found(post_ids, sorted(reader.pulled_authors()))
+    return Found(since, post_ids, sorted(reader.pulled_authors()), reader.seen)

@@ -1,10 +1,10 @@
 """The tables of feeds and follows.
 
 `feed(u)` is defined by a join: the undeleted posts by u and by everyone u follows now and has not
-muted. `feed_entries` only makes it fast: the rows above the floor of u are exactly the pushed part of that
-join above the floor, and nobody reads rows at or below it. The floor is `feeds.floor` or the
-`Horizon`, whichever is higher. A feed whose reader stays away rests: its floor is `RESTING`, and
-the fan-out leaves it out.
+muted. `feed_entries` only makes it fast: the rows above the floor of u are exactly the pushed part
+of that join above the floor, and nobody reads rows at or below it. The floor is `feeds.floor` or
+the `Horizon`, whichever is higher. A feed whose reader stays away rests: its floor is `RESTING`,
+and the fan-out leaves it out.
 """
 
 import secrets
@@ -28,6 +28,22 @@ RESTING = MAX_ID  # the floor of a feed of which nothing is materialised
 # whom the fan-out writes for, as the index has it.
 IN_FEED = "active AND NOT muted"
 TO_DELIVER = "active AND NOT idle AND NOT muted"
+
+# What blocks say of the pairs of `follows` that a statement reads, or of others named likewise.
+BLOCKS_OF = """
+LEFT JOIN blocks AS one_way ON one_way.blocker_id = {follower} AND one_way.blocked_id = {followee}
+LEFT JOIN blocks AS other_way ON other_way.blocker_id = {followee} AND other_way.blocked_id = {follower}
+"""
+BLOCKS_OF_FOLLOW = BLOCKS_OF.format(follower="follows.follower_id", followee="follows.followee_id")
+BLOCKED = (
+    "(coalesce(one_way.blocked_event_id > one_way.unblocked_event_id, false)"
+    " OR coalesce(other_way.blocked_event_id > other_way.unblocked_event_id, false))"
+)
+# An import has the id 0, which is before every event but not before a block that never was.
+LAST_BLOCK = (
+    "greatest(nullif(one_way.blocked_event_id, 0), nullif(other_way.blocked_event_id, 0), -1)"
+)
+LATER_THAN_BLOCKS = f"follows.event_id > {LAST_BLOCK}"
 
 # Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
 PULLED_BY = f"""
@@ -84,14 +100,17 @@ class Follow(models.Model):
     wins.
 
     An unfollow keeps the row inactive, so that a late or replayed follow from before it changes
-    nothing. `idle` repeats `feeds.idle` of the follower and `muted` what `mutes` says of the pair, so
-    that the fan-out finds whom to write for in one index.
+    nothing; so does a block, which ends the follows from before it. One that came after a block in
+    effect is `held`: it becomes active when the block is lifted (`feeds.blocks`). `idle` repeats
+    `feeds.idle` of the follower and `muted` what `mutes` says of the pair, so that the fan-out finds
+    whom to write for in one index.
     """
 
     pk = models.CompositePrimaryKey("follower_id", "followee_id")
     follower_id = models.BigIntegerField()
     followee_id = models.BigIntegerField()
     active = models.BooleanField(default=True, db_default=True)
+    held = models.BooleanField(default=False, db_default=False)
     idle = models.BooleanField(default=False, db_default=False)
     muted = models.BooleanField(default=False, db_default=False)
     event_id = models.BigIntegerField()

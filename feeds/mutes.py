@@ -36,7 +36,7 @@ _REPEAT = f"""
 UPDATE follows SET muted = is_muted
 FROM unnest(%(users)s::bigint[], %(muted)s::bigint[], %(active)s::boolean[]) AS written (follower, followee, is_muted)
 WHERE follower_id = follower AND followee_id = followee
-RETURNING follower_id, followee_id, {IN_FEED}
+RETURNING follower_id, followee_id, active, {IN_FEED}
 """  # noqa: S608 - composed of constants
 
 _MUTED_BY = """

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from eventbus import producer
 from eventbus.ids.idempotency import Ids
 from eventbus.record import Headers
-from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import (
+    UserBlocked,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnblocked,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from feeds.seen import FeedSeen
 
 
@@ -47,9 +55,23 @@ def unmute(*, user_id: int, muted_id: int, ids: Ids, headers: Headers = ()) -> U
     return fact
 
 
+def block(*, blocker_id: int, blocked_id: int, ids: Ids, headers: Headers = ()) -> UserBlocked:
+    """Publish that a user blocks another. Raises `PublishFailed`."""
+    fact = UserBlocked(ids.event_id, blocker_id, blocked_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
 def mark_seen(*, user_id: int, post_id: int, ids: Ids, headers: Headers = ()) -> FeedSeen:
     """Publish that a user has seen their feed up to this post. Raises `PublishFailed`."""
     fact = FeedSeen(ids.event_id, user_id, post_id)
+    producer.publish(fact.to_event(), headers)
+    return fact
+
+
+def unblock(*, blocker_id: int, blocked_id: int, ids: Ids, headers: Headers = ()) -> UserUnblocked:
+    """Publish that a user no longer blocks another. Raises `PublishFailed`."""
+    fact = UserUnblocked(ids.event_id, blocker_id, blocked_id)
     producer.publish(fact.to_event(), headers)
     return fact
 

@@ -3,6 +3,8 @@ from django.urls import path
 from feeds.bulk import FollowsView
 from feeds.user_views import ExportView, UserView
 from feeds.views import (
+    BlocksView,
+    BlockView,
     FeedView,
     FollowersView,
     FollowingView,
@@ -21,6 +23,8 @@ urlpatterns = [
     path("feeds/<id:user_id>/live", LiveView.as_view(), name="live"),
     path("follows", FollowsView.as_view(), name="follows"),
     path("follows/<id:user_id>", FollowView.as_view(), name="follow"),
+    path("blocks", BlocksView.as_view(), name="blocks"),
+    path("blocks/<id:user_id>", BlockView.as_view(), name="block"),
     path("mutes", MutesView.as_view(), name="mutes"),
     path("mutes/<id:user_id>", MuteView.as_view(), name="mute"),
     path("users/<id:user_id>", UserView.as_view(), name="user"),

@@ -4,16 +4,16 @@ from itertools import chain
 
 from django.http import HttpResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from feeds import export, services
+from posts.documented import documented
 from posts.principal import principal
 from posts.rates import WriteRate
-from posts.schemas import AcceptedSchema
-from posts.views import IDEMPOTENCY, accepted, event_headers, write_ids
+from posts.schemas import AcceptedErasure
+from posts.views import accepted, event_headers, write_ids
 
 ERASE_ANY_USER = "users:erase"
 EXPORT_ANY_USER = "users:export"
@@ -23,7 +23,7 @@ JSON_LINES = "application/x-ndjson"
 class UserView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("erase_user", {202: AcceptedErasure}, errors=["not_your_user"])
     def delete(self, request: Request, user_id: int) -> HttpResponse:
         """Erase all that a user did and all that is held about them, up to now; oneself, or with
         `users:erase` anyone. `/events/{event_id}` is `pending` until all of it is gone.
@@ -39,7 +39,7 @@ class UserView(APIView):
 
 
 class ExportView(APIView):
-    @extend_schema(responses={(200, JSON_LINES): OpenApiTypes.STR})
+    @documented("export_user", {(200, JSON_LINES): OpenApiTypes.STR}, errors=["not_your_user"])
     def get(self, request: Request, user_id: int) -> StreamingHttpResponse:
         """Return everything held about a user as JSON lines; oneself, or with `users:export`
         anyone. The last line is of the kind `end`: without it the answer broke off.

@@ -22,7 +22,15 @@ from django.db import transaction
 from eventbus.database import locks
 from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
-from feeds.models import FLOOR, IN_FEED, RESTING, Feed
+from feeds.models import (
+    BLOCKED,
+    BLOCKS_OF_FOLLOW,
+    FLOOR,
+    IN_FEED,
+    LATER_THAN_BLOCKS,
+    RESTING,
+    Feed,
+)
 from feeds.partitions import partitions
 from feeds.read import era, here
 from posts.models import ALIVE, PULLED, PUSHED
@@ -118,7 +126,8 @@ SELECT user_id FROM (
     LEFT JOIN (
         SELECT DISTINCT follower_id FROM follows JOIN feeds ON feeds.user_id = follower_id
         LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
-        WHERE (follows.idle <> feeds.idle OR muted <> coalesce(mutes.active, false)) AND {of_follower} AND {of_user}
+        {blocks_of_follow}
+        WHERE ({contradicts}) AND {of_follower} AND {of_user}
     ) AS differing ON differing.follower_id = feeds.user_id
 ) AS states
 WHERE wrong
@@ -135,15 +144,24 @@ ON CONFLICT (user_id) DO UPDATE SET
     floor = CASE WHEN feeds.idle THEN {resting} ELSE feeds.floor END
 """
 _MEND_FOLLOWS = """
-UPDATE follows SET idle = truth.idle, muted = truth.muted
+UPDATE follows SET active = truth.active, held = truth.held, idle = truth.idle, muted = truth.muted
 FROM (
-    SELECT follower_id, followee_id, feeds.idle, coalesce(mutes.active, false) AS muted
+    SELECT follower_id, followee_id, feeds.idle, coalesce(mutes.active, false) AS muted,
+        {wanted} AND NOT {blocked} AS active, {wanted} AND {blocked} AS held
     FROM follows JOIN feeds ON feeds.user_id = follower_id
     LEFT JOIN mutes ON mutes.user_id = follower_id AND muted_id = followee_id
-    WHERE follower_id = ANY(%(wrong)s)
+    {blocks_of_follow}
+    WHERE follower_id = ANY(%(wrong)s) AND ({contradicts})
 ) AS truth
 WHERE follows.follower_id = truth.follower_id AND follows.followee_id = truth.followee_id
-    AND (follows.idle, follows.muted) <> (truth.idle, truth.muted)
+RETURNING follows.followee_id
+"""
+
+# Of a row of `follows`: what it repeats is not what `feeds`, `mutes` and `blocks` say.
+_WANTED = f"(follows.active OR follows.held) AND {LATER_THAN_BLOCKS}"
+_CONTRADICTS = f"""
+    follows.idle <> feeds.idle OR follows.muted <> coalesce(mutes.active, false)
+    OR follows.active <> ({_WANTED} AND NOT {BLOCKED}) OR follows.held <> ({_WANTED} AND {BLOCKED})
 """
 
 _CONSTANTS = {
@@ -152,6 +170,10 @@ _CONSTANTS = {
     "pulled": PULLED,
     "floor": FLOOR,
     "in_feed": IN_FEED,
+    "blocks_of_follow": BLOCKS_OF_FOLLOW,
+    "blocked": BLOCKED,
+    "wanted": _WANTED,
+    "contradicts": _CONTRADICTS,
     "resting": RESTING,
     "shown": SHOWN,
 }
@@ -255,7 +277,10 @@ def _repair_states(users: Sequence[int] | None) -> None:
     locks.acquire_bulk_load()
     wrong = _wrong_states(users)
     execute(_MEND_STATES.format(**_CONSTANTS), {"wrong": wrong})
-    execute(_MEND_FOLLOWS, {"wrong": wrong})
+    mended = fetch(_MEND_FOLLOWS.format(**_CONSTANTS), {"wrong": wrong})
+    # Of those whose follows have come into effect, or are no longer, the count may be another.
+    followees = list({followee for (followee,) in mended})
+    execute(_MEND_STATES.format(**_CONSTANTS), {"wrong": followees})
     era.mark_closed()
 
 

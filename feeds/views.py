@@ -5,7 +5,7 @@ from functools import partial
 
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import APIException, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -13,18 +13,21 @@ from rest_framework.views import APIView
 
 from eventbus import metrics
 from eventbus.ids.snowflake import id_in, number_in
-from feeds import mutes, seen, services
-from feeds.events import FollowFact, MuteFact
+from feeds import blocks, mutes, seen, services
+from feeds.events import BlockFact, FollowFact, MuteFact
 from feeds.models import Follow
 from feeds.read import first_page
 from feeds.read.page import with_links
 from posts import pagination, visibility
+from posts.documented import PAGING, PAGING_ERRORS, X_CACHE, documented
 from posts.errors import Unprocessable
 from posts.pagination import Position
 from posts.principal import Principal, principal
 from posts.rates import WriteRate
 from posts.schemas import (
-    AcceptedSchema,
+    AcceptedBlock,
+    AcceptedFollow,
+    AcceptedMute,
     AcceptedSeen,
     FeedSchema,
     NewPostsSchema,
@@ -32,26 +35,37 @@ from posts.schemas import (
     UserList,
 )
 from posts.views import (
-    IDEMPOTENCY,
-    PAGING,
     accepted,
     event_headers,
     json_of,
     list_response,
     write_ids,
 )
+from posts.visibility import READ_ANY_FEED
 
-READ_ANY_FEED = "feeds:read"
+LIST_ERRORS = ["not_your_follows", *PAGING_ERRORS]
+POST_ID_OR_0 = {"type": "string", "pattern": "^(0|[1-9][0-9]{0,18})$"}
 SINCE = OpenApiParameter(
     "since",
-    str,
+    POST_ID_OR_0,
     description="a post id; 0 counts from the first post. Without it those unread are counted",
 )
-LIVE_SINCE = OpenApiParameter("since", str, description="a post id, as in `Last-Event-ID`")
+LIVE_SINCE = OpenApiParameter("since", POST_ID_OR_0, description="a post id, as in `Last-Event-ID`")
+LAST_EVENT_ID = OpenApiParameter(
+    "Last-Event-ID",
+    POST_ID_OR_0,
+    OpenApiParameter.HEADER,
+    description="the `id` of the last event of an earlier stream",
+)
 
 
 class FeedView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: FeedSchema})
+    @documented(
+        "read_feed",
+        {200: FeedSchema},
+        parameters=[*PAGING, X_CACHE],
+        errors=["not_your_feed", *PAGING_ERRORS],
+    )
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Read a feed, newest first. `X-Cache` says whether the first page came from the cache.
 
@@ -71,7 +85,12 @@ class FeedView(APIView):
 
 
 class NewPostsView(APIView):
-    @extend_schema(parameters=[SINCE], responses={200: NewPostsSchema})
+    @documented(
+        "count_new_posts",
+        {200: NewPostsSchema},
+        parameters=[SINCE, X_CACHE],
+        errors=["not_your_feed", "invalid_since", "nothing_seen"],
+    )
     def get(self, request: Request, user_id: int) -> HttpResponse:
         """Tell how many posts of a feed are newer than `since`, up to 100, and which is the
         newest.
@@ -97,11 +116,11 @@ class NothingSeen(APIException):
 class SeenView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(
-        operation_id="mark_feed_seen",
-        request=NewSeen,
-        parameters=[IDEMPOTENCY],
-        responses={202: AcceptedSeen},
+    @documented(
+        "mark_feed_seen",
+        {202: AcceptedSeen},
+        body=NewSeen,
+        errors=["not_your_feed", "post_id_required", "invalid_post_id", "post_id_in_the_future"],
     )
     def put(self, request: Request, user_id: int) -> HttpResponse:
         """Mark one's own feed as seen up to a post; one that is marked further stays so."""
@@ -126,15 +145,19 @@ class LiveUnavailable(APIException):
 
 
 class LiveView(APIView):
-    @extend_schema(
-        parameters=[LIVE_SINCE], responses={(200, "text/event-stream"): OpenApiTypes.STR}
+    @documented(
+        "stream_feed",
+        {(200, "text/event-stream"): OpenApiTypes.STR},
+        parameters=[LIVE_SINCE, LAST_EVENT_ID],
+        errors=["not_your_feed", "invalid_since", "live_unavailable", "too_many_streams"],
     )
     def get(self, request: Request, user_id: int) -> HttpResponse:
-        """Hear of changes to a feed (server-sent events `new`, `changed`, `polling`, `live`,
-        `end`).
+        """Hear of changes to a feed (server-sent events `new`, `seen`, `changed`, `polling`,
+        `live`, `end`).
 
         `new` tells how many posts are newer than the one named by `Last-Event-ID` or `since`, up
-        to 100; without one, than the newest when the stream was opened.
+        to 100; without one, than the newest when the stream was opened. `new` and `seen` tell how
+        many are unread.
         """
         _require_reader(request, user_id)
         live_since(request.headers.get("Last-Event-ID"), request.query_params.get("since"))
@@ -144,12 +167,18 @@ class LiveView(APIView):
 class FollowView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented(
+        "follow_user",
+        {202: AcceptedFollow},
+        errors=["cannot_follow_oneself", "follow_blocked"],
+    )
     def put(self, request: Request, user_id: int) -> HttpResponse:
-        """Follow a user; doing it again changes nothing."""
+        """Follow a user; doing it again changes nothing. 422 when a block is between the two."""
+        if blocks.in_the_way(principal(request).user_id, [user_id]):
+            raise Unprocessable(blocks.IN_THE_WAY, code="follow_blocked")
         return self._publish(request, user_id, services.follow)
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("unfollow_user", {202: AcceptedFollow}, errors=["cannot_follow_oneself"])
     def delete(self, request: Request, user_id: int) -> HttpResponse:
         """Unfollow a user; doing it again changes nothing."""
         return self._publish(request, user_id, services.unfollow)
@@ -173,17 +202,60 @@ class FollowView(APIView):
         )
 
 
+class BlockView(APIView):
+    throttle_classes = [WriteRate]
+
+    @documented("block_user", {202: AcceptedBlock}, errors=["cannot_block_oneself"])
+    def put(self, request: Request, user_id: int) -> HttpResponse:
+        """Block a user: it ends the follows between the two, prevents new ones, and neither sees
+        posts or lists of the other. Doing it again changes nothing.
+        """
+        return self._publish(request, user_id, services.block)
+
+    @documented("unblock_user", {202: AcceptedBlock}, errors=["cannot_block_oneself"])
+    def delete(self, request: Request, user_id: int) -> HttpResponse:
+        """Lift one's block of a user; the follows that it ended stay ended. Doing it again changes
+        nothing.
+        """
+        return self._publish(request, user_id, services.unblock)
+
+    def _publish(
+        self, request: Request, user_id: int, act: Callable[..., BlockFact]
+    ) -> HttpResponse:
+        if user_id == principal(request).user_id:
+            raise Unprocessable("Nobody can block themselves.", code="cannot_block_oneself")
+        fact = act(
+            blocker_id=principal(request).user_id,
+            blocked_id=user_id,
+            ids=write_ids(request),
+            headers=event_headers(request),
+        )
+        return accepted(
+            request,
+            fact.event_id,
+            blocker_id=str(fact.blocker_id),
+            blocked_id=str(fact.blocked_id),
+        )
+
+
+class BlocksView(APIView):
+    @documented("list_blocked", {200: UserList}, parameters=PAGING, errors=PAGING_ERRORS)
+    def get(self, request: Request) -> Response:
+        """List whom one has blocked, by id from the highest."""
+        return _users(request, partial(blocks.blocked_page, principal(request).user_id))
+
+
 class MuteView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("mute_user", {202: AcceptedMute}, errors=["cannot_mute_oneself"])
     def put(self, request: Request, user_id: int) -> HttpResponse:
         """Mute a user: one's feed is without their posts, followed or not, and nobody else learns of
         it. Doing it again changes nothing.
         """
         return self._publish(request, user_id, services.mute)
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("unmute_user", {202: AcceptedMute}, errors=["cannot_mute_oneself"])
     def delete(self, request: Request, user_id: int) -> HttpResponse:
         """Lift a mute: all posts of a followed user are back. Doing it again changes nothing."""
         return self._publish(request, user_id, services.unmute)
@@ -205,30 +277,30 @@ class MuteView(APIView):
 
 
 class MutesView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: UserList})
+    @documented("list_muted", {200: UserList}, parameters=PAGING, errors=PAGING_ERRORS)
     def get(self, request: Request) -> Response:
         """List whom one has muted, by id from the highest."""
         return _users(request, partial(mutes.muted_page, principal(request).user_id))
 
 
 class FollowersView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: UserList})
+    @documented("list_followers", {200: UserList}, parameters=PAGING, errors=LIST_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
         """List who follows a user, by id from the highest; one's own list, or with `feeds:read`
         anyone's.
         """
         _require_knower(request, user_id)
-        return _users(request, partial(Follow.objects.followers_page, user_id))
+        return _users_of(request, user_id, Follow.objects.followers_page)
 
 
 class FollowingView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: UserList})
+    @documented("list_following", {200: UserList}, parameters=PAGING, errors=LIST_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
         """List whom a user follows, by id from the highest; one's own list, or with `feeds:read`
         anyone's.
         """
         _require_knower(request, user_id)
-        return _users(request, partial(Follow.objects.following_page, user_id))
+        return _users_of(request, user_id, Follow.objects.following_page)
 
 
 def may_read(principal: Principal, user_id: int) -> bool:
@@ -280,6 +352,15 @@ def live_since(last_event_id: str | None, since: str | None) -> int | None:
     """Return the post that a stream goes on from; None: from now. Raises `ParseError`."""
     named = last_event_id if last_event_id else since
     return None if named is None else since_of(named)
+
+
+def _users_of(
+    request: Request, user_id: int, read: Callable[[int, Position, int], list[int]]
+) -> Response:
+    """Return a list about a user; empty where a block is between them and who asks."""
+    if visibility.is_hidden(principal(request), user_id):
+        return _users(request, pagination.nothing)
+    return _users(request, partial(read, user_id))
 
 
 def _users(request: Request, read: Callable[[Position, int], list[int]]) -> Response:

@@ -43,6 +43,10 @@ SASL_MECHANISM = validate.OneOf(
     ["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
     error="Must be one of: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512.",
 )
+# As browsers write it: without the port that the scheme has anyway, and without a path.
+ORIGIN = re.compile(
+    r"(http://(?!.*:80\Z)|https://(?!.*:443\Z))([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+)
 RATE = validate.Regexp(
     r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z",
     error="Must be a number a time, such as 60/min.",
@@ -58,6 +62,7 @@ def read() -> dict[str, Any]:
         values = _read(Env())
     except EnvError as error:
         raise ImproperlyConfigured(f"Wrong configuration: {_sentence(error)}") from error
+    _check_origins(values)
     _check_timeouts(values)
     _check_kafka_security(values)
     _check_pruning(values)
@@ -112,6 +117,7 @@ def _read(env: Env) -> dict[str, Any]:
             "DJANGO_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"]
         ),
         "DJANGO_CSRF_TRUSTED_ORIGINS": env.list("DJANGO_CSRF_TRUSTED_ORIGINS", []),
+        "CORS_ALLOWED_ORIGINS": env.list("CORS_ALLOWED_ORIGINS", []),
         "DJANGO_HTTPS": env.bool("DJANGO_HTTPS", all_external),
         "DJANGO_HSTS": env.str(
             "DJANGO_HSTS", "host", validate=validate.OneOf(["host", "subdomains", "preload"])
@@ -245,6 +251,15 @@ def _kafka_settings(env: Env, embedded: bool) -> dict[str, Any]:
             "KAFKA_QUEUE_MAX_MESSAGES", 10_000, validate=validate.Range(1, 2_000_000_000)
         ),
     }
+
+
+def _check_origins(values: dict[str, Any]) -> None:
+    for origin in values["CORS_ALLOWED_ORIGINS"]:
+        if not ORIGIN.fullmatch(origin):
+            _refuse(
+                f"CORS_ALLOWED_ORIGINS has {origin!r}, which is no origin as browsers send it, such as "
+                "https://app.example or http://localhost:5173."
+            )
 
 
 def _check_timeouts(values: dict[str, Any]) -> None:

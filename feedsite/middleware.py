@@ -12,11 +12,13 @@ from typing import Any
 
 import structlog
 from axes.middleware import AxesMiddleware
+from corsheaders.middleware import CorsMiddleware
+from django.conf import settings
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import MiddlewareNotUsed, SuspiciousOperation
 from django.db import DataError
 from django.http import HttpRequest, HttpResponseBase
 from django.middleware.common import CommonMiddleware
@@ -57,6 +59,15 @@ class RequestIds:
         response = self.get_response(request)
         response["X-Request-ID"] = request_id
         return response
+
+
+class CrossOrigin(CorsMiddleware):
+    """Lets pages of `CORS_ALLOWED_ORIGINS` use the API; not in use without any."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        if not settings.CORS_ALLOWED_ORIGINS:
+            raise MiddlewareNotUsed
+        super().__init__(get_response)
 
 
 class RequestSpans:

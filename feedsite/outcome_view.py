@@ -1,6 +1,5 @@
 """`GET /events/{event_id}`: what became of an accepted write."""
 
-from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound, PermissionDenied
 from rest_framework.request import Request
@@ -9,13 +8,15 @@ from rest_framework.views import APIView
 
 from eventbus.watch.outcomes import Outcome, outcome_of
 from posts import visibility
+from posts.documented import documented
 from posts.principal import principal
+from posts.schemas import Id
 
 READ_ANY_EVENT = "events:read"
 
 
 class EventSchema(serializers.Serializer[object]):
-    event_id = serializers.CharField()
+    event_id = Id()
     type = serializers.CharField(allow_null=True, help_text="null while pending")
     state = serializers.ChoiceField(["pending", "processed", "dead_lettered"])
     step = serializers.CharField(
@@ -24,7 +25,7 @@ class EventSchema(serializers.Serializer[object]):
 
 
 class EventView(APIView):
-    @extend_schema(responses={200: EventSchema})
+    @documented("read_event", {200: EventSchema}, errors=["event_not_found", "not_your_event"])
     def get(self, request: Request, event_id: int) -> Response:
         """Tell whether an accepted write of one's own is pending, processed or a dead letter."""
         outcome = outcome_of(event_id)

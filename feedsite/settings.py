@@ -6,6 +6,7 @@ import warnings
 from datetime import timedelta
 from typing import Any
 
+from corsheaders.defaults import default_headers
 from psycopg import IsolationLevel
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
@@ -51,6 +52,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "axes",
+    "corsheaders",
     "django_prometheus",
     "rest_framework",
     "drf_spectacular",
@@ -65,6 +67,7 @@ MIDDLEWARE = [
     "feedsite.middleware.RequestMetrics",
     *(["feedsite.middleware.RequestSpans"] if ENV["OTEL_TRACES_EXPORTER"] != "none" else []),
     "feedsite.middleware.RequestIds",
+    "feedsite.middleware.CrossOrigin",
     "django.middleware.security.SecurityMiddleware",
     "feedsite.middleware.PagePolicy",
     "feedsite.middleware.PageWhiteNoise",
@@ -141,13 +144,35 @@ USE_I18N = False
 FORMAT_MODULE_PATH = ["feedsite.formats"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+# Browsers on pages of other sites. Tokens travel in a header of their own, so no cookie need be let
+# through; pages for people and what is for operators stay closed.
+CORS_ALLOWED_ORIGINS = ENV["CORS_ALLOWED_ORIGINS"]
+CORS_URLS_REGEX = r"^/(?!admin|docs|static|metrics|healthz|readyz)"
+CORS_ALLOW_HEADERS = (
+    *default_headers,
+    "idempotency-key",
+    "last-event-id",
+    "traceparent",
+    "tracestate",
+    "x-request-id",
+)
+CORS_EXPOSE_HEADERS = (
+    "Location",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Cache",
+    "X-Request-ID",
+)
+
 # REST ---------------------------------------------------------------------------------------------
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["feedsite.authentication.JWTAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_PARSER_CLASSES": ["feedsite.api.JSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["feedsite.api.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "feedsite.openapi.Schema",
     "EXCEPTION_HANDLER": "feedsite.api.exception_handler",
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "feedsite.api.AlwaysJSON",
     "UNAUTHENTICATED_USER": None,
@@ -166,6 +191,10 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "POSTPROCESSING_HOOKS": ["feedsite.openapi.finish"],
+    "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    # As in posts/converters.py
+    "PATH_CONVERTER_OVERRIDES": {"id": {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"}},
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",

@@ -4,10 +4,11 @@ from django.contrib import admin
 from django.urls import include, path, register_converter
 from django.views.decorators.http import require_safe
 from django.views.generic import RedirectView
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from feedsite import pipeline_page, probes
 from feedsite.outcome_view import EventView
+from feedsite.schema_view import SchemaView
 from posts.converters import IdConverter
 
 register_converter(IdConverter, "id")
@@ -29,7 +30,7 @@ urlpatterns = [
     path("healthz", probes.healthz, name="healthz"),
     path("readyz", probes.readyz, name="readyz"),
     path("metrics", probes.metrics, name="metrics"),
-    path("schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("schema/", SchemaView.as_view(), name="schema"),
     # Its script is a file of its own, as the content security policy wants it.
     path(
         "docs/", require_safe(SpectacularSwaggerSplitView.as_view(url_name="schema")), name="docs"

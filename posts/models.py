@@ -1,4 +1,4 @@
-"""The `posts` table and its query vocabulary."""
+"""The tables of posts, and of who is hidden from whom, and their query vocabulary."""
 
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -249,3 +249,51 @@ class WaitingEdit(models.Model):
 
     def __str__(self) -> str:
         return f"edit of post {self.post_id}"
+
+
+_BLOCKED_WITH = """
+SELECT blocked_id FROM blocks
+WHERE blocker_id = %(user)s AND blocked_id = ANY(%(others)s::bigint[]) AND blocked_event_id > unblocked_event_id
+UNION ALL
+SELECT blocker_id FROM blocks
+WHERE blocked_id = %(user)s AND blocker_id = ANY(%(others)s::bigint[]) AND blocked_event_id > unblocked_event_id
+"""
+
+
+class BlockQuerySet(models.QuerySet["Block"]):
+    def among(self, user_id: int, others: Iterable[int]) -> set[int]:
+        """Return those of `others` whom the user has blocked or who have blocked the user (a
+        look-up by key each).
+        """
+        values = {"user": user_id, "others": bigints(set(others))}
+        return {other for (other,) in fetch(_BLOCKED_WITH, values)}
+
+
+class Block(models.Model):
+    """What one user has last said of another: to be blocked, and to be no longer.
+
+    Of each the highest event id is kept, so that events may come in any order; the higher of the
+    two holds. 0: never said.
+    """
+
+    pk = models.CompositePrimaryKey("blocker_id", "blocked_id")
+    blocker_id = models.BigIntegerField()
+    blocked_id = models.BigIntegerField()
+    blocked_event_id = models.BigIntegerField(default=0, db_default=0)
+    unblocked_event_id = models.BigIntegerField(default=0, db_default=0)
+
+    objects = BlockQuerySet.as_manager()
+
+    class Meta:
+        db_table = "blocks"
+        indexes = [
+            # For what concerns the blocked user, such as an erasure.
+            models.Index(fields=["blocked_id", "blocker_id"], name="blocks_by_blocked"),
+        ]
+
+    def __str__(self) -> str:
+        return f"block of {self.blocked_id} by {self.blocker_id}"
+
+    @property
+    def in_effect(self) -> bool:
+        return self.blocked_event_id > self.unblocked_event_id

@@ -98,6 +98,11 @@ def paginate(
     )
 
 
+def nothing(_position: Position, _limit: int) -> list[Any]:
+    """Read no row, for `paginate`: the list of a user of whom the reader is to see nothing."""
+    return []
+
+
 def link(request: Request, position: Position | None) -> str | None:
     """Return the absolute URL of the page at `position`, keeping the request's `limit`."""
     if position is None:

@@ -1,4 +1,8 @@
-"""The shapes of requests and answers, for the OpenAPI document."""
+"""The shapes of requests and answers, for the OpenAPI document, which drops the `Schema` that some
+names end in.
+"""
+
+from typing import Any
 
 from drf_spectacular.utils import (
     PolymorphicProxySerializer,
@@ -7,10 +11,20 @@ from drf_spectacular.utils import (
 )
 from rest_framework import serializers
 
+from posts.documented import ID_PATTERN
+
+EVENT = "what became of it is told at `/events/{event_id}`"
 DATA = (
     "a JSON object of yours: at most 8 KiB of compact JSON, 8 levels deep; no NUL character, no key"
     " twice; numbers of 1e-20 to 2^53-1"
 )
+
+
+class Id(serializers.RegexField):
+    """An id: a decimal string of 1 to 2^63-1."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(ID_PATTERN, **options)
 
 
 class NewPost(serializers.Serializer[object]):
@@ -34,8 +48,8 @@ class EditPost(serializers.Serializer[object]):
 
 
 class PostSchema(serializers.Serializer[object]):
-    id = serializers.CharField()
-    author_id = serializers.CharField()
+    id = Id()
+    author_id = Id()
     content = serializers.CharField()
     data = serializers.DictField(allow_null=True)  # type: ignore[assignment]
     created_at = serializers.DateTimeField()
@@ -43,7 +57,7 @@ class PostSchema(serializers.Serializer[object]):
 
 
 class MissingPostSchema(serializers.Serializer[object]):
-    id = serializers.CharField()
+    id = Id()
     state = serializers.ChoiceField(["deleted", "unknown"])
 
 
@@ -64,23 +78,48 @@ class PostsByIdSchema(serializers.Serializer[object]):
 
 
 class AcceptedPost(PostSchema):
-    event_id = serializers.CharField()
+    event_id = Id(help_text=EVENT)
 
 
 class AcceptedEdit(EditPost):
-    event_id = serializers.CharField()
-    id = serializers.CharField()
+    event_id = Id(help_text=EVENT)
+    id = Id()
     edited_at = serializers.DateTimeField()
 
 
 class AcceptedSchema(serializers.Serializer[object]):
-    event_id = serializers.CharField()
+    event_id = Id(help_text=EVENT)
+
+
+class AcceptedDeletion(AcceptedSchema):
+    id = Id(help_text="of the post")
+
+
+class AcceptedFollow(AcceptedSchema):
+    follower_id = Id()
+    followee_id = Id()
+
+
+class AcceptedMute(AcceptedSchema):
+    user_id = Id()
+    muted_id = Id()
+
+
+class AcceptedBlock(AcceptedSchema):
+    blocker_id = Id()
+    blocked_id = Id()
+
+
+class AcceptedErasure(AcceptedSchema):
+    user_id = Id()
 
 
 @extend_schema_serializer(many=False)
 class ListSchema(serializers.Serializer[object]):
     next = serializers.URLField(allow_null=True)
     previous = serializers.URLField(allow_null=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="the `cursor` in `next`")
+    previous_cursor = serializers.CharField(allow_null=True, help_text="the `cursor` in `previous`")
 
 
 class PostList(ListSchema):
@@ -90,7 +129,7 @@ class PostList(ListSchema):
 class FeedSchema(PostList):
     """Also of a feed's first page alone: how far its user has seen it."""
 
-    seen = serializers.CharField(
+    seen = Id(
         required=False,
         allow_null=True,
         help_text="of the first page: the post up to which the user has seen the feed, if any",
@@ -105,16 +144,16 @@ class FeedSchema(PostList):
 
 
 class NewSeen(serializers.Serializer[object]):
-    post_id = serializers.CharField(help_text="the newest post that was shown")
+    post_id = Id(help_text="the newest post that was shown")
 
 
 class AcceptedSeen(AcceptedSchema):
-    user_id = serializers.CharField()
-    post_id = serializers.CharField()
+    user_id = Id()
+    post_id = Id()
 
 
 class UserSchema(serializers.Serializer[object]):
-    user_id = serializers.CharField()
+    user_id = Id()
 
 
 class UserList(ListSchema):
@@ -122,19 +161,19 @@ class UserList(ListSchema):
 
 
 class NewPostsSchema(serializers.Serializer[object]):
-    count = serializers.IntegerField(max_value=100)
-    newest_id = serializers.CharField(allow_null=True)
+    count = serializers.IntegerField(min_value=0, max_value=100)
+    newest_id = Id(allow_null=True)
 
 
 class NewFollows(serializers.Serializer[object]):
     followee_ids = serializers.ListField(
-        child=serializers.CharField(), min_length=1, max_length=100, help_text="user ids"
+        child=Id(), min_length=1, max_length=100, help_text="user ids"
     )
 
 
 class FollowEntry(serializers.Serializer[object]):
-    followee_id = serializers.CharField()
-    event_id = serializers.CharField(required=False)
+    followee_id = Id()
+    event_id = Id(required=False)
     code = serializers.CharField(required=False, help_text="why this one was not accepted")
     detail = serializers.CharField(required=False)
 

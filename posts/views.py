@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 from django.http import HttpResponse
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import NotFound, ParseError, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -19,17 +20,18 @@ from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
 from eventbus.ids.snowflake import id_in
 from eventbus.telemetry import correlation
-from posts import pagination, rates, services
+from posts import pagination, rates, services, visibility
 from posts.data import DataRefused, fragment, text_of
+from posts.documented import ID_PATTERN, PAGING, PAGING_ERRORS, documented
 from posts.errors import Gone, Unprocessable
 from posts.events import MAX_CONTENT_CHARS, PostCreated, PostEdited
 from posts.models import FoundPost, Post, PostRow
 from posts.principal import principal
 from posts.rates import WriteRate
 from posts.schemas import (
+    AcceptedDeletion,
     AcceptedEdit,
     AcceptedPost,
-    AcceptedSchema,
     EditPost,
     NewPost,
     PostList,
@@ -40,23 +42,28 @@ from posts.schemas import (
 MAX_IDS = 100
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
-IDEMPOTENCY = OpenApiParameter(
-    "Idempotency-Key",
-    str,
-    OpenApiParameter.HEADER,
-    description="the same key and body: the same answer, done once",
-)
+CONTENT_ERRORS = ["content_required", "content_empty", "content_too_long", "content_has_nul"]
+DATA_ERRORS = [
+    "data_not_an_object",
+    "data_too_large",
+    "data_too_deep",
+    "data_has_nul",
+    "data_number",
+    "duplicate_key",
+]
+IDS_ERRORS = ["ids_required", "too_many_ids", "invalid_ids"]
 IDS = OpenApiParameter(
     "ids",
-    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_IDS},
+    {
+        "type": "array",
+        "items": {"type": "string", "pattern": ID_PATTERN},
+        "minItems": 1,
+        "maxItems": MAX_IDS,
+    },
     required=True,
     explode=False,
     description="up to 100 post ids with commas between",
 )
-PAGING = [
-    OpenApiParameter("limit", int, description="1 to 100, default 20"),
-    OpenApiParameter("cursor", str, description="from `next` or `previous` of another page"),
-]
 
 
 class Written(NamedTuple):
@@ -97,17 +104,26 @@ class Edited(NamedTuple):
 class PostsView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(operation_id="read_posts", parameters=[IDS], responses={200: PostsByIdSchema})
+    @documented("read_posts", {200: PostsByIdSchema}, parameters=[IDS], errors=IDS_ERRORS)
     def get(self, request: Request) -> Response:
         """Return up to 100 posts by their ids: an entry each, in the order they were asked for.
 
-        Instead of a post that was deleted, or that there is not (yet), its entry has a `state`.
+        Instead of a post that was deleted, or that there is not (yet), its entry has a `state`. One
+        whose author and reader a block is between is as one that there is not.
         """
         ids = ids_of(request)
         posts = Post.objects.find(ids)
+        authors = {post.row.author_id for post in posts.values()}
+        hidden = visibility.hidden_among(principal(request), authors)
+        posts = {key: post for key, post in posts.items() if post.row.author_id not in hidden}
         return Response({"results": [_entry(post_id, posts.get(post_id)) for post_id in ids]})
 
-    @extend_schema(request=NewPost, parameters=[IDEMPOTENCY], responses={202: AcceptedPost})
+    @documented(
+        "create_post",
+        {202: AcceptedPost},
+        body=NewPost,
+        errors=[*CONTENT_ERRORS, *DATA_ERRORS],
+    )
     def post(self, request: Request) -> HttpResponse:
         """Publish a post. 202 once Kafka has it; it reaches the followers' feeds a moment later."""
         written = written_in(json_of(request))
@@ -124,18 +140,32 @@ class PostsView(APIView):
 class PostView(APIView):
     throttle_classes = [WriteRate]
 
-    @extend_schema(responses={200: PostSchema})
-    def get(self, _request: Request, post_id: int) -> Response:
-        """Return a post; 410 when its author has deleted it."""
-        post = _find(post_id)
+    @documented("read_post", {200: PostSchema}, errors=["post_not_found", "gone"])
+    def get(self, request: Request, post_id: int) -> Response:
+        """Return a post; 410 when its author has deleted it, 404 when a block is between the author
+        and the reader.
+        """
+        post = _find(request, post_id)
         if post.is_deleted:
             raise Gone
         return Response(post_json(post.row))
 
-    @extend_schema(request=EditPost, parameters=[IDEMPOTENCY], responses={202: AcceptedEdit})
+    @documented(
+        "edit_post",
+        {202: AcceptedEdit},
+        body=EditPost,
+        errors=[
+            "not_the_author",
+            "post_not_found",
+            "gone",
+            "nothing_to_edit",
+            *CONTENT_ERRORS,
+            *DATA_ERRORS,
+        ],
+    )
     def patch(self, request: Request, post_id: int) -> HttpResponse:
         """Edit one's own post: what the body names is replaced. 202 once Kafka has the edit."""
-        found = _find(post_id)
+        found = _find(request, post_id)
         if found.row.author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can edit a post.", code="not_the_author")
         if found.is_deleted:
@@ -155,10 +185,10 @@ class PostView(APIView):
             request, edit.event_id, id=str(post_id), edited_at=edited_at, **edited.fields
         )
 
-    @extend_schema(request=None, parameters=[IDEMPOTENCY], responses={202: AcceptedSchema})
+    @documented("delete_post", {202: AcceptedDeletion}, errors=["not_the_author", "post_not_found"])
     def delete(self, request: Request, post_id: int) -> HttpResponse:
         """Delete one's own post. 202 once Kafka has the deletion."""
-        if _find(post_id).row.author_id != principal(request).user_id:
+        if _find(request, post_id).row.author_id != principal(request).user_id:
             raise PermissionDenied("Only its author can delete a post.", code="not_the_author")
         deletion = services.delete_post(
             author_id=principal(request).user_id,
@@ -170,11 +200,12 @@ class PostView(APIView):
 
 
 class UserPostsView(APIView):
-    @extend_schema(parameters=PAGING, responses={200: PostList})
+    @documented("list_user_posts", {200: PostList}, parameters=PAGING, errors=PAGING_ERRORS)
     def get(self, request: Request, user_id: int) -> Response:
-        """List a user's posts, newest first."""
+        """List a user's posts, newest first; none where a block is between the two."""
+        hidden = visibility.is_hidden(principal(request), user_id)
         page = pagination.paginate(
-            lambda position, limit: Post.objects.page_of(user_id, position, limit),
+            pagination.nothing if hidden else partial(Post.objects.page_of, user_id),
             lambda row: row.id,
             pagination.position_of(request),
             pagination.limit_of(request),
@@ -229,6 +260,8 @@ def list_response(
             "results": [to_json(row) for row in page.rows],
             "next": pagination.link(request, page.next),
             "previous": pagination.link(request, page.previous),
+            "next_cursor": page.next.encode() if page.next else None,
+            "previous_cursor": page.previous.encode() if page.previous else None,
         }
     )
 
@@ -377,8 +410,11 @@ def _entry(post_id: int, post: FoundPost | None) -> Fields:
     return post_json(post.row)
 
 
-def _find(post_id: int) -> FoundPost:
+def _find(request: Request, post_id: int) -> FoundPost:
+    """Return the post, unless the asking user is to see nothing of its author. Raises
+    `NotFound`.
+    """
     post = Post.objects.find([post_id]).get(post_id)
-    if post is None:
+    if post is None or visibility.is_hidden(principal(request), post.row.author_id):
         raise NotFound("There is no such post (yet).", code="post_not_found")
     return post

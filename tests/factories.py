@@ -9,7 +9,15 @@ from django.db import transaction
 
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
-from feeds.events import UserErased, UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import (
+    UserBlocked,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnblocked,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from feeds.seen import FeedSeen
 from posts.events import PostCreated, PostDeleted, PostEdited
 
@@ -87,6 +95,24 @@ class UserUnmutedFactory(factory.Factory):
     event_id = factory.LazyFunction(next_id)
     user_id = 2
     muted_id = 1
+
+
+class UserBlockedFactory(factory.Factory):
+    class Meta:
+        model = UserBlocked
+
+    event_id = factory.LazyFunction(next_id)
+    blocker_id = 2
+    blocked_id = 1
+
+
+class UserUnblockedFactory(factory.Factory):
+    class Meta:
+        model = UserUnblocked
+
+    event_id = factory.LazyFunction(next_id)
+    blocker_id = 2
+    blocked_id = 1
 
 
 class FeedSeenFactory(factory.Factory):

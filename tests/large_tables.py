@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django import DjangoDbBlocker
 
-TABLES = "posts, follows, mutes, feeds, feed_entries, processed_events"
+TABLES = "posts, follows, mutes, blocks, feeds, feed_entries, processed_events"
 
 FILL = """
 INSERT INTO posts (id, author_id, content, created_at)
@@ -25,11 +25,14 @@ INSERT INTO follows (follower_id, followee_id, event_id)
 INSERT INTO mutes (user_id, muted_id, active, event_id)
     SELECT n % 5000 + 1, n % 1999 + 1, n % 2 = 0, 1 FROM generate_series(1, 100000) AS n
     WHERE n % 5000 <> n % 1999 ON CONFLICT DO NOTHING;
+INSERT INTO blocks (blocker_id, blocked_id, blocked_event_id)
+    SELECT n % 5000 + 1, n % 1999 + 1, n % 2 FROM generate_series(1, 100000) AS n
+    WHERE n % 5000 <> n % 1999 ON CONFLICT DO NOTHING;
 INSERT INTO feeds (user_id) SELECT generate_series(1, 5000) UNION SELECT 9000;
 INSERT INTO feed_entries (user_id, post_id, author_id)
     SELECT n % 5000 + 1, n, n % 2000 + 1 FROM generate_series(1, 200000) AS n;
 INSERT INTO processed_events (event_id, type) SELECT n, 'post.created' FROM generate_series(1, 100000) AS n;
-ANALYZE posts, follows, mutes, feeds, feed_entries, processed_events;
+ANALYZE posts, follows, mutes, blocks, feeds, feed_entries, processed_events;
 """
 
 

@@ -208,7 +208,7 @@ class Processor:
     @transaction.atomic
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
         events = [delivery.event for delivery in deliveries]
-        locks.acquire_keys(event.key for event in events)
+        locks.acquire_keys(self._handlers.locked_keys([delivery.fact for delivery in deliveries]))
         # Under the locks: whoever else had these events in hand has committed, or rolled back.
         processed = ProcessedEvent.objects.ids_among(events)
         fresh = [delivery for delivery in deliveries if delivery.event.event_id not in processed]

@@ -115,14 +115,21 @@ def progress(newest: Sequence[int], seen: int | None) -> bytes:
 
 def with_links(body: bytes, address: str, limit: str | None) -> bytes:
     """Return a body as it is sent, with links to its neighbours at `address`, its own URL without a
-    query.
+    query, and their cursors.
     """
     following, previous, progress, results = body.split(b"\n", 3)
     links = (
         orjson.dumps(pagination.link_at(address, cursor.decode(), limit) if cursor else None)
         for cursor in (following, previous)
     )
-    return b'{"results":%b,"next":%b,"previous":%b%b}' % (results, *links, progress)
+    # Cursors are base64url, which JSON writes as it is.
+    cursors = (b'"%b"' % cursor if cursor else b"null" for cursor in (following, previous))
+    return b'{"results":%b,"next":%b,"previous":%b,"next_cursor":%b,"previous_cursor":%b%b}' % (
+        results,
+        *links,
+        *cursors,
+        progress,
+    )
 
 
 def newest_line(newest: Newest) -> bytes:

@@ -15,7 +15,8 @@ from feeds.read import here
 from feeds.read.near_cache import NearCache
 from feedsite import errors
 from feedsite.front.bridge import Bridge, Overloaded
-from feedsite.front.hot import LIVE, HotAnswers, has_good_host, refusal
+from feedsite.front.cross_origin import CrossOrigin
+from feedsite.front.hot import HTML, LIVE, HotAnswers, has_good_host, refusal
 from feedsite.front.http import Answer, BodyClock, BodyRefused, Connection, Request, Scope
 from feedsite.front.keepers import Keepers
 from feedsite.front.live import LiveFeeds
@@ -25,7 +26,6 @@ from feedsite.front.tally import Tally
 EXPORT_SECONDS = 1.0
 # Scrapes, like probes, come from inside and call a process by its address.
 METRICS = "/metrics"
-HTML = ("content-type", "text/html; charset=utf-8")
 CLOSE = ("connection", "close")
 RETRY_LATER = ("retry-after", "5")
 RETRY_SOON = ("retry-after", "1")
@@ -50,7 +50,8 @@ class Application:
         self._live = LiveFeeds(loop)
         self._tally = Tally(loop)
         self._keepers = Keepers()
-        self._hot = HotAnswers(self._near, self._tally, self._keepers)
+        self._cross_origin = CrossOrigin()
+        self._hot = HotAnswers(self._near, self._tally, self._keepers, self._cross_origin)
         self._bridge = Bridge(self._handler)
         if self._is_hot:
             producer.attach(loop)
@@ -78,26 +79,26 @@ class Application:
     async def __rsgi__(self, scope: Scope, connection: Connection) -> None:
         """Answer one request, whatever happens."""
         request = Request(scope, connection, self._body_clock)
-        if request.path.endswith(LIVE) and await self._stream(request, connection):
+        if request.path.endswith(LIVE) and self._stream(request, connection):
             return
         try:
             answer = await self._answer(request)
         except BodyRefused as error:
-            answer = _refusal(request, error.status, error.code, error.detail, CLOSE)
+            answer = self._refusal(request, error.status, error.code, error.detail, CLOSE)
         except Overloaded:
             detail = "Too much of this is asked for at once. Try again."
-            answer = _refusal(request, 503, "overloaded", detail, RETRY_SOON)
+            answer = self._refusal(request, 503, "overloaded", detail, RETRY_SOON)
         except Exception:
             log.exception("request_not_answered", method=request.method)
-            answer = _refusal(request, 500, "internal_error", "Something went wrong here.")
+            answer = self._refusal(request, 500, "internal_error", "Something went wrong here.")
         with suppress(ProtocolClosed):  # the client has left
             if isinstance(answer, FileAnswer):
                 connection.response_file(*answer)
             else:
                 connection.response_bytes(*answer)
 
-    async def _stream(self, request: Request, connection: Connection) -> bool:
-        """Serve a live feed to its end; False if none is asked for, or something is wrong with the
+    def _stream(self, request: Request, connection: Connection) -> bool:
+        """Begin to serve a live feed; False if none is asked for, or something is wrong with the
         request.
         """
         if not self._is_hot:
@@ -106,12 +107,12 @@ class Application:
         if opening is None:
             return False
         if self._live.is_full:
-            full = refusal(503, "too_many_streams", "No more live feeds here now.", RETRY_LATER)
+            detail = "No more live feeds here now."
+            full = self._refusal(request, 503, "too_many_streams", detail, RETRY_LATER)
             connection.response_bytes(*full)
             return True
         transport = connection.response_stream(200, opening.headers)
-        peer = request.scope.client
-        await self._live.serve(opening.wanted, transport, opening.expires_at, peer)
+        self._live.open(opening.wanted, transport, opening.expires_at, request.scope.client)
         return True
 
     async def _answer(self, request: Request) -> Answer | FileAnswer:
@@ -120,12 +121,23 @@ class Application:
             return probe
         if request.path != METRICS and not has_good_host(request):
             detail = "The Host header does not name a host of this site."
-            return _refusal(request, 400, "bad_request", detail)
+            return self._refusal(request, 400, "bad_request", detail)
         if self._is_hot:
-            answer = await self._hot.answer(request)
+            answer = await self._hot.answer(request) or self._hot.preflight(request)
             if answer is not None:
                 return answer
         return await self._bridge.answer(request)
+
+    def _refusal(
+        self, request: Request, status: int, code: str, detail: str, *more: tuple[str, str]
+    ) -> Answer:
+        """Return an error that arose before Django was asked: a page to people, JSON to all
+        others.
+        """
+        more = (*more, *self._cross_origin.headers(request))
+        if errors.is_for_people(request.path):
+            return Answer(status, [HTML, *more], errors.page(status, detail).encode())
+        return refusal(status, code, detail, *more)
 
     def _export(self) -> None:
         if self._closed:
@@ -133,12 +145,3 @@ class Application:
         self._bridge.export()
         self._live.export()
         self._loop.call_later(EXPORT_SECONDS, self._export)
-
-
-def _refusal(
-    request: Request, status: int, code: str, detail: str, *more: tuple[str, str]
-) -> Answer:
-    """Return an error that arose before Django was asked: a page to people, JSON to all others."""
-    if errors.is_for_people(request.path):
-        return Answer(status, [HTML, *more], errors.page(status, detail).encode())
-    return refusal(status, code, detail, *more)

@@ -7,6 +7,7 @@ all else: the view of the same path is then asked, which says what is wrong with
 
 import random
 import time
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qs
@@ -28,6 +29,7 @@ from eventbus.ids import idempotency
 from eventbus.ids.snowflake import number_in
 from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
+from feeds import live_tickets
 from feeds.live import Wanted
 from feeds.read.near_cache import KeptPage, NearCache
 from feeds.read.page import new_posts_body, seen_of, with_links
@@ -41,6 +43,7 @@ from feeds.views import (
 )
 from feedsite.api import error_answer, media_type_of, parse_json
 from feedsite.authentication import expiry_of, principal_without_waiting, token_of
+from feedsite.front.cross_origin import CrossOrigin
 from feedsite.front.http import Answer, HeaderList, Request
 from feedsite.front.keepers import Keepers
 from feedsite.front.tally import Tally
@@ -52,8 +55,11 @@ from posts.views import PostsView, accepted_body, accepted_post_json, event_addr
 FEEDS, NEW, LIVE = "/feeds/", "/new", "/live"
 EVENT_STREAM = ("content-type", "text/event-stream")
 JSON = ("content-type", "application/json")
+HTML = ("content-type", "text/html; charset=utf-8")
 TEXT = ("content-type", "text/plain")
 NOT_BUFFERED = (("cache-control", "no-store"), ("x-accel-buffering", "no"))
+# What Django's metrics call it when no view was asked.
+NO_VIEW = "<unnamed view>"
 HIT = ("x-cache", "hit")
 # To read a larger body with data, all of it numbers and keys, would keep the loop for long.
 AT_ONCE_BYTES = 32 * 1024
@@ -82,10 +88,13 @@ class LiveOpening(NamedTuple):
 class HotAnswers:
     """Answers on one event loop."""
 
-    def __init__(self, near: NearCache, tally: Tally, keepers: Keepers) -> None:
+    def __init__(
+        self, near: NearCache, tally: Tally, keepers: Keepers, cross_origin: CrossOrigin
+    ) -> None:
         self._near = near
         self._tally = tally
         self._keepers = keepers
+        self._cross_origin = cross_origin
         self._common = {scheme: _common_headers(scheme) for scheme in ("http", "https")}
         views: tuple[type[APIView], ...] = (FeedView, LiveView, NewPostsView, PostsView)
         self._allow = {view: _allow(view) for view in views}
@@ -97,6 +106,16 @@ class HotAnswers:
         if request.path == "/readyz":
             return self._tell(request, "readyz", self._keepers.readiness())
         return None
+
+    def preflight(self, request: Request) -> Answer | None:
+        """Return the answer to a browser that asks whether a page of another site may ask; None if
+        it is none.
+        """
+        headers = self._cross_origin.preflight(request)
+        if headers is None:
+            return None
+        self._tally.count("OPTIONS", NO_VIEW, 200, 0.0)
+        return Answer(200, [HTML, *headers, ("x-request-id", _request_id(request))], b"")
 
     async def answer(self, request: Request) -> Answer | None:
         """Return the answer, or None to have the request answered by Django."""
@@ -117,17 +136,16 @@ class HotAnswers:
         if request.method != "GET" or not (path.startswith(FEEDS) and path.endswith(LIVE)):
             return None
         user_id = _user_id(path[len(FEEDS) : -len(LIVE)])
-        principal = _principal(request)
-        if user_id is None or principal is None or not may_read(principal, user_id):
+        if user_id is None or _is_redirected(request) or not has_good_host(request):
             return None
-        if _is_redirected(request) or not has_good_host(request):
+        query = parse_qs(request.scope.query_string, keep_blank_values=True)
+        expires_at = _streams_until(request, user_id, query)
+        if expires_at is None:
             return None
-        named = parse_qs(request.scope.query_string, keep_blank_values=True).get("since", [None])
         try:
-            since = live_since(request.headers.get("last-event-id"), named[-1])
+            since = live_since(request.headers.get("last-event-id"), query.get("since", [None])[-1])
         except APIException:
             return None
-        expires_at = expiry_of(token_of(request.headers.get("authorization") or ""))
         headers = [EVENT_STREAM, *NOT_BUFFERED, *self._headers(request, LiveView)]
         self._tally.count("GET", "live", 200, 0.0)
         return LiveOpening(Wanted(user_id, since), expires_at, headers)
@@ -230,6 +248,7 @@ class HotAnswers:
         headers = list(self._common[_scheme(request)])
         if view is not None:
             headers.append(("allow", self._allow[view]))
+        headers += self._cross_origin.headers(request)
         headers.append(("x-request-id", _request_id(request)))
         return headers
 
@@ -264,6 +283,18 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
     ):
         return None
     return WantedFeed(user_id, is_page, since)
+
+
+def _streams_until(
+    request: Request, user_id: int, query: Mapping[str, Sequence[str]]
+) -> float | None:
+    """Return until when the client may have the live feed of this user; None: not at all."""
+    if "ticket" in query:
+        return live_tickets.expires_at(query["ticket"][-1], user_id)
+    principal = _principal(request)
+    if principal is None or not may_read(principal, user_id):
+        return None
+    return expiry_of(token_of(request.headers.get("authorization") or ""))
 
 
 def _principal(request: Request) -> Principal | None:

@@ -8,18 +8,18 @@ import asyncio
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from django.conf import settings
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import metrics
-from feeds.announcements import Change
-from feeds.live import Counting, Found, Hearing, NewPosts, Wanted
+from feeds.announcements import MARK, Change
+from feeds.live import MOST_COUNTED, Counting, Found, Hearing, NewPosts, Wanted
 from feedsite.front import unread
 from feedsite.front.keepers import Keeper
 from feedsite.postgresql.connection import answer_within
@@ -31,18 +31,28 @@ RETRY_MS = (1_000, 15_000)
 HEARTBEAT = b": heartbeat\n\n"
 
 
+class Progress(NamedTuple):
+    """How far the user has seen a feed, and how many of its posts are unread; None: never said."""
+
+    seen: str | None
+    unread: int | None
+
+
 class Stream:
     """One open stream: what is new in its feed, and which events it has still to send."""
 
     __slots__ = (
         "_change_is_told",
         "_heard",
+        "_progress_told",
         "_untold",
         "_woken",
         "asked_at",
         "is_cut_off",
         "peer",
         "posts",
+        "task",
+        "unread_posts",
         "user_id",
         "wanted_since",
     )
@@ -51,8 +61,12 @@ class Stream:
         self.user_id, self.wanted_since = wanted
         self.peer = peer
         self.is_cut_off = False
+        self.task: asyncio.Task[None] | None = None  # which nobody else holds
         self.asked_at = 0.0  # monotonic; 0: no count is awaited
         self.posts: NewPosts | None = None  # None: not counted yet
+        # None: its user has never said what they have seen.
+        self.unread_posts: NewPosts | None = None
+        self._progress_told: Progress | None = None  # None: not counted yet
         self._heard: list[int] = []  # since `asked_at`, which the count may know of or not
         self._change_is_told = False  # of which that count is
         self._untold: dict[str, None] = {}
@@ -65,15 +79,23 @@ class Stream:
     def ask(self) -> Wanted:
         """Return what is to be counted, from now on."""
         self.asked_at = time.monotonic()
-        self._heard = []
+        # Until the first count what was heard tells what is newer than the stream.
+        if self.posts is not None:
+            self._heard = []
         return Wanted(self.user_id, self.since)
 
     def announced(self, post_ids: Iterable[int]) -> None:
         """Hear that these posts are new in the feed."""
         if self.asked_at:
             self._heard += post_ids
+            # PostgreSQL may be away for this process alone, and for long.
+            if len(self._heard) > 2 * MOST_COUNTED:
+                self._heard = sorted(self._heard)[-MOST_COUNTED:]
+        is_unread = self.unread_posts is not None and self.unread_posts.add(post_ids)
         if self.posts is not None and self.posts.add(post_ids):
             self.tell("new")
+        elif is_unread:
+            self.tell("seen")
 
     def changed(self) -> None:
         """Hear that the feed has changed otherwise; it is to be counted."""
@@ -86,6 +108,7 @@ class Stream:
         self.posts = self._new_posts(found)
         self.posts.add(found.post_ids)
         self.posts.add(self._heard)
+        self.unread_posts = self._counted_unread(found)
         self.asked_at, self._heard = 0.0, []
         known_count = before.count if before else 0
         known_newest = (before.newest_id if before else None) or 0
@@ -93,6 +116,10 @@ class Stream:
             self.tell("new")
         elif self.posts.count < known_count and not self._change_is_told:
             self.tell("changed")
+        if self._progress_told is None:
+            self._progress_told = self.progress
+        if self.progress != self._progress_told and "new" not in self._untold:
+            self.tell("seen")
         self._change_is_told = False
 
     def _new_posts(self, found: Found) -> NewPosts:
@@ -102,38 +129,49 @@ class Stream:
             return NewPosts(self.wanted_since)
         # What was announced since the stream was opened is new to it.
         before = [post_id for post_id in found.post_ids if post_id not in self._heard]
-        if before:
-            return NewPosts(before[0])
-        return NewPosts(min(self._heard, default=1) - 1)
+        return NewPosts(before[0] if before else found.after)
+
+    def _counted_unread(self, found: Found) -> NewPosts | None:
+        if found.seen is None:
+            return None
+        posts = NewPosts(found.seen)
+        posts.add(found.unread_ids)
+        posts.add(self._heard)
+        return posts
+
+    @property
+    def progress(self) -> "Progress":
+        if self.unread_posts is None:
+            return Progress(None, None)
+        return Progress(str(self.unread_posts.since), self.unread_posts.count)
 
     def tell(self, name: str) -> None:
         """Have an event sent, once however often it is told before that."""
         self._untold[name] = None
         self.wake()
 
-    def take(self) -> bytes:
-        """Return what is to be sent now."""
+    def take(self, sent: Counter[str]) -> bytes:
+        """Return what is to be sent now, and count it."""
         names, self._untold = self._untold, {}
-        for name in names:
-            metrics.live_events_total.labels(name).inc()
+        sent.update(names.keys())
         return b"".join(map(self._event, names))
 
     def _event(self, name: str) -> bytes:
         if name == "new" and self.posts is not None:
-            data, event_id = orjson.dumps(self.posts.to_json()), self.posts.newest_id
-            return b"id: %d\nevent: new\ndata: %b\n\n" % (event_id or 0, data)
+            self._progress_told = self.progress
+            data = orjson.dumps({**self.posts.to_json(), "unread": self.progress.unread})
+            return b"id: %d\nevent: new\ndata: %b\n\n" % (self.posts.newest_id or 0, data)
+        if name == "seen":
+            self._progress_told = self.progress
+            return b"event: seen\ndata: %b\n\n" % orjson.dumps(self.progress._asdict())
         return b"event: %b\ndata: {}\n\n" % name.encode()
 
-    async def something_to_say(self, seconds: float) -> None:
-        """Wait until there is something to say, for so long at most."""
-        if self._untold or self.is_cut_off:
-            return
-        loop = asyncio.get_running_loop()
+    def woken(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+        """Return what is done once there is something to say."""
         self._woken = loop.create_future()
-        timer = loop.call_later(seconds, self.wake)
-        await self._woken
-        self._woken = None
-        timer.cancel()
+        if self._untold or self.is_cut_off:
+            self.wake()
+        return self._woken
 
     def wake(self) -> None:
         """Have the stream look whether there is something to do."""
@@ -161,6 +199,7 @@ class LiveFeeds:
         self._is_hearing = True
         self._ending = False
         self._pulled_heard_at = 0.0
+        self._sent: Counter[str] = Counter()
         self._hearing = Hearing(self)
         self._counting = Counting(self)
         self._unread = unread.Unread()
@@ -194,41 +233,45 @@ class LiveFeeds:
         return self._ending or self._open >= settings.LIVE_MAX_STREAMS
 
     def export(self) -> None:
-        """Set the gauge of open streams."""
+        """Export what is open, and what was sent since the last time."""
         metrics.live_streams.set(self._open)
+        for name, number in self._sent.items():
+            metrics.live_events_total.labels(name).inc(number)
+        self._sent.clear()
 
-    async def serve(self, wanted: Wanted, transport: Any, expires_at: float, peer: str) -> None:
+    def open(self, wanted: Wanted, transport: Any, expires_at: float, peer: str) -> None:
         """Send events until the token expires, the client leaves or does not read, or the process
         ends.
+
+        In a task of its own, so that granian can let go of the request: its headers and the task
+        that answered it are a quarter of what a stream costs.
         """
         stream = Stream(wanted, peer)
-        self._register(stream)
+        self._open += 1
+        feed = self._feeds.setdefault(stream.user_id, OpenFeed())
+        feed.streams.add(stream)
+        if not self._is_hearing:
+            stream.tell("polling")
+        self._counting.ask([stream.ask()])
+        stream.task = self._loop.create_task(self._serve(stream, transport, expires_at))
+
+    async def _serve(self, stream: Stream, transport: Any, expires_at: float) -> None:
         try:
-            if not self._is_hearing:
-                stream.tell("polling")
-            self._counting.ask([stream.ask()])
             await transport.send_bytes(b": open\n" + _retry())
-            await self._send_events(stream, transport, expires_at)
+            left = expires_at - time.time()
+            while left > 0 and not (self._ending or stream.is_cut_off):
+                timer = self._loop.call_later(min(left, HEARTBEAT_SECONDS), stream.wake)
+                await stream.woken(self._loop)
+                timer.cancel()
+                left = expires_at - time.time()
+                if not stream.is_cut_off:
+                    await transport.send_bytes(stream.take(self._sent) or HEARTBEAT)
+            if not stream.is_cut_off:
+                await transport.send_bytes(_retry() + b"event: end\ndata: {}\n\n")
         except ProtocolClosed:
             pass
         finally:
             self._close(stream)
-
-    async def _send_events(self, stream: Stream, transport: Any, expires_at: float) -> None:
-        while not (self._ending or stream.is_cut_off):
-            left = expires_at - time.time()
-            if left <= 0:
-                break
-            await stream.something_to_say(min(left, HEARTBEAT_SECONDS))
-            if not (self._ending or stream.is_cut_off):
-                await transport.send_bytes(stream.take() or HEARTBEAT)
-        if not stream.is_cut_off:
-            await transport.send_bytes(_retry() + b"event: end\ndata: {}\n\n")
-
-    def _register(self, stream: Stream) -> None:
-        self._open += 1
-        feed = self._feeds.setdefault(stream.user_id, OpenFeed())
-        feed.streams.add(stream)
 
     def _close(self, stream: Stream) -> None:
         self._open -= 1
@@ -267,11 +310,12 @@ class LiveFeeds:
     def _announced(self, changes: Sequence[Change]) -> None:
         for change in changes:
             for stream in self._concerned(change):
-                if change.post_ids:
+                if change.post_ids and MARK not in change.post_ids:
                     stream.announced(change.post_ids)
-                else:
+                    continue
+                if not change.post_ids:
                     stream.changed()
-                    self._counting.ask([stream.ask()])
+                self._counting.ask([stream.ask()])
 
     def _concerned(self, change: Change) -> list[Stream]:
         users = set(change.user_ids)

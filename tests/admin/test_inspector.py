@@ -3,6 +3,7 @@ it.
 """
 
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -11,7 +12,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from eventbus.ids.snowflake import MAX_ID
-from feeds import inspector
+from feeds import inspector, live_tickets
 from feeds.models import RESTING, Feed, FeedEntry
 from feeds.read import first_page, here
 from tests.admin.pages import context_of, inspector_of, operator, rows_of, text_of
@@ -19,6 +20,8 @@ from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
+    UserFollowedFactory,
     UserMutedFactory,
     UserUnfollowedFactory,
     apply,
@@ -265,10 +268,11 @@ def test_follows_are_found_from_both_ends_and_as_a_pair(admin_client: Client) ->
     url = "/admin/feeds/feed/follows/"
     assert [
         entry["users"] for entry in context_of(admin_client, f"{url}?user={READER}")["lists"]
-    ] == [[1], [], []]
+    ] == [[1], [], [], []]
     assert [entry["users"] for entry in context_of(admin_client, f"{url}?user=1")["lists"]] == [
         [],
         [READER],
+        [],
         [],
     ]
     apply(UserUnfollowedFactory())
@@ -291,6 +295,15 @@ def test_who_is_muted_is_in_a_list_and_in_the_state_of_the_pair(admin_client: Cl
     assert [row[2] for row in rows] == ["never followed, mutes", "never followed"]
 
 
+def test_who_is_blocked_is_in_a_list_and_in_the_state_of_the_pair(admin_client: Client) -> None:
+    url = "/admin/feeds/feed/follows/"
+    apply(UserBlockedFactory(blocker_id=1, blocked_id=READER), UserFollowedFactory())
+    lists = context_of(admin_client, f"{url}?user=1")["lists"]
+    assert {entry["name"]: entry["users"] for entry in lists}["blocked"] == [READER]
+    rows = rows_of(text_of(admin_client, f"{url}?user={READER}&other=1"), "pair-table")
+    assert [row[2] for row in rows] == ["would follow but for a block", "never followed, blocks"]
+
+
 def test_follows_are_paged_by_id(admin_client: Client) -> None:
     follow_all(range(10, 160), 5)
     url, seen = "?user=5", []
@@ -307,3 +320,19 @@ def test_one_statement_hence_one_snapshot_serves_the_comparison(
     posts(5)
     with django_assert_num_queries(1):
         inspector._compare(READER)
+
+
+def test_the_page_has_a_ticket_to_the_live_feed_of_this_user_alone(
+    client: Client, settings: Settings
+) -> None:
+    newest = post()
+    page = context_of(operator(client, "view_feed"), inspector_of(READER))["inspection"]
+    address = urlsplit(page.live_address)
+    query = parse_qs(address.query)
+    assert (address.path, query["since"]) == (f"/feeds/{READER}/live", [str(newest)])
+    [ticket] = query["ticket"]
+    assert live_tickets.expires_at(ticket, READER)
+    assert live_tickets.expires_at(ticket, READER + 1) is None
+    assert live_tickets.expires_at(ticket + "x", READER) is None
+    settings.SECRET_KEY = "another" * 10
+    assert live_tickets.expires_at(ticket, READER) is None

@@ -16,6 +16,7 @@ from granian.server.embed import Server
 from feedsite.authentication import issue_token
 from feedsite.embedded.processes import free_port
 from feedsite.front.application import Application
+from tests.api import contract
 
 HEADER_SECONDS = 2
 BUFFER_BYTES = 65_536  # as in bin/serve
@@ -67,6 +68,11 @@ class ApiServer:
         self._server.stop()  # type: ignore[no-untyped-call]
         self._thread.join(20)
 
+    @property
+    def is_hearing(self) -> bool:
+        """Tell whether live streams hear announcements."""
+        return self._application._live._is_hearing
+
     def client(self, user: int = 1, scope: str = "") -> "ApiClient":
         """Return a client with a token of this user."""
         return ApiClient(self._http, {"Authorization": f"Bearer {issue_token(user, scope, 60)}"})
@@ -76,7 +82,7 @@ class ApiServer:
 
 
 class ApiClient:
-    """Requests with the headers of one client."""
+    """Requests with the headers of one client; what is not documented fails the test."""
 
     def __init__(self, http: httpx.Client, headers: dict[str, str]) -> None:
         self._http = http
@@ -86,7 +92,9 @@ class ApiClient:
         self, method: str, path: str, headers: dict[str, str], content: bytes | None = None
     ) -> httpx.Response:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self._http.request(method, path, content=content, headers=self._headers | given)
+        answer = self._http.request(method, path, content=content, headers=self._headers | given)
+        contract.check(answer)
+        return answer
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.request("GET", path, headers)

@@ -26,7 +26,9 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     PostEditedFactory,
+    UserBlockedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     apply,
     follow_all,
 )
@@ -352,11 +354,101 @@ def test_what_is_wrong_about_a_mute_is_refused_with_a_code(
     assert told(client(1).request(method, path, {})) == (status, code)
 
 
+def test_blocking_and_lifting_it() -> None:
+    for answer in (client(1).put("/blocks/2"), client(1).delete("/blocks/2")):
+        assert answer.status_code == 202
+        body = answer.json()
+        assert (set(body), body["blocked_id"]) == ({"event_id", "blocker_id", "blocked_id"}, "2")
+        assert answer.headers["Location"] == f"/events/{body['event_id']}"
+    apply(*[UserBlockedFactory(blocker_id=1, blocked_id=other) for other in (2, 3, MAX_ID)])
+    assert pages("/blocks?limit=2", 1, key="user_id") == [[str(MAX_ID), "3"], ["2"]]
+    assert pages("/blocks", 2, key="user_id") == [[]]
+
+
+def test_neither_of_a_blocked_pair_can_follow_the_other() -> None:
+    apply(UserBlockedFactory(blocker_id=1, blocked_id=2))
+    for user, other in ((1, 2), (2, 1)):
+        assert told(client(user).put(f"/follows/{other}")) == (422, "follow_blocked")
+        assert client(user).delete(f"/follows/{other}").status_code == 202
+        assert client(user).put("/follows/3").status_code == 202
+    apply(UserUnblockedFactory(blocker_id=1, blocked_id=2))
+    assert client(2).put("/follows/1").status_code == 202
+
+
+NOTHING = {
+    "results": [],
+    "next": None,
+    "previous": None,
+    "next_cursor": None,
+    "previous_cursor": None,
+}
+
+
+def test_to_one_another_the_two_of_a_blocked_pair_are_not_there(settings: Settings) -> None:
+    settings.API_VISIBILITY = "public"
+    apply(mine := PostCreatedFactory(author_id=1), gone := PostCreatedFactory(author_id=1))
+    apply(PostDeletedFactory(author_id=1, post_id=gone.post_id))
+    follow_all([2, 3], followee=1)
+    follow_all([1], followee=3)
+    apply(UserBlockedFactory(blocker_id=2, blocked_id=1))
+    lists = ["/users/1/posts", "/users/1/followers", "/users/1/following"]
+    for post_id in (mine.post_id, gone.post_id):
+        assert told(client(2).get(f"/posts/{post_id}")) == (404, "post_not_found")
+        assert told(client(2).delete(f"/posts/{post_id}")) == (404, "post_not_found")
+    for path in lists:
+        assert client(2).get(path).json() == NOTHING
+        assert client(2).get(path.replace("/1/", "/404/")).json()["results"] == [], "the same"
+    assert client(1).get("/users/2/posts").json()["results"] == []
+
+    # Anybody else, oneself, and who may read everybody's feed see all there is.
+    for reader in (client(3), client(1), client(2, scope="feeds:read")):
+        assert reader.get(f"/posts/{mine.post_id}").status_code == 200
+        assert told(reader.get(f"/posts/{gone.post_id}")) == (410, "gone")
+        assert [len(reader.get(path).json()["results"]) for path in lists] == [1, 1, 1]
+    assert client(2, scope="feeds:read").get("/feeds/1").status_code == 200
+
+
+def test_a_follow_is_taken_while_nobody_can_ask_for_blocks() -> None:
+    apply(UserBlockedFactory(blocker_id=1, blocked_id=2))
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE blocks RENAME TO blocks_away")
+    try:
+        assert client(2).put("/follows/1").status_code == 202
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE blocks_away RENAME TO blocks")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("PUT", "/blocks/1", 422, "cannot_block_oneself"),
+        ("DELETE", "/blocks/1", 422, "cannot_block_oneself"),
+        ("PUT", "/blocks/0", 404, "not_found"),
+        ("PUT", "/blocks/01", 404, "not_found"),
+        ("PUT", "/blocks/9223372036854775808", 404, "not_found"),
+        ("PUT", "/blocks/-1", 404, "not_found"),
+        ("PUT", "/blocks/x", 404, "not_found"),
+        ("DELETE", "/blocks/%00", 404, "not_found"),
+        ("PUT", "/blocks/%F0%9F%8C%8D", 404, "not_found"),
+        ("PUT", "/blocks", 405, "method_not_allowed"),
+        ("POST", "/blocks/2", 405, "method_not_allowed"),
+        ("GET", "/blocks/2", 405, "method_not_allowed"),
+        ("GET", "/blocks?limit=0", 400, "invalid_limit"),
+        ("GET", "/blocks?cursor=x", 400, "invalid_cursor"),
+    ],
+)
+def test_what_is_wrong_about_a_block_is_refused_with_a_code(
+    method: str, path: str, status: int, code: str
+) -> None:
+    assert told(client(1).request(method, path, {})) == (status, code)
+
+
 def pages(url: str, user: int, key: str = "id") -> list[list[str]]:
     found, following = [], url
     while following:
         page = client(user).get(following).json()
-        assert set(page) >= {"results", "next", "previous"}
+        assert set(page) >= {"results", "next", "previous", "next_cursor", "previous_cursor"}
         found.append([row[key] for row in page["results"]])
         following = page["next"]
     return found
@@ -524,6 +616,7 @@ def test_the_openapi_document_is_complete_and_its_page_loads_nothing_from_outsid
         "/posts/{post_id}",
         "/follows/{user_id}",
         "/mutes/{user_id}",
+        "/blocks/{user_id}",
         "/feeds/{user_id}",
         "/events/{event_id}",
     ):

@@ -22,7 +22,7 @@ from feedsite.authentication import issue_token
 from tests.api.hostile import json_suite, naughty_strings
 from tests.api.server import ApiClient, ApiServer
 from tests.e2e.real_data import DATA
-from tests.factories import PostCreatedFactory, PostDeletedFactory, apply
+from tests.factories import PostCreatedFactory, PostDeletedFactory, UserBlockedFactory, apply
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -64,6 +64,16 @@ def test_who_cannot_be_followed_gets_a_code_and_the_others_are_followed(api: Api
     assert entries[1].keys() == {"followee_id", "code", "detail"}
     assert entries[1]["code"] == "cannot_follow_oneself"
     assert "event_id" in entries[0]
+    assert "event_id" in entries[2]
+
+
+def test_who_is_blocked_either_way_gets_a_code_and_the_others_are_followed(api: ApiServer) -> None:
+    apply(
+        UserBlockedFactory(blocker_id=1, blocked_id=2),
+        UserBlockedFactory(blocker_id=3, blocked_id=1),
+    )
+    entries = follow(api.client(1), "2", "3", "4").json()["results"]
+    assert [entry.get("code") for entry in entries] == ["follow_blocked", "follow_blocked", None]
     assert "event_id" in entries[2]
 
 
@@ -247,6 +257,21 @@ def test_posts_are_read_in_the_order_asked_for_with_an_entry_each(api: ApiServer
     shown = [entries[place] for place in (0, 2, 4, 5)]
     alone = [api.client().get(f"/posts/{post}").json() for post in (second, first, third, second)]
     assert shown == alone
+
+
+def test_posts_between_a_blocked_pair_are_as_ones_that_there_are_not(api: ApiServer) -> None:
+    apply(mine := PostCreatedFactory(author_id=1), other := PostCreatedFactory(author_id=2))
+    apply(UserBlockedFactory(blocker_id=2, blocked_id=1))
+    path = f"/posts?ids={mine.post_id},{other.post_id},77"
+    states = {
+        user: [entry.get("state") for entry in api.client(user).get(path).json()["results"]]
+        for user in (1, 2, 3)
+    }
+    assert states == {
+        1: [None, "unknown", "unknown"],
+        2: ["unknown", None, "unknown"],
+        3: [None, None, "unknown"],
+    }
 
 
 def test_the_parameter_may_be_repeated_instead(api: ApiServer) -> None:

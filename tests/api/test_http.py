@@ -229,6 +229,14 @@ def test_a_header_with_underscores_is_none(api: ApiServer) -> None:
     assert told.headers["x-request-id"] != "mine"
 
 
+def test_pages_of_other_sites_are_told_nothing_unless_a_setting_names_them(api: ApiServer) -> None:
+    lines = (bearer().strip(), "Origin: https://app.example", "Access-Control-Request-Method: POST")
+    for method, path in (("GET", "/feeds/1"), ("OPTIONS", "/posts")):
+        told = ask(api, head(method, path, *lines))
+        assert told.status == 200
+        assert [name for name in told.headers if name.startswith(("access-control", "vary"))] == []
+
+
 def test_requests_may_follow_each_other_without_waiting(api: ApiServer) -> None:
     one = post_head(f"Content-Length: {len(BODY)}") + BODY
     with connected(api) as connection:

@@ -1,8 +1,11 @@
 """`GET /feeds/{user}/live`: server-sent events of what changes in a feed."""
 
 import json
+import os
 import socket
+import threading
 from array import array
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -13,11 +16,18 @@ from pytest_django import Settings
 
 from eventbus.database.sql import execute
 from eventbus.models import ProcessedEvent
+from feeds import live as live_feeds
+from feeds import live_tickets
 from feeds.announcements import CHANNEL, Change
 from feeds.models import Feed
 from feeds.read import here
 from feedsite.authentication import issue_token
+from feedsite.embedded.postgres import POSTGRES
+from feedsite.embedded.valkey import VALKEY
+from feedsite.front import live as streams
 from tests.api.server import ApiServer
+from tests.crash.outages import frozen, needs_embedded_postgres
+from tests.eventbus.events import counted, eventually
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
@@ -30,6 +40,11 @@ from tests.factories import (
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+needs_embedded_redis = pytest.mark.skipif(
+    bool(os.environ.get(VALKEY.variable)),
+    reason="freezes the embedded Valkey, and an external Redis is in use",
+)
 
 READER, AUTHOR, STAR = 2, 1, 3
 
@@ -53,10 +68,16 @@ class Live:
         headers: str = "",
         ttl: int = 60,
         user: int = READER,
+        path_user: int = 0,
+        receive_bytes: int = 0,
     ) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self._socket = socket.socket()
+        if receive_bytes:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self._socket.settimeout(20)
+        self._socket.connect(("127.0.0.1", server.port))
         head = (
-            f"GET /feeds/{user}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"GET /feeds/{path_user or user}/live{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Authorization: Bearer {issue_token(user, '', ttl)}\r\n{headers}\r\n"
         )
         self._socket.sendall(head.encode())
@@ -95,14 +116,28 @@ class Live:
         assert name == "new"
         return int(str(data["newest_id"])), data["count"]
 
+    def drain(self) -> None:
+        """Read what has come, to the end of the connection. Raises `TimeoutError`."""
+        with suppress(ConnectionResetError):
+            while self._socket.recv(65_536):
+                pass
+
+    def shut_down(self) -> None:
+        """Have whoever reads come to the end."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
 
 
 @pytest.fixture
-def front(servers: dict[str, ApiServer]) -> ApiServer:
-    return servers["front on"]
+def front(servers: dict[str, ApiServer], monkeypatch: pytest.MonkeyPatch) -> ApiServer:
+    """The API, once its streams hear what is announced; it soon notices who has left."""
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 1.0)
+    front = servers["front on"]
+    eventually(lambda: here.trust.now() is not None and front.is_hearing)
+    return front
 
 
 def test_a_post_is_told_whether_it_is_pushed_or_pulled(front: ApiServer, worker: Worker) -> None:
@@ -277,11 +312,122 @@ def test_a_stream_ends_with_its_token(front: ApiServer, worker: Worker) -> None:
     live.close()
 
 
+def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
+    front: ApiServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Live(front, f"?since=0&ticket={live_tickets.issue(READER)}", user=9, path_user=READER)
+    post = PostCreatedFactory(author_id=AUTHOR)
+    worker.process(post)
+    assert live.new() == (post.post_id, 1)
+    live.close()
+    monkeypatch.setattr(live_tickets, "SECONDS", 0)
+    for ticket in ("x", live_tickets.issue(READER), live_tickets.issue(READER + 1)):
+        refused = front.anonymous().get(f"/feeds/{READER}/live?ticket={ticket}")
+        assert refused.status_code == 401
+
+
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:
-    settings.LIVE_MAX_STREAMS = 0
+    eventually(lambda: counted("live_streams") == 0)
+    settings.LIVE_MAX_STREAMS = 1
+    live = Live(front)
+    assert live.comment() == ": open"
     answer = front.client(READER).get(f"/feeds/{READER}/live")
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_streams")
     assert answer.headers["Retry-After"] == "5"
+    live.close()
+
+
+def test_a_silent_stream_beats_and_who_has_left_is_noticed_by_it(
+    front: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
+    eventually(lambda: counted("live_streams") == 0)
+    live = Live(front)
+    assert [live.comment() for _ in range(3)] == [": open", ": heartbeat", ": heartbeat"]
+    eventually(lambda: counted("live_streams") == 1)
+    live.close()
+    eventually(lambda: counted("live_streams") == 0)
+
+
+def test_events_are_counted(front: ApiServer, worker: Worker) -> None:
+    before = counted("live_events_total", event="new")
+    live = Live(front, "?since=0")
+    worker.process(PostCreatedFactory(author_id=AUTHOR))
+    live.new()
+    eventually(lambda: counted("live_events_total", event="new") > before)
+    live.close()
+
+
+def test_a_client_that_does_not_read_is_cut_off(front: ApiServer, worker: Worker) -> None:
+    before = counted("live_streams_cut_off_total")
+    deaf = Live(front, "?since=0", receive_bytes=4_096)
+    reading = Live(front, "?since=0", ttl=600)
+    reader = threading.Thread(target=reading.drain, daemon=True)
+    reader.start()
+
+    def is_cut_off() -> bool:
+        """Look, and tell a hundred posts more if not."""
+        for _ in range(100):
+            tell_of_a_post()
+        return counted("live_streams_cut_off_total") > before
+
+    eventually(is_cut_off, 60)
+    deaf.drain()
+    assert reader.is_alive()
+    assert counted("live_streams_cut_off_total") == before + 1
+    reading.shut_down()
+    reader.join()
+
+
+def tell_of_a_post() -> None:
+    """Announce a post, which need not exist for that."""
+    here.pages.invalidate([READER], changes=[Change([READER], 0, [next_id()])])
+
+
+@needs_embedded_postgres
+def test_while_postgresql_stands_still_streams_stay_and_are_told_afterwards(
+    front: ApiServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(streams, "COUNT_SECONDS", 1.0)
+    open_before, opened_meanwhile = Live(front, "?since=0"), None
+    first, second = (PostCreatedFactory(author_id=AUTHOR) for _ in range(2))
+    worker.process(first)
+    assert open_before.new() == (first.post_id, 1)
+    with frozen(POSTGRES):
+        opened_meanwhile = Live(front, "?since=0")
+        beats = [[live.comment() for _ in range(10)] for live in (open_before, opened_meanwhile)]
+    assert all(told[-1] == ": heartbeat" for told in beats)
+    assert opened_meanwhile.new() == (first.post_id, 1)
+    worker.process(second)
+    for live in (open_before, opened_meanwhile):
+        assert live.new() == (second.post_id, 2)
+        live.close()
+
+
+@needs_embedded_redis
+def test_while_redis_stands_still_streams_say_so_and_postgresql_is_asked(
+    front: ApiServer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_feeds, "POLL_SECONDS", 0.5)
+    live = Live(front, "?since=0")
+    first, second, third = (PostCreatedFactory(author_id=AUTHOR) for _ in range(3))
+    worker.process(first)
+    assert live.new() == (first.post_id, 1)
+    with frozen(VALKEY):
+        live.until("polling")
+        opened_meanwhile = Live(front, "?since=0")
+        assert opened_meanwhile.any_event() == ("polling", {})
+        worker.process(second)
+        for one in (live, opened_meanwhile):
+            while one.new() != (second.post_id, 2):
+                pass
+    for one in (live, opened_meanwhile):
+        one.until("live")
+    worker.process(third)
+    for one in (live, opened_meanwhile):
+        assert one.new() == (third.post_id, 3)
+        one.close()
 
 
 def test_what_is_wrong_with_a_request_is_said(api: ApiServer) -> None:

@@ -47,7 +47,7 @@ def test_writes_of_every_kind_count(api: ApiServer) -> None:
     apply(mine := PostCreatedFactory(author_id=user))
     writes = [
         writer.post("/posts", BODY),
-        writer.put("/follows/5"),
+        writer.put("/blocks/5"),
         writer.delete("/mutes/5"),
         writer.delete(f"/posts/{mine.post_id}"),
         writer.post("/posts", BODY, Idempotency_Key="k"),

@@ -17,6 +17,7 @@ from tests.api.server import ApiClient, Current
 from tests.factories import (
     PostCreatedFactory,
     PostEditedFactory,
+    UserBlockedFactory,
     UserErasedFactory,
     UserMutedFactory,
     apply,
@@ -90,6 +91,7 @@ def test_an_export_has_a_line_for_all_that_is_held() -> None:
     follow_all([1], followee=3)
     posts = [PostCreatedFactory(author_id=1, data='{"n": [1, "ü"]}') for _ in range(450)]
     apply(*posts, PostCreatedFactory(author_id=2), UserMutedFactory(user_id=1, muted_id=9))
+    apply(UserBlockedFactory(blocker_id=1, blocked_id=8))
     apply(PostEditedFactory(author_id=1))  # of a post that is not there yet
     client().delete("/posts/5", Idempotency_Key="k")
     client().put("/follows/3", Idempotency_Key="k")
@@ -103,6 +105,7 @@ def test_an_export_has_a_line_for_all_that_is_held() -> None:
         "follows",
         "follower",
         "mutes",
+        "blocks",
         "idempotency_key",
         "end",
     ]

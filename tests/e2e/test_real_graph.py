@@ -25,12 +25,15 @@ class Model:
 
     def __init__(self, follows: set[real_data.Pair]) -> None:
         self.follows = set(follows)
+        self.mutes: set[real_data.Pair] = set()
         self.posts: dict[int, int] = {}  # author by post
         self.edited: dict[int, str] = {}  # content by post
         self.events: set[int] = set()
 
     def feed(self, user: int) -> list[int]:
-        authors = {followee for follower, followee in self.follows if follower == user} | {user}
+        followed = {followee for follower, followee in self.follows if follower == user}
+        muted = {other for muting, other in self.mutes if muting == user}
+        authors = (followed - muted) | {user}
         return sorted(
             (post for post, author in self.posts.items() if author in authors), reverse=True
         )
@@ -78,6 +81,26 @@ def change_follows(system: System, model: Model, chance: random.Random, count: i
         model.events.add(int(answer.json()["event_id"]))
 
 
+def mute_and_block(system: System, model: Model, chance: random.Random, count: int) -> None:
+    """Have readers mute some whom they follow, and some of these block their readers or lift it."""
+    authors = set(model.posts.values())
+    pairs = sorted(pair for pair in model.follows if pair[1] in authors)
+    for follower, followee in chance.sample(pairs, count):
+        act = chance.choice(["mute", "mute and back", "block", "block and back"])
+        user, path = (
+            (follower, f"/mutes/{followee}") if "mute" in act else (followee, f"/blocks/{follower}")
+        )
+        with system.client(user) as client:
+            answers = [client.put(path)]
+            if "back" in act:
+                answers.append(client.delete(path))
+        model.events |= {int(answer.raise_for_status().json()["event_id"]) for answer in answers}
+        if act == "mute":
+            model.mutes.add((follower, followee))
+        if "block" in act:  # also one that is lifted again has ended the follows
+            model.follows -= {(follower, followee), (followee, follower)}
+
+
 def delete_posts(system: System, model: Model, chance: random.Random, count: int) -> None:
     for post_id in chance.sample(sorted(model.posts), count):
         with system.client(model.posts.pop(post_id)) as client:
@@ -120,6 +143,8 @@ def test_every_feed_equals_the_join_after_real_traffic_and_a_killed_worker(tmp_p
         write(system, model, drafts[POSTS // 2 :])
         third = system.worker()
         change_follows(system, model, chance, 100)
+        wait_until(lambda: settled(model.events))
+        mute_and_block(system, model, chance, 60)
         wait_until(lambda: settled(model.events))
         edit_posts(system, model, chance, 60)
         delete_posts(system, model, chance, 50)

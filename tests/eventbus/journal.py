@@ -84,6 +84,9 @@ class Journal:
             bug()
         return event
 
+    def locked_keys(self, events: Sequence[Event]) -> set[int]:
+        return {event.key for event in events}
+
     def plan(self, events: Sequence[Event]) -> list[list[Event]]:
         for event in events:
             if event.payload.get("plan_fails"):

@@ -75,6 +75,8 @@ def test_requests_at_the_same_time_make_one_post(feed_events: str) -> None:
         ("DELETE", "/follows/9"),
         ("PUT", "/mutes/9"),
         ("DELETE", "/mutes/9"),
+        ("PUT", "/blocks/9"),
+        ("DELETE", "/blocks/9"),
     ],
 )
 def test_every_write_takes_a_key(feed_events: str, method: str, path: str) -> None:

@@ -135,6 +135,9 @@ class Notes:
     def to_fact(self, event: Event) -> Event:
         return event
 
+    def locked_keys(self, events: Sequence[Event]) -> set[int]:
+        return {event.key for event in events}
+
     def plan(self, events: Sequence[Event]) -> list[list[Event]]:
         return [list(events)]
 
@@ -207,8 +210,10 @@ def test_the_command_lists_groups_and_shows_an_entry_whole() -> None:
     entry = an_entry()
     an_entry(message="bad note 42")
     assert "2 unresolved\tnote.taken\tValueError: bad note 41" in run("list")
-    assert len(run("list", "--group", str(entry.group_id)).splitlines()) == 2
+    listed = run("list", "--group", str(entry.group_id)).splitlines()
+    assert [line.split("\t")[1:3] for line in listed] == [["open", "2026-01-02 12:00:00Z"]] * 2
     shown = run("show", str(entry.id))
+    assert "\n1 attempt, 0 replays\n" in shown
     assert '"event_id": "41"' in shown
     assert "Traceback …" in shown
     assert "traceparent: 00-1-2-01" in shown

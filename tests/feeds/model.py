@@ -8,7 +8,15 @@ from django.test import Client
 
 from eventbus.envelope import format_time
 from eventbus.ids.snowflake import time_of
-from feeds.events import MuteFact, UserErased, UserFollowed, UserMuted, UserUnfollowed
+from feeds.events import (
+    BlockFact,
+    MuteFact,
+    UserBlocked,
+    UserErased,
+    UserFollowed,
+    UserMuted,
+    UserUnfollowed,
+)
 from feeds.timeline import Reader
 from feedsite.authentication import issue_token
 from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
@@ -18,15 +26,27 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     PostEditedFactory,
+    UserBlockedFactory,
     UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
 )
 
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
 FollowFact = UserFollowed | UserUnfollowed
+
+# What one user says of another: the fact, and what it calls the two.
+ABOUT_TWO: dict[str, tuple[Any, str, str]] = {
+    "follow": (UserFollowedFactory, "follower_id", "followee_id"),
+    "unfollow": (UserUnfollowedFactory, "follower_id", "followee_id"),
+    "mute": (UserMutedFactory, "user_id", "muted_id"),
+    "unmute": (UserUnmutedFactory, "user_id", "muted_id"),
+    "block": (UserBlockedFactory, "blocker_id", "blocked_id"),
+    "unblock": (UserUnblockedFactory, "blocker_id", "blocked_id"),
+}
 
 
 def feed(user: int) -> list[int]:
@@ -62,17 +82,16 @@ def history(steps: Iterable[Step], first_user: int = 0) -> list[Any]:
             )
         elif kind == "edit" and posts:
             facts.append(edit_of(posts[other % len(posts)], other))
-        elif kind == "follow" and one != other:
-            facts.append(UserFollowedFactory(follower_id=one, followee_id=other))
-        elif kind == "unfollow" and one != other:
-            facts.append(UserUnfollowedFactory(follower_id=one, followee_id=other))
-        elif kind == "mute" and one != other:
-            facts.append(UserMutedFactory(user_id=one, muted_id=other))
-        elif kind == "unmute" and one != other:
-            facts.append(UserUnmutedFactory(user_id=one, muted_id=other))
         elif kind == "erase":
             facts.append(UserErasedFactory(user_id=one))
+        elif kind in ABOUT_TWO and one != other:
+            facts.append(_about_two(kind, one, other))
     return facts
+
+
+def _about_two(kind: str, one: int, other: int) -> Any:
+    factory, actor, object_ = ABOUT_TWO[kind]
+    return factory(**{actor: one, object_: other})
 
 
 def edit_of(post: PostCreated, number: int) -> PostEdited:
@@ -87,27 +106,32 @@ def edit_of(post: PostCreated, number: int) -> PostEdited:
     return edit
 
 
-def expected_post(facts: Sequence[Any], post: PostCreated) -> PostRow | None:
-    """Return what is shown of a post, in plain Python; None if it, or its author, is deleted."""
-    counting = _counting(facts)
-    if post not in counting:
-        return None
-    about = [
-        fact
-        for fact in counting
-        if isinstance(fact, PostFact)
-        and (fact.post_id, fact.author_id) == (post.post_id, post.author_id)
-    ]
-    if any(isinstance(fact, PostDeleted) for fact in about):
-        return None
-    content, data, edited_at = post.content, post.data, None
+def expected_posts(facts: Sequence[Any]) -> dict[int, PostRow]:
+    """Return what is shown of each post, in plain Python: the last edit that names it decides
+    content and data; none is shown that it, or its author, was deleted.
+    """
+    about = [fact for fact in _counting(facts) if isinstance(fact, PostFact)]
+    posts = {fact.post_id: _row_of(fact) for fact in about if isinstance(fact, PostCreated)}
     edits = [fact for fact in about if isinstance(fact, PostEdited)]
     for edit in sorted(edits, key=lambda edit: edit.event_id):
-        edited_at = format_time(time_of(edit.event_id))
-        content = edit.content if edit.content is not None else content
-        data = edit.data if edit.changes_data else data
+        post = posts.get(edit.post_id)
+        if post is not None and post.author_id == edit.author_id:
+            posts[edit.post_id] = _edited(post, edit)
+    deleted = {fact.post_id for fact in about if isinstance(fact, PostDeleted)}
+    return {post_id: post for post_id, post in posts.items() if post_id not in deleted}
+
+
+def _row_of(post: PostCreated) -> PostRow:
     created_at = format_time(post.created_at)
-    return PostRow(post.post_id, post.author_id, content, data, created_at, edited_at)
+    return PostRow(post.post_id, post.author_id, post.content, post.data, created_at, None)
+
+
+def _edited(post: PostRow, edit: PostEdited) -> PostRow:
+    return post._replace(
+        content=post.content if edit.content is None else edit.content,
+        data=edit.data if edit.changes_data else post.data,
+        edited_at=format_time(time_of(edit.event_id)),
+    )
 
 
 def shown_post(post_id: int) -> PostRow | None:
@@ -136,21 +160,38 @@ def _id(fact: Any) -> int:
     return number
 
 
+def is_free(facts: Sequence[Any], follow: FollowFact) -> bool:
+    """Tell whether no block is in the way of the follow, for all what happened from first to last:
+    the pair is not blocked in the end, and has not been since the follow.
+    """
+    pair = {follow.follower_id, follow.followee_id}
+    last: dict[int, BlockFact] = {}  # by who blocks
+    for fact in sorted(facts, key=lambda fact: fact.event_id):
+        if isinstance(fact, BlockFact) and fact.users == pair:
+            last[fact.blocker_id] = fact
+            if isinstance(fact, UserBlocked) and fact.event_id > follow.event_id:
+                return False
+    return not any(isinstance(fact, UserBlocked) for fact in last.values())
+
+
 def expected_feed(facts: Sequence[Any], user: int) -> list[int]:
-    """Return the feed in plain Python: the last event of a pair decides, a deleted post stays
-    deleted, and nothing from before a user was erased counts.
+    """Return the feed in plain Python: the last event of a pair decides, a block ends the follows
+    from before it, a deleted post stays deleted, and nothing from before a user was erased counts.
     """
     facts = _counting(facts)
-    in_order = sorted(facts, key=lambda fact: fact.event_id)
-    followed: dict[int, bool] = {}
-    muted: dict[int, bool] = {}
-    for fact in in_order:
+    follows: dict[int, FollowFact] = {}
+    mutes: dict[int, MuteFact] = {}
+    for fact in sorted(facts, key=lambda fact: fact.event_id):
         if isinstance(fact, FollowFact) and fact.follower_id == user:
-            followed[fact.followee_id] = isinstance(fact, UserFollowed)
+            follows[fact.followee_id] = fact
         if isinstance(fact, MuteFact) and fact.user_id == user:
-            muted[fact.muted_id] = isinstance(fact, UserMuted)
+            mutes[fact.muted_id] = fact
     authors = {user} | {
-        author for author, is_followed in followed.items() if is_followed and not muted.get(author)
+        author
+        for author, follow in follows.items()
+        if isinstance(follow, UserFollowed)
+        and not isinstance(mutes.get(author), UserMuted)
+        and is_free(facts, follow)
     }
     deleted = {fact.post_id for fact in facts if isinstance(fact, PostDeleted)}
     posts = {fact.post_id: fact.author_id for fact in facts if isinstance(fact, PostCreated)}

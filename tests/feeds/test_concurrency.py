@@ -27,9 +27,10 @@ from feeds.handlers import FeedFact, FeedHandlers
 from feeds.models import Feed, Horizon, Housekeeping
 from feeds.read import here
 from feeds.rebuild import rebuild
-from tests.feeds.model import Step, expected_feed, feed, history
+from posts.events import PostCreated
+from tests.feeds.model import Step, expected_feed, expected_posts, feed, history, shown_post
 from tests.feeds.partitioning import lay_out, partitions_undone
-from tests.feeds.test_processing import read_through_the_cache
+from tests.feeds.test_processing import edits_through_the_cache, read_through_the_cache
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -47,7 +48,8 @@ class Log:
     """
 
     def __init__(self, chance: random.Random) -> None:
-        kinds = ["post"] * 5 + ["delete"] * 2 + ["follow"] * 3 + ["unfollow"]
+        kinds = ["post"] * 5 + ["edit", "edit", "delete", "delete"] + ["follow"] * 3 + ["unfollow"]
+        kinds += ["follow", "mute", "unmute", "block", "unblock"]
         # Rarely: what an erasure takes away is tested no more.
         kinds = kinds * 20 + ["erase"]
         self._facts = history(self._step(chance, kind) for kind in chance.choices(kinds, k=STEPS))
@@ -56,11 +58,11 @@ class Log:
 
     @staticmethod
     def _step(chance: random.Random, kind: str) -> Step:
-        # Deleted is one of the author's latest posts, which rebuilds are after too.
+        # Deleted or edited is one of the author's latest posts, which rebuilds and pages are after.
         return (
             kind,
             chance.choice(USERS),
-            -chance.randint(1, 4) if kind == "delete" else chance.choice(USERS),
+            -chance.randint(1, 4) if kind in ("delete", "edit") else chance.choice(USERS),
         )
 
     @property
@@ -242,6 +244,12 @@ def assert_all_right(run: Run) -> None:
     assert {user: read_through_the_cache(user) for user in USERS} == {
         user: posts[:3] for user, posts in expected.items()
     }
+    posts = expected_posts(run.log.facts)
+    for post in (fact for fact in run.log.facts if isinstance(fact, PostCreated)):
+        assert shown_post(post.post_id) == posts.get(post.post_id)
+    for user in USERS:
+        for post_id, edited_at in edits_through_the_cache(user).items():
+            assert posts[post_id].edited_at == edited_at
     assert run.done["batch"] > 10
     assert run.done["come back"] > 0
 

@@ -23,7 +23,7 @@ from tests.factories import (
     apply,
     follow_all,
 )
-from tests.feeds.model import expected_post, open_feed, shown_post
+from tests.feeds.model import expected_posts, open_feed, shown_post
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -73,7 +73,7 @@ def test_any_order_with_repetitions_gives_the_same_posts(
             apply(*delivered[:size], careful=True)
             delivered = delivered[size:]
         for post in posts:
-            assert shown_post(post.post_id) == expected_post(facts, post)
+            assert shown_post(post.post_id) == expected_posts(facts).get(post.post_id)
         assert not WaitingEdit.objects.exclude(author_id=9).exists()
         assert verification.verify().equal
         transaction.set_rollback(True)
@@ -90,7 +90,7 @@ def test_an_edit_that_comes_before_its_post_waits_for_it() -> None:
     assert shown_post(post.post_id) is None
     assert WaitingEdit.objects.count() == 2
     apply(post)
-    assert shown_post(post.post_id) == expected_post([post, first, second], post)
+    assert shown_post(post.post_id) == expected_posts([post, first, second]).get(post.post_id)
     assert WaitingEdit.objects.count() == 0
 
 
@@ -179,7 +179,7 @@ def test_workers_of_the_release_before_make_dead_letters_that_the_next_ones_take
     replayed.process(edit_of_plain, edit, rich)
     assert replayed.dead_letters == []
     for post in (plain, rich):
-        assert shown_post(post.post_id) == expected_post(facts, post)
+        assert shown_post(post.post_id) == expected_posts(facts).get(post.post_id)
     assert WaitingEdit.objects.count() == 0
 
 

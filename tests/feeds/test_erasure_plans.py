@@ -27,6 +27,8 @@ INSERT INTO follows (follower_id, followee_id, event_id, active)
 INSERT INTO mutes (user_id, muted_id, active, event_id)
     SELECT n % 4999 + 1, n % 5003 + 1, true, 1 FROM generate_series(1, 50000) AS n
     WHERE n % 4999 <> n % 5003 ON CONFLICT DO NOTHING;
+INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data)
+    SELECT n, n, n % 5000 + 1, 'early', false FROM generate_series(1, 50000) AS n;
 INSERT INTO idempotency_keys (user_id, key, fingerprint, event_id, object_id)
     SELECT n % 5000 + 1, n, '', 1, 1 FROM generate_series(1, 50000) AS n;
 INSERT INTO erasures (user_id, event_id, step, finished_at)
@@ -39,7 +41,7 @@ def large_tables(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> I
     with filled(django_db_blocker, FILL.replace("ANALYZE", "-- ") + MORE):
         yield
         with django_db_blocker.unblock():
-            execute("TRUNCATE mutes, idempotency_keys, erasures")
+            execute("TRUNCATE mutes, waiting_edits, idempotency_keys, erasures")
 
 
 @pytest.mark.parametrize("step", list(erasure.STEPS))
@@ -50,7 +52,14 @@ def test_each_step_finds_its_rows_by_an_index(large_tables: None, step: str) -> 
         return  # walks over its primary key
     seen = [scan for plan in plans_of(lambda: erasure.STEPS[step](place)) for scan in scans(plan)]
     # `feeds` has but 5,000 rows here, less than a hundred look-ups cost.
-    large = ("posts", "follows", "feed_entries", "mutes", "idempotency_keys")
+    large = (
+        "posts",
+        "waiting_edits",
+        "follows",
+        "feed_entries",
+        "mutes",
+        "idempotency_keys",
+    )
     assert [scan for scan in seen if scan[0] == "Seq Scan" and scan[1] in large] == []
     if step not in ("withdrawals", "dead letters", "feed"):
         assert {table for _, table in seen} & set(large)

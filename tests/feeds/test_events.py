@@ -11,13 +11,22 @@ from eventbus import envelope
 from eventbus.exceptions import InvalidEvent, UnknownEventType
 from eventbus.ids.snowflake import MAX_ID
 from feeds import handlers
-from feeds.events import UserFollowed, UserMuted, UserUnfollowed, UserUnmuted
+from feeds.events import (
+    UserBlocked,
+    UserFollowed,
+    UserMuted,
+    UserUnblocked,
+    UserUnfollowed,
+    UserUnmuted,
+)
 from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
 )
@@ -31,6 +40,8 @@ ONE_OF_EACH: list[Any] = [
     UserUnfollowedFactory(follower_id=2, followee_id=1),
     UserMutedFactory(user_id=2, muted_id=1),
     UserUnmutedFactory(user_id=2, muted_id=1),
+    UserBlockedFactory(blocker_id=2, blocked_id=1),
+    UserUnblockedFactory(blocker_id=2, blocked_id=1),
     FeedSeenFactory(user_id=1),
 ]
 
@@ -46,7 +57,7 @@ def test_every_kind_of_event_is_found_by_its_type_and_comes_back_as_the_same_fac
 
 def test_every_kind_of_event_is_under_the_key_of_the_user_whose_audience_it_concerns() -> None:
     assert {fact.to_event().key for fact in ONE_OF_EACH} == {1}
-    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2, 2, 2, 1]
+    assert [fact.to_event().actor_id for fact in ONE_OF_EACH] == [1, 1, 2, 2, 2, 2, 2, 2, 1]
 
 
 @given(st.sampled_from([UserFollowed, UserUnfollowed]), ids, ids, ids)
@@ -85,6 +96,33 @@ def test_a_mute_survives_the_journey_through_kafka(
 )
 def test_a_mute_that_breaks_the_schema_is_refused(change: dict[str, Any], complaint: str) -> None:
     event = replace(UserMutedFactory(user_id=2, muted_id=1).to_event(), **change)
+    with pytest.raises((InvalidEvent, UnknownEventType), match=complaint):
+        handlers.FeedHandlers().to_fact(event)
+
+
+@given(st.sampled_from([UserBlocked, UserUnblocked]), ids, ids, ids)
+def test_a_block_survives_the_journey_through_kafka(
+    kind: type[UserBlocked] | type[UserUnblocked], event_id: int, blocker_id: int, blocked_id: int
+) -> None:
+    if blocker_id == blocked_id:
+        blocked_id = blocked_id % MAX_ID + 1
+    fact = kind(event_id, blocker_id, blocked_id)
+    assert kind.from_event(fact.to_event()) == fact
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"payload": {"blocker_id": "1"}}, "Nobody can block themselves"),
+        ({"payload": {}}, "blocker_id must be"),
+        ({"payload": {"blocker_id": 2}}, "blocker_id must be"),
+        ({"payload": {"blocker_id": "0"}}, "blocker_id must be"),
+        ({"payload": {"blocker_id": str(MAX_ID + 1)}}, "blocker_id must be"),
+        ({"version": 2}, "user.blocked version 2"),
+    ],
+)
+def test_a_block_that_breaks_the_schema_is_refused(change: dict[str, Any], complaint: str) -> None:
+    event = replace(UserBlockedFactory(blocker_id=2, blocked_id=1).to_event(), **change)
     with pytest.raises((InvalidEvent, UnknownEventType), match=complaint):
         handlers.FeedHandlers().to_fact(event)
 

@@ -13,15 +13,18 @@ import pytest
 from django.db import connection
 from pytest_django import DjangoDbBlocker
 
-from feeds import fanout, follows, housekeeping, mutes, rebuild
+from feeds import blocks, fanout, follows, housekeeping, live, mutes, rebuild
+from feeds.live import Wanted
 from feeds.models import Horizon, Withdrawal
 from feeds.timeline import Reader
 from posts.pagination import START, Position
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
 )
@@ -106,7 +109,17 @@ HOT: dict[str, Callable[[], object]] = {
     ),
     "mute": lambda: mutes.apply_mutes([UserMutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
     "unmute": lambda: mutes.apply_mutes([UserUnmutedFactory(user_id=READER, muted_id=AUTHOR + 1)]),
+    "block": lambda: blocks.apply_blocks(
+        [UserBlockedFactory(blocker_id=READER, blocked_id=AUTHOR + 1)]
+    ),
+    "unblock": lambda: blocks.apply_blocks(
+        [UserUnblockedFactory(blocker_id=READER, blocked_id=AUTHOR + 1)]
+    ),
     "rebuild": lambda: rebuild._fill(READER),
+    "what is new on a stream that was opened": lambda: live.find([Wanted(READER, None)]),
+    "what is new on streams that go on": lambda: live.find(
+        [Wanted(user, NEWEST - 50) for user in range(5_000, 5_100)]
+    ),
     "walk": lambda: housekeeping.put_to_rest(range(5_000, 5_100)),
 }
 
@@ -135,6 +148,8 @@ def test_no_partition_is_read_whole_and_nothing_spills(told: None, name: str) ->
     [
         ("first page", 4),
         ("a page further down", 4),
+        ("what is new on a stream that was opened", 4),
+        ("what is new on streams that go on", 1),
         ("deletion", 1),
         ("deletions", 1),
         ("deletion in parts", 1),

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import orjson
 import pytest
 from django.conf import settings as django_settings
 from django.db import OperationalError, connection, transaction
@@ -45,7 +46,19 @@ NUMBERS = range(1, 6)
 
 steps = st.tuples(
     st.sampled_from(
-        ["post", "post", "edit", "delete", "follow", "follow", "unfollow", "mute", "unmute"]
+        [
+            "post",
+            "post",
+            "edit",
+            "delete",
+            "follow",
+            "follow",
+            "unfollow",
+            "mute",
+            "unmute",
+            "block",
+            "unblock",
+        ]
     ),
     st.sampled_from(NUMBERS),
     st.sampled_from(NUMBERS),
@@ -111,17 +124,22 @@ class ForgetfulWorker(Worker):
 
 
 def read_through_the_cache(user: int) -> list[int]:
-    """Read a short first page as the view does."""
+    """Read a short first page as the view does; return its posts."""
+    return list(edits_through_the_cache(user))
+
+
+def edits_through_the_cache(user: int) -> dict[int, str | None]:
+    """Read a short first page as the view does; return when each post on it was edited."""
     lookup = here.pages.look_up(user)
     if lookup.page:
-        return [int(post) for post in lookup.page.body.decode().split()]
+        return {int(post): edited_at for post, edited_at in orjson.loads(lookup.page.body)}
     reader = Reader(user)
     lookup = here.pages.watch(lookup, reader.pulled_authors())
-    page = [row.id for row in reader.read(START, 3)]
+    page = [(row.id, row.edited_at) for row in reader.read(START, 3)]
     reader.note()
     if reader.cacheable:
-        here.pages.store(lookup, CachedPage(b"", " ".join(map(str, page)).encode()))
-    return page
+        here.pages.store(lookup, CachedPage(b"", orjson.dumps(page)))
+    return dict(page)
 
 
 @transaction.atomic

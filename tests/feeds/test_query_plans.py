@@ -7,23 +7,27 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 from pytest_django import DjangoDbBlocker
 
 from eventbus.event import Event
 from eventbus.models import ProcessedEvent
-from feeds import fanout, follows, mutes, seen
+from feeds import blocks, fanout, follows, live, mutes, seen
+from feeds.live import Wanted
 from feeds.models import Feed, Follow
 from feeds.timeline import Reader
 from posts import edits
-from posts.models import Post
+from posts.models import Block, Fanout, Post
 from posts.pagination import START, Position
 from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
     PostEditedFactory,
+    UserBlockedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnmutedFactory,
 )
 from tests.large_tables import FILL, assert_no_full_scan, filled, nodes, plans_of, scans
@@ -76,6 +80,7 @@ def test_lists_read_only_their_page(large_tables: None) -> None:
     assert_no_full_scan(lambda: Follow.objects.followers_page(7, START, 21), "follows")
     assert_no_full_scan(lambda: Follow.objects.following_page(9000, START, 21), "follows")
     assert_no_full_scan(lambda: mutes.muted_page(7, START, 21), "mutes")
+    assert_no_full_scan(lambda: blocks.blocked_page(7, START, 21), "blocks")
 
 
 def test_posts_are_found_by_their_ids(large_tables: None) -> None:
@@ -112,6 +117,19 @@ def test_the_audience_comes_from_the_index_of_followees(large_tables: None) -> N
     assert_no_full_scan(lambda: list(follows.audience({7})), "follows")
 
 
+def test_what_is_new_in_feeds_with_streams_is_looked_up_in_indexes(large_tables: None) -> None:
+    Feed.objects.filter(user_id__in=(1, 2, 3)).update(pulled_since=Now())
+    Post.objects.filter(author_id__in=(1, 2, 3), id__gt=190_000).update(fanout=Fanout.PULL)
+    opened = [Wanted(user, None) for user in (*range(1, 101), 9_000)]  # the last has no entries
+    gone_on = [Wanted(user, 150_000) for user in range(101, 201)]
+    tables = ("feed_entries", "posts", "feeds", "follows")
+    assert_no_full_scan(lambda: live.find(opened + gone_on), *tables, queries=2)
+
+
+def test_deleted_posts_are_looked_up_by_their_key(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Post.objects.deleted_among(range(1, 501)), "posts")
+
+
 def test_processed_events_are_looked_up_by_their_key(large_tables: None) -> None:
     events: list[Event] = [PostCreatedFactory().to_event() for _ in range(100)]
     assert_no_full_scan(lambda: ProcessedEvent.objects.ids_among(events), "processed_events")
@@ -128,13 +146,30 @@ def test_a_follow_costs_the_same_queries_for_any_number_of_pairs(
         follows.apply_follows(facts)
 
 
-def test_a_follow_looks_mutes_up_by_their_key(large_tables: None) -> None:
+def test_a_follow_looks_mutes_and_blocks_up_by_their_key(large_tables: None) -> None:
     facts = [
         UserFollowedFactory(follower_id=9000, followee_id=followee) for followee in range(1, 51)
     ]
     plans = plans_of(lambda: follows.apply_follows(facts))
-    scans_of_mutes = [scan for plan in plans for scan in scans(plan) if scan[1] == "mutes"]
-    assert {kind for kind, _ in scans_of_mutes} <= {"Index Scan", "Index Only Scan"}, scans_of_mutes
+    seen = {scan for plan in plans for scan in scans(plan) if scan[1] in ("mutes", "blocks")}
+    assert {table for _, table in seen} == {"mutes", "blocks"}
+    assert not {scan for scan in seen if scan[0] == "Seq Scan"}, seen
+
+
+def test_who_is_hidden_costs_a_look_up_each_way(large_tables: None) -> None:
+    assert_no_full_scan(lambda: Block.objects.among(7, [8]), "blocks")
+    assert_no_full_scan(lambda: Block.objects.among(7, range(1, 101)), "blocks")
+
+
+@pytest.mark.parametrize("kind", [UserBlockedFactory, UserUnblockedFactory])
+def test_blocks_cost_a_look_up_each(large_tables: None, kind: Any) -> None:
+    facts = [kind(blocker_id=9000, blocked_id=blocked) for blocked in range(1, 51)]
+    plans = plans_of(lambda: blocks.apply_blocks(facts))
+    seen = [scan for plan in plans for scan in scans(plan)]
+    full = [
+        scan for scan in seen if scan[0] == "Seq Scan" and scan[1] in ("blocks", "follows", "posts")
+    ]
+    assert full == [], seen
 
 
 @pytest.mark.parametrize("kind", [UserMutedFactory, UserUnmutedFactory])

@@ -240,6 +240,8 @@ def test_all_threads_of_the_api_at_once_use_just_the_connections_of_the_formula(
     needed = connections.of_api(THREADS)
     gate = Gated(tmp_path, needed)
     system.api(**gate.variables)
+    # Without a lease so far a write would be refused and ask nobody.
+    wait_until(lambda: write(system, 1) == 202)
     counts = thread_counts(THREADS)
     with ThreadPoolExecutor(needed) as clients:
         # First, for each needs an id, and there are none for long once the lease is not renewed.

@@ -86,10 +86,38 @@ def test_what_cannot_work_is_refused_at_the_start(
         {"FEED_BATCH_MAX_EVENTS": "5000", "FEED_FANOUT_LANES": "1"},
         {"KAFKA_RETENTION_HOURS": "720", "DEAD_LETTERS_DAYS": "31"},
         {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CA_LOCATION": "/"},
+        {"CORS_ALLOWED_ORIGINS": "https://app.example,http://localhost:5173,http://[::1]:8080"},
     ],
 )
 def test_what_can_work_is_taken(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     read(monkeypatch, **variables)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "app.example",
+        "https://app.example/",
+        "https://app.example/page",
+        "https://App.example",
+        "https://app.example:443",
+        "http://app.example:80",
+        "https://user@app.example",
+        "https://*.example",
+        "ftp://app.example",
+        "https://app.example https://b.example",
+        "https://good.example,https://",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(
+    monkeypatch: pytest.MonkeyPatch, origin: str
+) -> None:
+    with pytest.raises(
+        ImproperlyConfigured, match=r"CORS_ALLOWED_ORIGINS has .*which is no origin"
+    ):
+        read(monkeypatch, CORS_ALLOWED_ORIGINS=origin)
 
 
 @pytest.mark.parametrize(

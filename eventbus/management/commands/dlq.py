@@ -14,6 +14,7 @@ from eventbus.ids import node_lease
 from eventbus.models import DeadLetter, DeadLetterQuerySet
 from eventbus.terminal import agreed, count_of, visible
 
+TIME = "%Y-%m-%d %H:%M:%SZ"  # as in the admin
 SELECTORS = ("id", "group", "error", "type", "since", "until", "all")
 
 
@@ -65,15 +66,16 @@ class Command(BaseCommand):
                 _selected(options).select_related("group").defer("value", "headers").iterator(1_000)
             ):
                 self._say(
-                    f"{entry.id}\t{entry.state}\t{entry.last_failed_at:%Y-%m-%d %H:%M:%S}\t{entry.group}"
+                    f"{entry.id}\t{entry.state}\t{entry.last_failed_at:{TIME}}\t{entry.group}"
                 )
             return
         groups = DeadLetter.objects.unresolved().values_list(
             "group_id", "group__event_type", "group__exception", "group__message"
         )
-        for group_id, event_type, exception, message, count in groups.annotate(
-            n=Count("id")
-        ).order_by("-n"):
+        counted = list(groups.annotate(n=Count("id")).order_by("-n"))
+        if not counted and self.stdout.isatty():  # in a pipe no line says so
+            self.stdout.write("No dead letter waits for anyone.")
+        for group_id, event_type, exception, message, count in counted:
             name = exception.rpartition(".")[2]
             self._say(
                 f"group {group_id}\t{count} unresolved\t{event_type or 'undecodable'}\t{name}: {message}"
@@ -89,16 +91,16 @@ class Command(BaseCommand):
         self._say(
             f"event {entry.event_id} {entry.event_type}, to {entry.topic}, key {payloads.pretty(entry.key)}"
         )
-        self._say(
-            f"{count_of(entry.attempts, 'attempt')}, {count_of(entry.replays, 'replay')} {entry.discard_reason}"
-        )
+        tried = f"{count_of(entry.attempts, 'attempt')}, {count_of(entry.replays, 'replay')}"
+        reason = f", discarded: {entry.discard_reason}" if entry.discard_reason else ""
+        self._say(f"{tried}{reason}")
         self.stdout.write("")
         self._say_block(payloads.headers(entry.headers))
         self._say_block(payloads.pretty(entry.value))
         for failure in entry.failures.order_by("failed_at"):
             self.stdout.write("")
             self._say(
-                f"{failure.failed_at:%Y-%m-%d %H:%M:%S} {failure} after {count_of(failure.retries, 'retry', 'retries')}"
+                f"{failure.failed_at:{TIME}} {failure} after {count_of(failure.retries, 'retry', 'retries')}"
             )
             self._say_block(failure.stack_trace)
 
