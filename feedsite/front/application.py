@@ -123,8 +123,7 @@ class Application:
             detail = "The Host header does not name a host of this site."
             return self._refusal(request, 400, "bad_request", detail)
         if self._is_hot:
-            answer = self._hot.at_once(request) or await self._hot.answer(request)
-            answer = answer or self._hot.preflight(request)
+            answer = await self._hot.answer(request) or self._hot.preflight(request)
             if answer is not None:
                 return answer
         return await self._bridge.answer(request)

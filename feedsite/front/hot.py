@@ -117,15 +117,6 @@ class HotAnswers:
         self._tally.count("OPTIONS", NO_VIEW, 200, 0.0)
         return Answer(200, [HTML, *headers, ("x-request-id", _request_id(request))], b"")
 
-    def at_once(self, request: Request) -> Answer | None:
-        """Return what is in this process already: a page that it keeps. Else None."""
-        started = time.perf_counter()
-        wanted = _wanted_feed(request)
-        if wanted is None:
-            return None
-        kept = self._near.kept(wanted.user_id)
-        return self._page(request, wanted, kept, started) if kept else None
-
     async def answer(self, request: Request) -> Answer | None:
         """Return the answer, or None to have the request answered by Django."""
         if request.path == "/posts":
@@ -134,7 +125,7 @@ class HotAnswers:
         wanted = _wanted_feed(request)
         if wanted is None:
             return None
-        kept = await self._near.find(wanted.user_id)
+        kept = self._near.kept(wanted.user_id) or await self._near.find(wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
 
     def live(self, request: Request) -> LiveOpening | None:
