@@ -25,7 +25,7 @@ from feeds.read import here
 from feeds.read.era import connection_pool, pool_like
 from feeds.timeline import Reader, newest_partitions_begin_after
 from posts import pagination
-from posts.models import PULLED, Fanout
+from posts.models import PULLED, PUSHED
 
 MOST_COUNTED = 100
 NEWEST_LOOKED_AT = 10
@@ -40,7 +40,8 @@ RECOUNT_SECONDS = 300.0
 
 # The posts above the floor that are newer than `since`: pushed ones by their rows, pulled ones by
 # their authors; where `since` is none, the newest few above `lowest`. Where it is below the floor
-# the feed has to be read.
+# the feed has to be read. `OFFSET 0` has each post looked up by its key, in the order of the
+# entries and only until there are enough, whatever statistics say.
 _NEWER = f"""
 SELECT asked.user_id, asked.since, state.floor <= bounds.after, bounds.after, newer.ids,
     pulled.authors, state.seen
@@ -60,8 +61,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT ARRAY(
         (SELECT post.id FROM feed_entries AS entry
-         JOIN posts AS post ON post.id = entry.post_id
-             AND post.deleted_event_id IS NULL AND post.fanout = {Fanout.PUSH.value}
+         CROSS JOIN LATERAL (SELECT id FROM posts WHERE id = post_id AND {PUSHED} OFFSET 0) AS post
          WHERE entry.user_id = asked.user_id AND entry.post_id > bounds.after
            AND entry.post_id >= %(lowest)s + 1 AND state.floor <= bounds.after
          ORDER BY entry.post_id DESC LIMIT bounds.most)
