@@ -162,6 +162,8 @@ SAYING = [
     "dlq discard --all --dry-run --reason tried",
     "embedded env",
     "embedded status",
+    "erase_user 7 --yes",
+    "export_user 7",
     "import_follows follows.csv",
     "import_posts posts.csv",
     "issue_token 1",
