@@ -46,7 +46,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     _set_up()
-    for name, lines in (("commands", commands()), ("metrics", metrics()), ("http", http())):
+    pages = {"commands": commands(), "metrics": metrics(), "http": http(), "errors": errors()}
+    for name, lines in pages.items():
         files.append(
             File.generated(config, f"reference/{name}.md", content="\n".join(lines) + "\n")
         )
@@ -105,6 +106,45 @@ def http() -> Iterator[str]:
     yield "\n## Objects"
     for name, component in schema["components"]["schemas"].items():
         yield from _object(name, component)
+
+
+def errors() -> Iterator[str]:
+    """Yield a page with every code that an error of the API may have."""
+    from posts.codes import CODES  # not to be had before Django is set up
+
+    at: dict[str, list[str]] = {code: [] for code in CODES}
+    for operation, codes in _codes_by_operation().items():
+        for code in codes:
+            at[code].append(operation)
+    everywhere = len(_codes_by_operation())
+    yield "# Error codes\n"
+    yield 'Every error is `{"code": "…", "detail": "…"}`. The code is for programs: it keeps its'
+    yield "status and its meaning. The detail is for people and may change. `posts/codes.py` has them"
+    yield "all, and the OpenAPI document those of each operation.\n"
+    yield from _table_head("code", "status", "meaning", "operations")
+    for code, (status, meaning) in sorted(
+        CODES.items(), key=lambda each: (each[1].status, each[0])
+    ):
+        where = "all" if len(at[code]) == everywhere else _code(at[code])
+        yield _row(f"`{code}`", str(status), _sentence(meaning), where)
+
+
+def _codes_by_operation() -> dict[str, list[str]]:
+    from drf_spectacular.generators import SchemaGenerator
+
+    schema = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
+    schemas = schema["components"]["schemas"]
+    found = {}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            name = _type(_json_of(operation["responses"]["500"])).partition("]")[0].lstrip("[")
+            found[operation["operationId"]] = _codes_in(schemas[name])
+    return found
+
+
+def _codes_in(error: dict[str, Any]) -> list[str]:
+    codes: list[str] = error["allOf"][1]["properties"]["code"]["enum"]
+    return codes
 
 
 @cache
@@ -183,6 +223,9 @@ def _object(name: str, component: dict[str, Any]) -> Iterator[str]:
         return
     if "oneOf" in component:
         yield f"{_type(component)}."
+        return
+    if "allOf" in component:
+        yield f"An [Error](#error) whose code is one of {_code(_codes_in(component))}."
         return
     yield from _table_head("field", "type", "meaning")
     for field, its in component["properties"].items():

@@ -24,6 +24,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 TYPESCRIPT = Path(__file__).parent / "typescript"
 READER, AUTHOR = 1, 7
 PATIENCE = 120  # seconds
+# JSON lines are read as text.
+CONFIG = """
+post_hooks: []
+content_type_overrides:
+  application/x-ndjson: text/plain
+"""
 
 
 @pytest.fixture
@@ -69,7 +75,7 @@ def run(directory: Path, *command: str, **variables: str) -> str:
 def python(tmp_path_factory: pytest.TempPathFactory, document: Path) -> Iterator[Path]:
     """Make the package `made_client`."""
     directory = tmp_path_factory.mktemp("python")
-    (directory / "config.yml").write_text("post_hooks: []\n")
+    (directory / "config.yml").write_text(CONFIG)
     generator = Path(sys.executable).with_name("openapi-python-client")
     command = [str(generator), "generate", "--meta", "none", "--fail-on-warning"]
     options = ["--path", str(document), "--config", "config.yml", "--output-path", "made_client"]

@@ -80,7 +80,12 @@ def test_each_page_is_in_the_navigation_of_the_site() -> None:
     listed = set(re.findall(r"[\w/.-]+\.md", (ROOT / "mkdocs.yml").read_text()))
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     assert {page for page in pages - listed if not page.startswith("adr/")} == set()
-    assert listed - pages == {"reference/commands.md", "reference/metrics.md", "reference/http.md"}
+    assert listed - pages == {
+        "reference/commands.md",
+        "reference/metrics.md",
+        "reference/http.md",
+        "reference/errors.md",
+    }
 
 
 def test_the_overview_leads_to_each_page() -> None:
