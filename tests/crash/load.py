@@ -72,7 +72,8 @@ class Load:
         with httpx.Client(base_url=self.network.system.url, timeout=PATIENCE) as client:
             while not self._stopping.is_set():
                 (act,) = chance.choices(
-                    [self._post, self._delete, self._read, self._turn], [14, 1, 4, 1]
+                    [self._post, self._delete, self._read, self._turn, self._mute],
+                    [14, 1, 4, 1, 1],
                 )
                 act(client, chance, authors if act in (self._post, self._delete) else followers)
                 time.sleep(PAUSE_SECONDS)
@@ -102,6 +103,17 @@ class Load:
         else:
             self._write(client, "PUT", f"/follows/{author}", follower)
             self.network.follows.add(pair)
+
+    def _mute(self, client: httpx.Client, chance: random.Random, followers: list[int]) -> None:
+        """Mute an author, or lift that."""
+        pair = chance.choice(followers), chance.choice(self.network.authors)
+        follower, author = pair
+        if pair in self.network.mutes:
+            self._write(client, "DELETE", f"/mutes/{author}", follower)
+            self.network.mutes.discard(pair)
+        else:
+            self._write(client, "PUT", f"/mutes/{author}", follower)
+            self.network.mutes.add(pair)
 
     def _read(self, client: httpx.Client, chance: random.Random, followers: list[int]) -> None:
         reader = chance.choice(followers)

@@ -34,6 +34,7 @@ class Network:
     authors: list[int]
     followers: list[int]
     follows: set[tuple[int, int]] = field(default_factory=set)  # follower, followee
+    mutes: set[tuple[int, int]] = field(default_factory=set)  # who mutes, who is muted
     posts: dict[int, int] = field(default_factory=dict)  # author by post
     events: set[int] = field(default_factory=set)
 
@@ -55,6 +56,7 @@ class Network:
         assert answer.status_code == 202, answer.text
         self.posts = {post: by for post, by in self.posts.items() if by != author}
         self.follows = {pair for pair in self.follows if author not in pair}
+        self.mutes = {pair for pair in self.mutes if author not in pair}
         self.events.add(int(answer.json()["event_id"]))
         return int(answer.json()["event_id"])
 
@@ -66,7 +68,8 @@ class Network:
 
     def feed(self, follower: int) -> list[int]:
         """Return what the follower's feed must be: a join of the answers, in plain Python."""
-        authors = {followee for reader, followee in self.follows if reader == follower}
+        in_feed = self.follows - self.mutes
+        authors = {followee for reader, followee in in_feed if reader == follower}
         return sorted(
             (post for post, author in self.posts.items() if author in authors), reverse=True
         )
