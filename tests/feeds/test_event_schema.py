@@ -148,8 +148,9 @@ def assert_told_alike(kind: tuple[str, int], name: str, value: Any) -> None:
         del place[name]
     # That the key must be the actor is no matter of the value.
     actor = changed.get("actor_id")
-    is_of_actor = kind[0].startswith(OF_THE_ACTOR) and isinstance(actor, str)
-    key = actor if is_of_actor else USER
+    key = USER
+    if kind[0].startswith(OF_THE_ACTOR) and isinstance(actor, str):
+        key = actor
     assert is_taken(orjson.dumps(changed), key) == is_described(changed), changed
 
 
