@@ -164,6 +164,7 @@ def _read(env: Env) -> dict[str, Any]:
         ),
         "LIVE_MAX_STREAMS": env.int("LIVE_MAX_STREAMS", 10_000, validate=POSITIVE),
         "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
+        "HTTP_SEND_SECONDS": env.int("HTTP_SEND_SECONDS", 30, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str(
             "LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])

@@ -12,15 +12,32 @@ from feedsite.wsgi import application as handler  # first, for it sets Django up
 # isort: split
 from django.conf import settings
 from granian import _signals
+from granian._granian import RSGIWorker
+from granian.server import mp
 
 from eventbus.database import pool
 from feedsite.front.application import Application
+from feedsite.front.listener import end_unread_connections
 
 try:
     pool.require("api")
 except ImproperlyConfigured as error:
     sys.exit(f"error: {error}")
 application = Application(handler, is_hot=settings.API_FRONT)
+
+
+def _worker(worker_id: int, listener: tuple[Any, Any], *arguments: Any) -> Any:
+    """Make granian's worker, on a listening socket whose connections end when nobody reads from
+    them.
+    """
+    spec, holder = listener
+    if holder is None:
+        holder = spec.build()
+    end_unread_connections(holder.get_fd())
+    return RSGIWorker(worker_id, (None, holder), *arguments)
+
+
+mp.RSGIWorker = _worker  # type: ignore[attr-defined, assignment]
 
 set_loop_signals = _signals.set_loop_signals
 

@@ -19,7 +19,7 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import metrics
 from feeds.announcements import MARK, Change
-from feeds.live import Counting, Found, Hearing, NewPosts, Wanted
+from feeds.live import MOST_COUNTED, Counting, Found, Hearing, NewPosts, Wanted
 from feedsite.front import unread
 from feedsite.front.keepers import Keeper
 from feedsite.postgresql.connection import answer_within
@@ -88,6 +88,9 @@ class Stream:
         """Hear that these posts are new in the feed."""
         if self.asked_at:
             self._heard += post_ids
+            # PostgreSQL may be away for this process alone, and for long.
+            if len(self._heard) > 2 * MOST_COUNTED:
+                self._heard = sorted(self._heard)[-MOST_COUNTED:]
         is_unread = self.unread_posts is not None and self.unread_posts.add(post_ids)
         if self.posts is not None and self.posts.add(post_ids):
             self.tell("new")

@@ -132,8 +132,9 @@ class Live:
 
 
 @pytest.fixture
-def front(servers: dict[str, ApiServer]) -> ApiServer:
-    """The API, once its streams hear what is announced."""
+def front(servers: dict[str, ApiServer], monkeypatch: pytest.MonkeyPatch) -> ApiServer:
+    """The API, once its streams hear what is announced; it soon notices who has left."""
+    monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 1.0)
     front = servers["front on"]
     eventually(lambda: here.trust.now() is not None and front.is_hearing)
     return front
@@ -326,6 +327,7 @@ def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
 
 
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:
+    eventually(lambda: counted("live_streams") == 0)
     settings.LIVE_MAX_STREAMS = 1
     live = Live(front)
     assert live.comment() == ": open"

@@ -147,8 +147,8 @@ def assert_told_alike(kind: tuple[str, int], name: str, value: Any) -> None:
     if value is MISSING:
         del place[name]
     # That the key must be the actor is no matter of the value.
-    actor = changed.get("actor_id")
     key = USER
+    actor = changed.get("actor_id")
     if kind[0].startswith(OF_THE_ACTOR) and isinstance(actor, str):
         key = actor
     assert is_taken(orjson.dumps(changed), key) == is_described(changed), changed
