@@ -72,7 +72,15 @@ def ask(path: str) -> Any:
 def told(query: str = "") -> tuple[int | None, int | None]:
     """Return what a first page says of the marker and of what is unread."""
     body = ask(query).json()
-    assert set(body) == {"results", "next", "previous", "seen", "unread"}
+    assert set(body) == {
+        "results",
+        "next",
+        "previous",
+        "next_cursor",
+        "previous_cursor",
+        "seen",
+        "unread",
+    }
     assert body["seen"] is None or body["seen"] == str(int(body["seen"]))
     return body["seen"] and int(body["seen"]), body["unread"]
 
@@ -176,7 +184,13 @@ def test_a_marker_need_not_be_a_post_of_the_feed(worker: Worker) -> None:
 def test_other_pages_than_the_first_say_nothing_of_it(worker: Worker) -> None:
     see(worker, post(worker, 5)[3])
     second = ask("?limit=2").json()["next"].partition(f"/feeds/{READER}")[2]
-    assert set(ask(second).json()) == {"results", "next", "previous"}
+    assert set(ask(second).json()) == {
+        "results",
+        "next",
+        "previous",
+        "next_cursor",
+        "previous_cursor",
+    }
 
 
 @pytest.mark.parametrize("author", [AUTHOR, STAR])
