@@ -39,7 +39,11 @@ class UserView(APIView):
 
 
 class ExportView(APIView):
-    @documented("export_user", {(200, JSON_LINES): OpenApiTypes.STR}, errors=["not_your_user"])
+    @documented(
+        "export_user",
+        {(200, JSON_LINES): OpenApiTypes.STR},
+        errors=["not_your_user", "too_many_exports", "no_room"],
+    )
     def get(self, request: Request, user_id: int) -> StreamingHttpResponse:
         """Return everything held about a user as JSON lines; oneself, or with `users:export`
         anyone. The last line is of the kind `end`: without it the answer broke off.

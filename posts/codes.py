@@ -88,6 +88,8 @@ CODES = {
     "too_many_streams": Code(503, "this process has as many live feeds as it may"),
     # Users and events
     "not_your_user": Code(403, "someone else needs the scope `users:erase` or `users:export`"),
+    "too_many_exports": Code(503, "this process is making two exports; try again"),
+    "no_room": Code(503, "the API's disk has no room for the export; use the command"),
     "event_not_found": Code(404, "no event of this id is on record"),
     "not_your_event": Code(403, "someone else's event needs the scope `events:read`"),
 }

@@ -61,7 +61,7 @@ class Spool:
         """Return the answer once its body is complete, or why there is none."""
         if self._under_way >= AT_ONCE:
             await threads.call(pieces.body.close)
-            return _refusal("too_many_exports", "Others are being exported here now. Try again.")
+            return _try_later("too_many_exports", "Others are being exported here now. Try again.")
         self._under_way += 1
         try:
             async with _file() as file:
@@ -72,7 +72,9 @@ class Spool:
             return Answer(refused.status_code, headers, refused.content)
         except OSError as error:
             log.error("no_room_for_answer", error=str(error))
-            return _refusal("no_room", "There is no room for so much here: manage.py export_user.")
+            return _try_later(
+                "no_room", "There is no room for so much here: manage.py export_user."
+            )
         finally:
             self._under_way -= 1
             await threads.call(pieces.body.close)
@@ -111,5 +113,5 @@ async def _file() -> AsyncIterator[IO[bytes]]:
     asyncio.get_running_loop().call_later(KEPT_SECONDS, file.close)
 
 
-def _refusal(code: str, detail: str) -> Answer:
+def _try_later(code: str, detail: str) -> Answer:
     return refusal(503, code, detail, RETRY_LATER)

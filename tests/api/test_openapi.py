@@ -32,6 +32,7 @@ TAKING_CODES = {
     "refusal": 1,
     "BodyRefused": 1,
     "_refusal": 2,
+    "_try_later": 0,
     "DataRefused": 0,
     "Refusal": 0,
 }
