@@ -71,7 +71,7 @@ def test_export_user_also_looks_through_events_and_dead_letters() -> None:
 
 
 def test_export_user_does_not_tell_who_has_muted_or_blocked_the_user() -> None:
-    of_others = [
+    of_others: list[Any] = [
         UserMutedFactory(user_id=2, muted_id=USER),
         UserUnmutedFactory(user_id=2, muted_id=USER),
         UserBlockedFactory(blocker_id=2, blocked_id=USER),
