@@ -16,10 +16,14 @@ from eventbus.deadletters import erasing
 from eventbus.deadletters.payloads import pretty
 from eventbus.envelope import format_time
 from eventbus.ids.snowflake import time_of
+from feeds.events import UserBlocked, UserMuted, UserUnblocked, UserUnmuted
 from posts.models import ALIVE, SHOWN
 
 LINES_A_PIECE = 200
 WALKED_A_PIECE = 20_000
+
+# What others said of the user by these is told to nobody but them.
+DISCREET = (UserMuted.TYPE, UserUnmuted.TYPE, UserBlocked.TYPE, UserUnblocked.TYPE)
 
 
 class Section(NamedTuple):
@@ -200,6 +204,8 @@ def _dead_letters(user_id: int) -> Iterator[bytes]:
         for _, entry_id, state, created_at, key, value in rows:
             if entry_id is None or not erasing.names(user_id, _bytes(key), _bytes(value)):
                 continue
+            if _is_told_by_another(user_id, _bytes(value)):
+                continue
             yield _line(
                 "dead_letter",
                 {
@@ -209,6 +215,17 @@ def _dead_letters(user_id: int) -> Iterator[bytes]:
                     "event": pretty(value),
                 },
             )
+
+
+def _is_told_by_another(user_id: int, value: bytes | None) -> bool:
+    """Tell whether the event is one of the discreet ones, and not the user's own."""
+    try:
+        fields = orjson.loads(value or b"")
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(fields, dict):
+        return False
+    return fields.get("type") in DISCREET and fields.get("actor_id") != str(user_id)
 
 
 def _line(kind: str, fields: dict[str, Any]) -> bytes:

@@ -11,6 +11,8 @@ from eventbus.ids.snowflake import compose, number_in
 from eventbus.models import DeadLetter
 from eventbus.record import Record
 
+ERASURE = "user.erased"
+
 # Ids travel as strings in JSON, so one that is named stands in quotes.
 _WALK = """
 WITH chunk AS MATERIALIZED (
@@ -74,6 +76,9 @@ def names(user_id: int, key: bytes | None, value: bytes | None) -> bool:
 def named_in(key: bytes | None, value: bytes | None) -> set[int] | None:
     """Return the ids that a record names: its key, its actor, and what its payload has under a name
     that ends with `_id`; None if its value is no JSON object.
+
+    An erasure names who is erased, not who asked for it: it has to happen although that one is
+    erased too.
     """
     try:
         fields = orjson.loads(value or b"")
@@ -81,10 +86,13 @@ def named_in(key: bytes | None, value: bytes | None) -> set[int] | None:
         return None
     if not isinstance(fields, dict):
         return None
+    key_text = (key or b"").decode("ascii", "replace")
+    if fields.get("type") == ERASURE:
+        return _ids([key_text])
     payload = fields.get("payload")
     members = payload if isinstance(payload, dict) else {}
     texts = [text for name, text in members.items() if name.endswith("_id")]
-    return _ids([(key or b"").decode("ascii", "replace"), fields.get("actor_id"), *texts])
+    return _ids([key_text, fields.get("actor_id"), *texts])
 
 
 def is_erased(record: Record, event_id: int | None) -> bool:

@@ -30,6 +30,7 @@ ADMIN_ANSWER_SECONDS = 30.0
 
 API_PATHS = ("/posts", "/feeds", "/users", "/follows", "/mutes", "/blocks", "/events")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+IDEMPOTENCY_KEY = "idempotency-key"
 
 T = TypeVar("T")
 
@@ -182,6 +183,9 @@ def _environ(request: Request, body: bytes) -> dict[str, Any]:
     }
     for name, value in request.headers.items():
         _add_header(environ, name, value)
+    if IDEMPOTENCY_KEY in request.headers and request.headers.get(IDEMPOTENCY_KEY) is None:
+        # Granian tells nothing of one that is not ASCII. Passed over, the write could happen twice.
+        _add_header(environ, IDEMPOTENCY_KEY, "")
     # Of a body in chunks the length is known by now.
     environ.pop("HTTP_TRANSFER_ENCODING", None)
     if body:

@@ -116,11 +116,18 @@ class Stream:
             self.tell("new")
         elif self.posts.count < known_count and not self._change_is_told:
             self.tell("changed")
-        if self._progress_told is None:
-            self._progress_told = self.progress
-        if self.progress != self._progress_told and "new" not in self._untold:
-            self.tell("seen")
+        self._tell_progress()
         self._change_is_told = False
+
+    def _tell_progress(self) -> None:
+        told = self._progress_told
+        if told is None:
+            self._progress_told = self.progress
+            return
+        # An event `new` says how many are unread, and nothing of the marker.
+        is_told_with_new = "new" in self._untold and self.progress.seen == told.seen
+        if self.progress != told and not is_told_with_new:
+            self.tell("seen")
 
     def _new_posts(self, found: Found) -> NewPosts:
         if self.posts is not None:

@@ -224,6 +224,14 @@ def test_a_missing_doubled_or_foreign_host_is_refused(api: ApiServer, host: str)
         assert ask(api, head("GET", path, bearer().strip(), host=host)).status == 400
 
 
+def test_a_key_that_is_not_ascii_is_refused_and_not_passed_over(api: ApiServer) -> None:
+    post = post_head(f"Content-Length: {len(BODY)}", "Idempotency-Key: é") + BODY
+    mute = head("PUT", "/mutes/5", bearer().strip(), "Idempotency-Key: é")
+    for write in (post, mute):
+        told = ask(api, write)
+        assert (told.status, told.code) == (400, "invalid_idempotency_key")
+
+
 def test_a_header_with_underscores_is_none(api: ApiServer) -> None:
     told = ask(api, head("GET", "/users/1/posts", bearer().strip(), "X_Request_ID: mine"))
     assert told.headers["x-request-id"] != "mine"

@@ -12,7 +12,14 @@ from feeds.timeline import Reader
 from posts.pagination import START
 from tests.api.server import ApiServer
 from tests.api.test_live import AUTHOR, READER, STAR, Live
-from tests.factories import FeedSeenFactory, PostCreatedFactory, PostDeletedFactory, follow_all
+from tests.factories import (
+    FeedSeenFactory,
+    PostCreatedFactory,
+    PostDeletedFactory,
+    UserFollowedFactory,
+    apply,
+    follow_all,
+)
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -112,6 +119,22 @@ def test_a_late_post_above_the_marker_is_unread_though_not_new(
     assert third > newest
     for one in (live, goes_on):
         one.close()
+
+
+def test_a_mark_that_is_found_together_with_a_new_post_is_told_too(
+    front: ApiServer, worker: Worker
+) -> None:
+    [first] = post(worker)
+    live = Live(front, "?since=0")
+    assert next_of(live, "new")["unread"] is None
+    # Of neither is anything announced, as while Redis is away; then the feed is counted.
+    newest = PostCreatedFactory(author_id=AUTHOR)
+    apply(newest, FeedSeenFactory(user_id=READER, post_id=first))
+    worker.process(UserFollowedFactory(follower_id=READER, followee_id=12))
+    told = {"newest_id": str(newest.post_id), "count": 2, "unread": 1}
+    assert next_of(live, "new") == told
+    assert next_of(live, "seen") == {"seen": str(first), "unread": 1}
+    live.close()
 
 
 @pytest.mark.parametrize("floor", ["materialised", "raised", "resting"])

@@ -22,6 +22,8 @@ from feedsite.embedded.processes import free_port
 
 PATIENCE = 60.0  # seconds; enough also for a machine that is busy with other things
 SECRET = "s" * 50
+# Which process of the API answers is up to the kernel: by then each of them has.
+READY_ANSWERS = 10
 
 
 def environment() -> dict[str, str]:
@@ -109,7 +111,7 @@ class System:
         )
         self.processes.append(api)
         self.url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: is_ready(self.url, wait_for))
+        wait_until(lambda: all(is_ready(self.url, wait_for) for _ in range(READY_ANSWERS)))
         return api
 
     def client(self, user: int, scope: str = "") -> httpx.Client:

@@ -12,6 +12,7 @@ import pytest
 from django.core.management import call_command
 
 from eventbus import kafka
+from eventbus.models import Erasure
 from tests.e2e import real_data
 from tests.e2e.system import System, read_feed, running, settled, wait_until
 
@@ -120,6 +121,24 @@ def edit_posts(system: System, model: Model, chance: random.Random, count: int) 
         model.events.add(int(answer.json()["event_id"]))
 
 
+def erase_authors(system: System, model: Model, chance: random.Random, count: int) -> None:
+    """Erase some authors, who post again at once: that post stays."""
+    for author in chance.sample(sorted(set(model.posts.values())), count):
+        with system.client(author) as client:
+            answers = [client.delete(f"/users/{author}")]
+            answers.append(client.post("/posts", json={"content": "and again"}))
+        assert [answer.status_code for answer in answers] == [202, 202]
+        model.events |= {int(answer.json()["event_id"]) for answer in answers}
+        model.posts = {post: by for post, by in model.posts.items() if by != author}
+        model.posts[int(answers[1].json()["id"])] = author
+        model.follows = {pair for pair in model.follows if author not in pair}
+        model.mutes = {pair for pair in model.mutes if author not in pair}
+
+
+def is_all_erased() -> bool:
+    return not Erasure.objects.filter(finished_at=None).exists()
+
+
 def assert_edits_are_shown(client: httpx.Client, model: Model) -> None:
     for post_id, content in model.edited.items():
         if post_id in model.posts:
@@ -149,6 +168,11 @@ def test_every_feed_equals_the_join_after_real_traffic_and_a_killed_worker(tmp_p
         edit_posts(system, model, chance, 60)
         delete_posts(system, model, chance, 50)
         wait_until(lambda: settled(model.events))
+        erase_authors(system, model, chance, 5)
+        third.kill()
+        fourth = system.worker()
+        wait_until(lambda: settled(model.events))
+        wait_until(is_all_erased)
 
         readers = chance.sample(sorted({user for pair in model.follows for user in pair}), READERS)
         with system.client(1, scope="feeds:read") as client:
@@ -156,4 +180,4 @@ def test_every_feed_equals_the_join_after_real_traffic_and_a_killed_worker(tmp_p
             for reader in readers:
                 assert read_feed(client, reader) == model.feed(reader)
         call_command("verify_feeds")
-        assert third.stop() == 0
+        assert fourth.stop() == 0

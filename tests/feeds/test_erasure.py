@@ -382,6 +382,8 @@ NAMES = f'"{ERASED}"'.encode()
         ({"value": b'{"actor_id": "7", "payload": {"content": %b}}' % NAMES}, True),
         ({"value": b'{"actor_id": "7", "payload": {"data": {"a_id": %b}}}' % NAMES}, True),
         ({"value": b'{"actor_id": "%d1"}' % ERASED}, True),
+        # Another user's erasure, which the user asked for, has to happen all the same.
+        ({"key": b"7", "value": b'{"type": "user.erased", "actor_id": %b}' % NAMES}, True),
     ],
 )
 def test_dead_letters_that_are_about_an_erased_user_go_and_are_stored_no_more(

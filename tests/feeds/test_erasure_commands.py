@@ -8,12 +8,22 @@ import pytest
 from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
+from eventbus import envelope
 from eventbus.models import ProcessedEvent
 from feeds import erasure, fanout
 from feeds.models import Feed
 from tests.eventbus.conftest import feed_events
 from tests.eventbus.dead_letter_factories import an_entry
-from tests.factories import PostCreatedFactory, UserErasedFactory, apply, follow_all
+from tests.factories import (
+    PostCreatedFactory,
+    UserBlockedFactory,
+    UserErasedFactory,
+    UserMutedFactory,
+    UserUnblockedFactory,
+    UserUnmutedFactory,
+    apply,
+    follow_all,
+)
 from tests.feeds.model import open_feed
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -58,6 +68,22 @@ def test_export_user_also_looks_through_events_and_dead_letters() -> None:
     assert [line["kind"] for line in lines] == ["event", "dead_letter", "end"]
     assert (lines[0]["event_id"], lines[0]["type"]) == ("5", "post.created")
     assert "bad note" not in json.dumps(lines)
+
+
+def test_export_user_does_not_tell_who_has_muted_or_blocked_the_user() -> None:
+    of_others: list[Any] = [
+        UserMutedFactory(user_id=2, muted_id=USER),
+        UserUnmutedFactory(user_id=2, muted_id=USER),
+        UserBlockedFactory(blocker_id=2, blocked_id=USER),
+        UserUnblockedFactory(blocker_id=2, blocked_id=USER),
+    ]
+    own = UserMutedFactory(user_id=USER, muted_id=2)
+    for fact in (*of_others, own):
+        event = fact.to_event()
+        an_entry(key=str(event.key).encode(), value=envelope.encode(event), event_id=event.event_id)
+    lines = [json.loads(line) for line in said_by("export_user", USER).splitlines()]
+    assert [line["kind"] for line in lines] == ["dead_letter", "end"]
+    assert str(own.event_id) in lines[0]["event"]
 
 
 @pytest.mark.parametrize("strategy", ["push", "pull"])
