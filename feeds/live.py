@@ -283,8 +283,18 @@ def find(wanted: Sequence[Wanted]) -> dict[Wanted, Found]:
     for one, its in marked.items():
         source = unread[further[one]] if one in further else its
         unread_ids = [post_id for post_id in source.post_ids if post_id > (its.seen or 0)]
-        found[one] = its._replace(unread_ids=unread_ids)
+        found[one] = its._replace(post_ids=_with_later(one, its, source), unread_ids=unread_ids)
     return found
+
+
+def _with_later(wanted: Wanted, found: Found, later: Found) -> Sequence[int]:
+    """Return the new posts, with those that only the later question found: they are as new as they
+    are unread.
+    """
+    if wanted.since is None:
+        return found.post_ids  # what comes from now on is new, and is announced
+    ids = {*found.post_ids, *(post_id for post_id in later.post_ids if post_id > wanted.since)}
+    return sorted(ids, reverse=True)[:MOST_COUNTED]
 
 
 def _reaches(wanted: Wanted, found: Found) -> bool:

@@ -1,5 +1,7 @@
 """What the events of a live feed say of unread posts."""
 
+from typing import Any
+
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -164,3 +166,29 @@ def test_feeds_of_which_more_is_unread_cost_one_more_question(worker: Worker) ->
             found = live_feeds.find(wanted)
         assert len(captured) == queries
         assert [len(one.unread_ids) for one in found.values()] == [3] * len(wanted)
+
+
+def test_a_post_that_comes_between_the_two_questions_is_as_new_as_it_is_unread(
+    worker: Worker,
+) -> None:
+    written = post(worker, 5)
+    see(worker, written[3])
+    wanted = Wanted(READER, written[1])
+    questions = 0
+    late: list[int] = []
+
+    def post_before_the_second(
+        execute: Any, sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
+        nonlocal questions
+        questions += sql == live_feeds._NEWER
+        if questions == 2 and not late:
+            fact = PostCreatedFactory(author_id=AUTHOR)
+            late.append(fact.post_id)
+            apply(fact)
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(post_before_the_second):
+        found = live_feeds.find([wanted])[wanted]
+    assert found.unread_ids == [*late, *written[:3]]
+    assert found.post_ids == [*late, written[0]]
