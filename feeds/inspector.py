@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 from urllib.parse import urlencode
 
+from django.conf import settings
 from django.urls import reverse
 
 from eventbus.database.sql import fetch
@@ -128,7 +129,9 @@ class Inspection:
 
     @property
     def live_address(self) -> str:
-        """Return where the page hears of what is newer than it."""
+        """Return where the page hears of what is newer than it; empty without live feeds."""
+        if not settings.API_FRONT:
+            return ""
         newest = max((entry.row.post_id for entry in self.entries if entry.row.defined), default=0)
         query = urlencode({"since": newest, "ticket": live_tickets.issue(self.user_id)})
         return f"{reverse('live', args=[self.user_id])}?{query}"

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import suppress
 
 import structlog
-from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
@@ -38,8 +37,7 @@ class Application:
 
     def __init__(self, handler: WSGIHandler, is_hot: bool = True) -> None:
         self._handler = handler
-        # Spans are made by Django's middleware.
-        self._is_hot = is_hot and settings.OTEL_TRACES_EXPORTER == "none"
+        self._is_hot = is_hot
         self._closed = False
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:

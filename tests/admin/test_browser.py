@@ -67,9 +67,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(
-    browser: Browser, live_server: Any, admin_client: Client, monkeypatch: pytest.MonkeyPatch
+    browser: Browser,
+    live_server: Any,
+    admin_client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
 ) -> Iterator[Visit]:
     """Open a window in which the administrator is logged in."""
+    settings.API_FRONT = False  # this server is Django alone
     session = admin_client.cookies[django_settings.SESSION_COOKIE_NAME].value
     visitors: list[Visitor] = []
 

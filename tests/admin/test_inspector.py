@@ -336,3 +336,14 @@ def test_the_page_has_a_ticket_to_the_live_feed_of_this_user_alone(
     assert live_tickets.expires_at(ticket + "x", READER) is None
     settings.SECRET_KEY = "another" * 10
     assert live_tickets.expires_at(ticket, READER) is None
+
+
+def test_without_the_event_loop_the_page_offers_no_live_feed(
+    client: Client, settings: Settings
+) -> None:
+    user = operator(client, "view_feed")
+    assert b"live.js" in user.get(inspector_of(READER)).content
+    settings.API_FRONT = False
+    page = user.get(inspector_of(READER)).content
+    assert b"live.js" not in page
+    assert b"ticket" not in page
