@@ -4,6 +4,7 @@ Within the code it is its compact JSON text, so that it is parsed once, where it
 """
 
 import json
+from collections.abc import Iterable
 from decimal import Decimal
 from math import nan
 from typing import Any
@@ -43,12 +44,13 @@ def read_exactly(body: bytes) -> Any:
     """Return what `body` says, which is JSON, as far as it can be kept as it is written: a number
     that cannot is NaN.
 
-    Raises `DataRefused` for a key that an object has twice, of which other parsers keep the last.
+    Raises `DataRefused` for a key that an object has twice, of which other parsers keep the last,
+    and for a body that is nested deeper than data may be, one level below: how deep `json` reads
+    depends on the version of Python.
     """
-    try:
-        return json.loads(body.decode(), object_pairs_hook=_object, parse_float=_fraction)
-    except RecursionError:
-        raise _too_deep() from None
+    if _is_deeper(orjson.loads(body), MAX_DEPTH + 1):
+        raise _too_deep()
+    return json.loads(body.decode(), object_pairs_hook=_object, parse_float=_fraction)
 
 
 def compact(text: str) -> str:
@@ -63,6 +65,16 @@ def compact(text: str) -> str:
 def fragment(text: str | None) -> orjson.Fragment | None:
     """Return data for `orjson.dumps`, which puts it in as it is."""
     return None if text is None else orjson.Fragment(text)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    if isinstance(value, dict):
+        members: Iterable[object] = value.values()
+    elif isinstance(value, list):
+        members = value
+    else:
+        return False
+    return levels == 0 or any(_is_deeper(member, levels - 1) for member in members)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

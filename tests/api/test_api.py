@@ -98,6 +98,7 @@ def test_the_author_comes_from_the_token_alone() -> None:
         (b'{"content": "a", "content": "b", "data": {}}', 422, "duplicate_key"),
         (b'{"d\\u0061ta": {"a": 1, "a": 2}}', 422, "duplicate_key"),
         (b'{"data": {}, "other": ' + b"[" * 1_000 + b"]" * 1_000 + b"}", 422, "data_too_deep"),
+        (b'{"data": {}, "other": ' + b"[" * 10 + b"]" * 10 + b"}", 422, "data_too_deep"),
         (b'{"data": {"a": [' + b"1.50," * 20_000 + b"1]}}", 422, "data_too_large"),
     ],
 )
