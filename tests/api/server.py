@@ -73,6 +73,11 @@ class ApiServer:
         """Tell whether live streams hear announcements."""
         return self._application._live._is_hearing
 
+    @property
+    def open_streams(self) -> int:
+        """Return how many live streams are open now, of which the gauge tells now and then."""
+        return self._application._live._open
+
     def client(self, user: int = 1, scope: str = "") -> "ApiClient":
         """Return a client with a token of this user."""
         return ApiClient(self._http, {"Authorization": f"Bearer {issue_token(user, scope, 60)}"})

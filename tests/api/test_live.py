@@ -37,6 +37,7 @@ from tests.factories import (
     follow_all,
     next_id,
 )
+from tests.feeds.hybrid import AUTHOR, READER, STAR, worker_of_both_kinds
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,16 +47,11 @@ needs_embedded_redis = pytest.mark.skipif(
     reason="freezes the embedded Valkey, and an external Redis is in use",
 )
 
-READER, AUTHOR, STAR = 2, 1, 3
-
 
 @pytest.fixture
 def worker(settings: Settings) -> Worker:
     """The reader follows an author whose posts are pushed and a star, whose posts are pulled."""
-    settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = "hybrid", 3
-    follow_all([READER], followee=AUTHOR)
-    follow_all([READER, 10, 11], followee=STAR)
-    return Worker()
+    return worker_of_both_kinds(settings)
 
 
 class Live:
@@ -331,7 +327,7 @@ def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
 
 
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:
-    eventually(lambda: counted("live_streams") == 0)
+    eventually(lambda: front.open_streams == 0)
     settings.LIVE_MAX_STREAMS = 1
     live = Live(front)
     assert live.comment() == ": open"
@@ -345,7 +341,7 @@ def test_a_silent_stream_beats_and_who_has_left_is_noticed_by_it(
     front: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "HEARTBEAT_SECONDS", 0.1)
-    eventually(lambda: counted("live_streams") == 0)
+    eventually(lambda: front.open_streams == 0)
     live = Live(front)
     assert [live.comment() for _ in range(3)] == [": open", ": heartbeat", ": heartbeat"]
     eventually(lambda: counted("live_streams") == 1)
