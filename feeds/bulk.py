@@ -16,7 +16,7 @@ from posts.documented import documented
 from posts.errors import Unprocessable
 from posts.principal import principal
 from posts.schemas import FollowEntries, NewFollows
-from posts.views import event_headers, json_of, write_run
+from posts.views import event_headers, json_of, object_in, write_run
 
 MAX_FOLLOWEES = 100
 
@@ -66,9 +66,7 @@ class FollowsView(APIView):
 
 def followee_ids_of(body: object) -> list[int]:
     """Return whom the JSON `body` names, as often as it does. Raises `Unprocessable`."""
-    if not isinstance(body, dict):
-        raise Unprocessable("The body must be a JSON object.", code="not_an_object")
-    given = body.get("followee_ids")
+    given = object_in(body).get("followee_ids")
     if not isinstance(given, list):
         raise Unprocessable("followee_ids must be a list.", code="followee_ids_required")
     if not given:

@@ -3,14 +3,39 @@ followee, who is muted, who is blocked, or who is erased.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from eventbus.envelope import read_id
-from eventbus.event import Event
+from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import time_of
 
 VERSION = 1
+
+
+class Fact(Protocol):
+    """What its event says of any fact here."""
+
+    TYPE: ClassVar[str]
+
+    @property
+    def event_id(self) -> int: ...
+
+    @property
+    def key(self) -> int: ...
+
+
+def event_of(fact: Fact, actor_id: int, payload: Fields) -> Event:
+    """Return the event of a fact, which happened when its id was made."""
+    return Event(
+        event_id=fact.event_id,
+        type=fact.TYPE,
+        version=VERSION,
+        actor_id=actor_id,
+        occurred_at=time_of(fact.event_id),
+        key=fact.key,
+        payload=payload,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +64,7 @@ class FollowFact:
         return cls(event_id=event.event_id, follower_id=follower_id, followee_id=event.key)
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.follower_id,
-            occurred_at=time_of(self.event_id),
-            key=self.followee_id,
-            payload={"follower_id": str(self.follower_id)},
-        )
+        return event_of(self, self.follower_id, {"follower_id": str(self.follower_id)})
 
 
 class UserFollowed(FollowFact):
@@ -88,15 +105,7 @@ class MuteFact:
         return cls(event_id=event.event_id, user_id=user_id, muted_id=event.key)
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.user_id,
-            occurred_at=time_of(self.event_id),
-            key=self.muted_id,
-            payload={"user_id": str(self.user_id)},
-        )
+        return event_of(self, self.user_id, {"user_id": str(self.user_id)})
 
 
 class UserMuted(MuteFact):
@@ -139,15 +148,7 @@ class BlockFact:
         return cls(event_id=event.event_id, blocker_id=blocker_id, blocked_id=event.key)
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.blocker_id,
-            occurred_at=time_of(self.event_id),
-            key=self.blocked_id,
-            payload={"blocker_id": str(self.blocker_id)},
-        )
+        return event_of(self, self.blocker_id, {"blocker_id": str(self.blocker_id)})
 
 
 class UserBlocked(BlockFact):
@@ -187,12 +188,4 @@ class UserErased:
         return cls(event_id=event.event_id, user_id=event.key, actor_id=event.actor_id)
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.actor_id,
-            occurred_at=time_of(self.event_id),
-            key=self.user_id,
-            payload={},
-        )
+        return event_of(self, self.actor_id, {})

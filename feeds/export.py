@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from eventbus.database.sql import fetch
+from eventbus.database.sql import as_bytes, fetch
 from eventbus.deadletters import erasing
 from eventbus.deadletters.payloads import pretty
 from eventbus.envelope import format_time
@@ -202,9 +202,9 @@ def _dead_letters(user_id: int) -> Iterator[bytes]:
         rows = fetch(_DEAD_LETTERS, values)
         after = rows[0][0]
         for _, entry_id, state, created_at, key, value in rows:
-            if entry_id is None or not erasing.names(user_id, _bytes(key), _bytes(value)):
+            if entry_id is None or not erasing.names(user_id, as_bytes(key), as_bytes(value)):
                 continue
-            if _is_told_by_another(user_id, _bytes(value)):
+            if _is_told_by_another(user_id, as_bytes(value)):
                 continue
             yield _line(
                 "dead_letter",
@@ -244,7 +244,3 @@ def _json(name: str, value: Any) -> Any:
     if isinstance(value, int) and (name == "id" or name.endswith("_id") or name == "floor"):
         return str(value)
     return value
-
-
-def _bytes(value: memoryview | bytes | None) -> bytes | None:
-    return None if value is None else bytes(value)

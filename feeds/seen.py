@@ -15,10 +15,10 @@ from eventbus.event import Event
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids import clock
 from eventbus.ids.node_lease import LEASE_MS
-from eventbus.ids.snowflake import milliseconds_of, time_of
+from eventbus.ids.snowflake import milliseconds_of
 from eventbus.models import BEFORE_ERASURE
+from feeds.events import event_of
 
-VERSION = 1
 # What a process mints may lie ahead of the time by as much as it has leased.
 MAX_AHEAD_MS = LEASE_MS
 
@@ -58,15 +58,7 @@ class FeedSeen:
         return cls(event.event_id, event.actor_id, read_minted_id(event.payload, "post_id"))
 
     def to_event(self) -> Event:
-        return Event(
-            event_id=self.event_id,
-            type=self.TYPE,
-            version=VERSION,
-            actor_id=self.user_id,
-            occurred_at=time_of(self.event_id),
-            key=self.user_id,
-            payload={"post_id": str(self.post_id)},
-        )
+        return event_of(self, self.user_id, {"post_id": str(self.post_id)})
 
 
 def is_ahead(post_id: int) -> bool:

@@ -39,6 +39,7 @@ from posts.views import (
     event_headers,
     json_of,
     list_response,
+    object_in,
     write_ids,
 )
 from posts.visibility import READ_ANY_FEED
@@ -336,11 +337,10 @@ def since_of(text: str) -> int:
 
 def seen_post_of(body: object) -> int:
     """Return the post up to which the JSON `body` says a feed was seen. Raises `Unprocessable`."""
-    if not isinstance(body, dict):
-        raise Unprocessable("The body must be a JSON object.", code="not_an_object")
-    if "post_id" not in body:
+    fields = object_in(body)
+    if "post_id" not in fields:
         raise Unprocessable("post_id must be there.", code="post_id_required")
-    post_id = id_in(body["post_id"])
+    post_id = id_in(fields["post_id"])
     if post_id is None:
         raise Unprocessable("post_id must be a decimal string.", code="invalid_post_id")
     if seen.is_ahead(post_id):

@@ -18,7 +18,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from eventbus import retry
-from eventbus.exceptions import IdsUnavailable, PublishFailed
+from eventbus.exceptions import IdempotencyKeyReused, IdsUnavailable, PublishFailed
 from feedsite.keys import KeysUnavailable
 from posts import data, rates
 from posts.errors import PayloadTooLarge, Unprocessable, UnsupportedEncoding
@@ -130,6 +130,8 @@ def error_answer(error: Exception) -> HttpResponse:
 def _response_to(error: Exception) -> Response | None:
     if isinstance(error, exceptions.APIException):
         return _api_error(error)
+    if isinstance(error, IdempotencyKeyReused):
+        return _api_error(Unprocessable(str(error), code="idempotency_key_reused"))
     if isinstance(error, PublishFailed):
         log.warning("write_not_accepted", error=str(error))
         return _unavailable(error.code, f"{error} Nothing was promised: try again.")

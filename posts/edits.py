@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventbus.database.sql import bigints, execute, fetch
+from eventbus.models import BEFORE_ERASURE
 from posts.events import PostEdited
 
 # A comparison with null, the event of a field that no edit names, is not true.
@@ -28,18 +29,16 @@ RETURNING id
 
 # A post that is there and was not edited is deleted, or somebody else's: that edit has no effect. Nor
 # has one of a post from before its author was erased.
-_KEEP = """
+_KEEP = f"""
 INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data, data)
 SELECT event_id, post_id, author_id, content, changes_data, data::jsonb
 FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::boolean[], %s::text[])
     AS early (event_id, post_id, author_id, content, changes_data, data)
 WHERE NOT EXISTS (SELECT FROM posts WHERE posts.id = early.post_id)
-  AND NOT EXISTS (
-      SELECT FROM erasures WHERE user_id = early.author_id AND erasures.event_id > early.post_id
-  )
+  AND NOT {BEFORE_ERASURE.format(user="early.author_id", id="early.post_id")}
 ORDER BY 1
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 - composed of constants
 # Post by post in the index, and then out of an array that PostgreSQL cannot look into and takes to be
 # short: it looks each of them up, whatever statistics say.
 _TAKE = """

@@ -15,7 +15,6 @@ from rest_framework.views import APIView
 
 from eventbus.envelope import format_time
 from eventbus.event import Fields
-from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import idempotency
 from eventbus.ids.idempotency import Ids
 from eventbus.ids.snowflake import id_in
@@ -280,16 +279,13 @@ def write_ids(request: Request, body: str = "") -> Ids:
     """Return the ids of a write: those reserved under its `Idempotency-Key`, or new ones without
     one.
 
-    Raises `ParseError` on a key that is none, `Unprocessable` on one used for another request.
+    Raises `ParseError` on a key that is none, `IdempotencyKeyReused` on one used for another
+    request.
     """
     key = _idempotency_key(request)
     if key is None:
         return idempotency.fresh()
-    user_id = principal(request).user_id
-    try:
-        return idempotency.reserve(user_id, key, _said_by(request, body))
-    except IdempotencyKeyReused as error:
-        raise Unprocessable(str(error), code="idempotency_key_reused") from error
+    return idempotency.reserve(principal(request).user_id, key, _said_by(request, body))
 
 
 def write_run(request: Request, body: str, count: int) -> range:
@@ -299,11 +295,8 @@ def write_run(request: Request, body: str, count: int) -> range:
     key = _idempotency_key(request)
     if key is None:
         return idempotency.fresh_run(count)
-    user_id = principal(request).user_id
-    try:
-        return idempotency.reserve_run(user_id, key, _said_by(request, body), count)
-    except IdempotencyKeyReused as error:
-        raise Unprocessable(str(error), code="idempotency_key_reused") from error
+    said = _said_by(request, body)
+    return idempotency.reserve_run(principal(request).user_id, key, said, count)
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -330,7 +323,7 @@ def json_of(request: Request) -> object:
 
 def written_in(body: object) -> Written:
     """Return what the JSON of a new post says. Raises `Unprocessable`."""
-    body = _object(body)
+    body = object_in(body)
     if body.get("data") is None:
         return Written(_content_in(body), None)
     data = _data_in(body)
@@ -341,7 +334,7 @@ def written_in(body: object) -> Written:
 
 def edited_in(body: object, post: PostRow) -> Edited:
     """Return what the JSON of an edit says of `post`. Raises `Unprocessable`."""
-    body = _object(body)
+    body = object_in(body)
     changes_data = "data" in body
     if not changes_data and "content" not in body:
         raise Unprocessable("An edit must name content or data.", code="nothing_to_edit")
@@ -355,7 +348,8 @@ def edited_in(body: object, post: PostRow) -> Edited:
     return Edited(content, changes_data, data)
 
 
-def _object(body: object) -> Fields:
+def object_in(body: object) -> Fields:
+    """Return the JSON object that a body must be. Raises `Unprocessable`."""
     if not isinstance(body, dict):
         raise Unprocessable("The body must be a JSON object.", code="not_an_object")
     return body

@@ -33,3 +33,8 @@ def bigints(numbers: Iterable[int]) -> str:
     what to quote.
     """
     return "{" + ",".join(map(str, numbers)) + "}"
+
+
+def as_bytes(value: memoryview | bytes | None) -> bytes | None:
+    """Return the bytes of a `bytea` column, which Django's fields give as a view of memory."""
+    return None if value is None else bytes(value)

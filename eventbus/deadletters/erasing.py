@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from eventbus.database.sql import fetch
+from eventbus.database.sql import as_bytes, fetch
 from eventbus.ids.snowflake import compose, number_in
 from eventbus.models import DeadLetter
 from eventbus.record import Record
@@ -56,7 +56,7 @@ def erase(user_id: int, *, before: int, after: int, limit: int) -> Walked:
     ids = [
         entry_id
         for entry_id, key, value in fetch(_NAMING, values)
-        if names(user_id, _bytes(key), _bytes(value))
+        if names(user_id, as_bytes(key), as_bytes(value))
     ]
     # Only the ids: payloads may be megabytes each.
     DeadLetter.objects.filter(id__in=ids).only("id").delete()
@@ -110,7 +110,3 @@ def is_erased(record: Record, event_id: int | None) -> bool:
 def _ids(texts: list[Any]) -> set[int]:
     numbers = [number_in(text) for text in texts if isinstance(text, str)]
     return {number for number in numbers if number}
-
-
-def _bytes(value: memoryview | bytes | None) -> bytes | None:
-    return None if value is None else bytes(value)

@@ -19,6 +19,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from eventbus import kafka, producer
+from eventbus.database.sql import as_bytes
 from eventbus.dead_letter_headers import Claim
 from eventbus.exceptions import RecordTooLarge
 from eventbus.models import DeadLetter
@@ -87,7 +88,11 @@ def _publish(entries: list[DeadLetter]) -> list[int]:
         on_delivery = partial(_note, acknowledged, entry.id)
         try:
             producer.get().send(
-                entry.topic, _bytes(entry.key), _bytes(entry.value), _headers(entry), on_delivery
+                entry.topic,
+                as_bytes(entry.key),
+                as_bytes(entry.value),
+                _headers(entry),
+                on_delivery,
             )
         except RecordTooLarge as error:
             on_delivery(error)
@@ -129,12 +134,8 @@ def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
     own = [
         (name, None if value is None else base64.b64decode(value)) for name, value in entry.headers
     ]
-    claim = Claim.make(entry.id, entry.token, _bytes(entry.key), _bytes(entry.value))
+    claim = Claim.make(entry.id, entry.token, as_bytes(entry.key), as_bytes(entry.value))
     return [*own, claim.to_header()]
-
-
-def _bytes(value: memoryview | bytes | None) -> bytes | None:
-    return None if value is None else bytes(value)
 
 
 def _batches(ids: list[int], size: int) -> Iterator[list[int]]:

@@ -13,6 +13,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from eventbus import retry
+from eventbus.database.sql import as_bytes
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.deadletters import erasing
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
@@ -134,7 +135,7 @@ def _origin(failure: Failure) -> dict[str, Any]:
 
 
 def _is_of(record: Record, entry: DeadLetter) -> bool:
-    return record.key == _bytes(entry.key) and record.value == _bytes(entry.value)
+    return record.key == as_bytes(entry.key) and record.value == as_bytes(entry.value)
 
 
 def _count_in_group(failure: Failure) -> DeadLetterGroup:
@@ -210,7 +211,3 @@ def _was_processed_since(entry: DeadLetter, failure: Failure) -> bool:
     return ProcessedEvent.objects.filter(
         event_id=failure.event_id, processed_at__gte=failure.failed_at
     ).exists()
-
-
-def _bytes(value: memoryview | bytes | None) -> bytes | None:
-    return None if value is None else bytes(value)
