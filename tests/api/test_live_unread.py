@@ -13,15 +13,15 @@ from feeds.models import RESTING, Feed
 from feeds.timeline import Reader
 from posts.pagination import START
 from tests.api.server import ApiServer
-from tests.api.test_live import AUTHOR, READER, STAR, Live
+from tests.api.test_live import Live
 from tests.factories import (
     FeedSeenFactory,
     PostCreatedFactory,
     PostDeletedFactory,
     UserFollowedFactory,
     apply,
-    follow_all,
 )
+from tests.feeds.hybrid import AUTHOR, READER, STAR, post, worker_of_both_kinds
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -30,22 +30,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture
 def worker(settings: Settings) -> Worker:
     """The reader follows an author whose posts are pushed and a star, whose posts are pulled."""
-    settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = "hybrid", 3
-    follow_all([READER], followee=AUTHOR)
-    follow_all([READER, 10, 11], followee=STAR)
-    return Worker()
+    return worker_of_both_kinds(settings)
 
 
 @pytest.fixture
 def front(servers: dict[str, ApiServer]) -> ApiServer:
     return servers["front on"]
-
-
-def post(worker: Worker, count: int = 1, author: int = AUTHOR) -> list[int]:
-    """Have the author post; return the ids, newest first."""
-    facts = [PostCreatedFactory(author_id=author) for _ in range(count)]
-    worker.process(*facts)
-    return [fact.post_id for fact in reversed(facts)]
 
 
 def see(worker: Worker, post_id: int) -> None:

@@ -11,34 +11,21 @@ from pytest_django import Settings
 from feedsite.authentication import issue_token
 from posts.pagination import DEFAULT_LIMIT
 from tests.factories import (
-    PostCreatedFactory,
     PostDeletedFactory,
     UserFollowedFactory,
     UserUnfollowedFactory,
-    follow_all,
 )
+from tests.feeds.hybrid import AUTHOR, READER, STAR, post, worker_of_both_kinds
 from tests.feeds.model import feed, open_feed
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-READER, AUTHOR, STAR = 2, 1, 3
-
 
 @pytest.fixture
 def worker(settings: Settings) -> Worker:
     """The reader follows an author whose posts are pushed and a star, whose posts are pulled."""
-    settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = "hybrid", 3
-    follow_all([READER], followee=AUTHOR)
-    follow_all([READER, 10, 11], followee=STAR)
-    return Worker()
-
-
-def post(worker: Worker, count: int = 1, author: int = AUTHOR) -> list[int]:
-    """Have the author post; return the ids, newest first."""
-    facts = [PostCreatedFactory(author_id=author) for _ in range(count)]
-    worker.process(*facts)
-    return [fact.post_id for fact in reversed(facts)]
+    return worker_of_both_kinds(settings)
 
 
 def ask(query: str, user: int = READER, by: int = READER, scope: str = "") -> Any:

@@ -1,10 +1,13 @@
 """Feeds as they are read, and as they must be: kept in plain Python from the facts alone."""
 
+import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
 from django.test import Client
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 
 from eventbus.envelope import format_time
 from eventbus.ids.snowflake import time_of
@@ -38,6 +41,10 @@ from tests.factories import (
 Step = tuple[str, int, int]  # kind, user, another user or which of the posts
 FollowFact = UserFollowed | UserUnfollowed
 
+# What happens, some of it oftener.
+KINDS = ["post", "post", "edit", "delete", "follow", "follow", "unfollow"]
+KINDS += ["mute", "unmute", "block", "unblock"]
+
 # What one user says of another: the fact, and what it calls the two.
 ABOUT_TWO: dict[str, tuple[Any, str, str]] = {
     "follow": (UserFollowedFactory, "follower_id", "followee_id"),
@@ -47,6 +54,17 @@ ABOUT_TWO: dict[str, tuple[Any, str, str]] = {
     "block": (UserBlockedFactory, "blocker_id", "blocked_id"),
     "unblock": (UserUnblockedFactory, "blocker_id", "blocked_id"),
 }
+
+
+def some_step(users: Sequence[int], *more_kinds: str) -> SearchStrategy[Step]:
+    """Return where hypothesis draws a step from: of `KINDS`, and of more."""
+    user = st.sampled_from(users)
+    return st.tuples(st.sampled_from([*KINDS, *more_kinds]), user, user)
+
+
+def with_repetitions(facts: Sequence[Any], chance: random.Random, every: int = 3) -> list[Any]:
+    """Return the facts, and after them one of `every` once more or oftener."""
+    return [*facts, *chance.choices(facts, k=len(facts) // every)] if facts else []
 
 
 def feed(user: int) -> list[int]:

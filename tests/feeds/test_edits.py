@@ -23,7 +23,7 @@ from tests.factories import (
     apply,
     follow_all,
 )
-from tests.feeds.model import expected_posts, open_feed, shown_post
+from tests.feeds.model import expected_posts, open_feed, shown_post, with_repetitions
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -65,7 +65,7 @@ def test_any_order_with_repetitions_gives_the_same_posts(
         PostDeletedFactory(post_id=posts[n].post_id, author_id=posts[n].author_id) for n in deleted
     ]
     chance = random.Random(seed)
-    delivered = facts + chance.choices(facts, k=len(facts) // 3)
+    delivered = with_repetitions(facts, chance)
     chance.shuffle(delivered)
     with transaction.atomic():
         while delivered:

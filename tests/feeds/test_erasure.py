@@ -46,6 +46,8 @@ from tests.feeds.model import (
     feed,
     history,
     shown_post,
+    some_step,
+    with_repetitions,
 )
 
 pytestmark = pytest.mark.django_db
@@ -79,26 +81,7 @@ def erase(user: int = ERASED) -> Any:
     return fact
 
 
-steps = st.tuples(
-    st.sampled_from(
-        [
-            "post",
-            "post",
-            "edit",
-            "delete",
-            "follow",
-            "follow",
-            "unfollow",
-            "mute",
-            "unmute",
-            "block",
-            "unblock",
-            "erase",
-        ]
-    ),
-    st.sampled_from(USERS),
-    st.sampled_from(USERS),
-)
+steps = some_step(USERS, "erase")
 
 
 @settings(
@@ -110,7 +93,7 @@ def test_any_order_with_repetitions_and_parts_in_between_converges(
 ) -> None:
     chance = random.Random(seed)
     facts = history(history_steps)
-    delivered = facts + chance.choices(facts, k=len(facts) // 3) if facts else []
+    delivered = with_repetitions(facts, chance)
     if shuffled:
         chance.shuffle(delivered)
     with transaction.atomic():

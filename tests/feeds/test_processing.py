@@ -37,32 +37,14 @@ from tests.factories import (
     follow_all,
 )
 from tests.feeds.elsewhere import elsewhere
-from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.model import Step, expected_feed, feed, history, some_step, with_repetitions
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 NUMBERS = range(1, 6)
 
-steps = st.tuples(
-    st.sampled_from(
-        [
-            "post",
-            "post",
-            "edit",
-            "delete",
-            "follow",
-            "follow",
-            "unfollow",
-            "mute",
-            "unmute",
-            "block",
-            "unblock",
-        ]
-    ),
-    st.sampled_from(NUMBERS),
-    st.sampled_from(NUMBERS),
-)
+steps = some_step(NUMBERS)
 
 # Users of one example each, so that the tables need not be emptied between examples.
 _first_users = itertools.count(10, 10)
@@ -177,7 +159,7 @@ def test_any_order_batching_repetition_and_interruption_converges_to_the_join(
     chance, first_user = random.Random(seed), next(_first_users)
     users = [first_user + number for number in NUMBERS]
     facts = history(history_steps, first_user)
-    delivered = facts + chance.choices(facts, k=len(facts) // 3) if facts else []
+    delivered = with_repetitions(facts, chance)
     if shuffled:
         chance.shuffle(delivered)
 

@@ -29,31 +29,21 @@ from tests.factories import (
     UserFollowedFactory,
     UserUnfollowedFactory,
     apply,
-    follow_all,
 )
-from tests.feeds.model import Step, expected_feed, feed, history
+from tests.feeds.hybrid import AUTHOR, READER, STAR, post, worker_of_both_kinds
+from tests.feeds.model import Step, expected_feed, feed, history, with_repetitions
 from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-READER, AUTHOR, STAR, NEWCOMER = 2, 1, 3, 4
+NEWCOMER = 4
 STRATEGIES = ["push", "pull", "hybrid"]
 
 
 @pytest.fixture
 def worker(settings: Settings) -> Worker:
     """The reader follows an author whose posts are pushed and a star, whose posts are pulled."""
-    settings.FEED_STRATEGY, settings.FEED_PUSH_MAX_FOLLOWERS = "hybrid", 3
-    follow_all([READER], followee=AUTHOR)
-    follow_all([READER, 10, 11], followee=STAR)
-    return Worker()
-
-
-def post(worker: Worker, count: int = 1, author: int = AUTHOR) -> list[int]:
-    """Have the author post; return the ids, newest first."""
-    facts = [PostCreatedFactory(author_id=author) for _ in range(count)]
-    worker.process(*facts)
-    return [fact.post_id for fact in reversed(facts)]
+    return worker_of_both_kinds(settings)
 
 
 def see(worker: Worker, post_id: int) -> None:
@@ -106,7 +96,7 @@ def test_in_any_order_with_repetitions_the_highest_post_stays(
 ) -> None:
     chance = random.Random(seed)
     facts = [FeedSeenFactory(user_id=user, post_id=post_id) for user, post_id in steps]
-    delivered = facts + chance.choices(facts, k=len(facts) // 2) if facts else []
+    delivered = with_repetitions(facts, chance, every=2)
     chance.shuffle(delivered)
     expected: dict[int, int] = {}
     for user, post_id in steps:
@@ -300,7 +290,7 @@ def test_what_is_unread_is_the_feed_above_the_marker_whatever_happens(
             post_id = chance.choice(posts)
             markers[user] = max(post_id, markers.get(user, 0))
             facts.append(FeedSeenFactory(user_id=user, post_id=post_id))
-    delivered = facts + chance.choices(facts, k=len(facts) // 3) if facts else []
+    delivered = with_repetitions(facts, chance)
     chance.shuffle(delivered)
     with transaction.atomic():
         for fact in delivered:
