@@ -123,10 +123,6 @@ _BLOCKED = """
 SELECT blocked_id FROM blocks WHERE blocker_id = %(user)s AND blocked_id > %(after)s
 ORDER BY blocked_id LIMIT %(limit)s
 """
-_BLOCKED_BY = """
-SELECT blocker_id FROM blocks WHERE blocked_id = %(user)s AND blocker_id > %(after)s
-ORDER BY blocker_id LIMIT %(limit)s
-"""
 _LOCK_FLOOR = "SELECT floor FROM feeds WHERE user_id = %(user)s FOR UPDATE"
 _UNREAD_ENTRIES = """
 SELECT post_id FROM feed_entries
@@ -326,20 +322,12 @@ def _forget_muting(place: Place) -> Part:
 
 
 def _forget_blocked(place: Place) -> Part:
+    # Only those by the user: nobody is rid of another's block by being erased. A block is under the
+    # locks of both.
     others = [user for (user,) in fetch(_BLOCKED, place.values(PAIRS))]
-    return _forget_blocks(place, others, [(place.user_id, other) for other in others])
-
-
-def _forget_blocking(place: Place) -> Part:
-    others = [user for (user,) in fetch(_BLOCKED_BY, place.values(PAIRS))]
-    return _forget_blocks(place, others, [(other, place.user_id) for other in others])
-
-
-def _forget_blocks(place: Place, others: list[int], pairs: list[tuple[int, int]]) -> Part:
-    # A block is under the locks of both.
     locks.acquire_keys([place.user_id, *others])
     follows.lock_feeds([place.user_id, *others])
-    blocks.forget(pairs, place.event_id)
+    blocks.forget([(place.user_id, other) for other in others], place.event_id)
     return _part_of(others, PAIRS, users=[place.user_id, *others])
 
 
@@ -395,7 +383,6 @@ STEPS: dict[str, Callable[[Place], Part]] = {
     "muted": _forget_muted,
     "muted by": _forget_muting,
     "blocked": _forget_blocked,
-    "blocked by": _forget_blocking,
     "entries": _delete_entries,
     "idempotency keys": _delete_idempotency_keys,
     "processed events": _forget_actor,

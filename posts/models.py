@@ -287,7 +287,7 @@ class Block(models.Model):
     class Meta:
         db_table = "blocks"
         indexes = [
-            # For what concerns the blocked user, such as an erasure.
+            # For what concerns the blocked user.
             models.Index(fields=["blocked_id", "blocker_id"], name="blocks_by_blocked"),
         ]
 

@@ -12,6 +12,7 @@ from eventbus.models import DeadLetter
 from eventbus.record import Record
 
 ERASURE = "user.erased"
+BLOCKS = ("user.blocked", "user.unblocked")
 
 # Ids travel as strings in JSON, so one that is named stands in quotes.
 _WALK = """
@@ -78,7 +79,7 @@ def named_in(key: bytes | None, value: bytes | None) -> set[int] | None:
     that ends with `_id`; None if its value is no JSON object.
 
     An erasure names who is erased, not who asked for it: it has to happen although that one is
-    erased too.
+    erased too. A block names who blocks: it holds although the other is erased.
     """
     try:
         fields = orjson.loads(value or b"")
@@ -89,6 +90,8 @@ def named_in(key: bytes | None, value: bytes | None) -> set[int] | None:
     key_text = (key or b"").decode("ascii", "replace")
     if fields.get("type") == ERASURE:
         return _ids([key_text])
+    if fields.get("type") in BLOCKS:
+        return _ids([fields.get("actor_id")])
     payload = fields.get("payload")
     members = payload if isinstance(payload, dict) else {}
     texts = [text for name, text in members.items() if name.endswith("_id")]

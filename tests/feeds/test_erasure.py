@@ -33,6 +33,7 @@ from tests.factories import (
     UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
     apply,
@@ -266,11 +267,26 @@ def test_a_mute_from_before_does_not_hide_who_is_followed_after() -> None:
     assert verification.verify().equal
 
 
-@pytest.mark.parametrize(("blocker", "blocked"), [(2, ERASED), (ERASED, 2)])
-def test_a_block_from_before_does_not_hold_who_is_followed_after(
-    blocker: int, blocked: int
-) -> None:
-    block = UserBlockedFactory(blocker_id=blocker, blocked_id=blocked)
+@pytest.mark.parametrize("erasure_first", [True, False])
+def test_nobody_is_rid_of_a_block_by_being_erased(erasure_first: bool) -> None:
+    block, erased = (
+        UserBlockedFactory(blocker_id=2, blocked_id=ERASED),
+        UserErasedFactory(user_id=ERASED),
+    )
+    for fact in [erased, block] if erasure_first else [block, erased]:
+        apply(fact)
+        erase_all()
+    post = PostCreatedFactory(author_id=2)
+    apply(post, UserFollowedFactory(follower_id=ERASED, followee_id=2))
+    assert feed(ERASED) == []
+    assert Block.objects.among(ERASED, [2]) == {2}
+    assert verification.verify().equal
+    apply(UserUnblockedFactory(blocker_id=2, blocked_id=ERASED))
+    assert feed(ERASED) == [post.post_id]
+
+
+def test_a_block_from_before_does_not_hold_who_is_followed_after() -> None:
+    block = UserBlockedFactory(blocker_id=ERASED, blocked_id=2)
     apply(block, UserErasedFactory(user_id=ERASED))
     post = PostCreatedFactory(author_id=ERASED)
     apply(post, UserFollowedFactory(follower_id=2, followee_id=ERASED))
@@ -335,6 +351,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         ("feeds", "user_id"),
         ("erasures", "user_id"),  # the mark
         ("processed_events", "actor_id"),  # of the erasure itself
+        ("blocks", "blocked_id"),  # by others
     }
     assert Post.objects.filter(deleted_event_id=None).count() == 0
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
@@ -348,6 +365,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         ("feeds", "user_id"),
         ("erasures", "user_id"),
         ("processed_events", "actor_id"),
+        ("blocks", "blocked_id"),
     }
 
 
@@ -365,6 +383,8 @@ NAMES = f'"{ERASED}"'.encode()
         ({"value": b'{"actor_id": "7", "payload": {"content": %b}}' % NAMES}, True),
         ({"value": b'{"actor_id": "7", "payload": {"data": {"a_id": %b}}}' % NAMES}, True),
         ({"value": b'{"actor_id": "%d1"}' % ERASED}, True),
+        # A block of the user is another's.
+        ({"value": b'{"type": "user.blocked", "actor_id": "7"}', "key": b"%d" % ERASED}, True),
         # Another user's erasure, which the user asked for, has to happen all the same.
         ({"key": b"7", "value": b'{"type": "user.erased", "actor_id": %b}' % NAMES}, True),
     ],
