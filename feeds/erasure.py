@@ -249,7 +249,7 @@ def _advance(place: Place, part: Part) -> None:
 
 def _void(user_id: int, part: Part) -> None:
     if part.of_author:
-        watched, by_every_page = Feed.objects.watched_among({user_id})
+        watched, by_every_page, _ = Feed.objects.watched_among({user_id})
         if by_every_page:
             here.pages.invalidate([user_id], watched, [Change([user_id], user_id)])
             return

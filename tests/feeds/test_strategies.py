@@ -137,6 +137,19 @@ def test_pages_cached_before_the_author_was_ever_pulled_show_the_first_pulled_po
     assert open_feed(READER)[1] == "hit"
 
 
+def test_after_a_batch_of_posts_one_question_tells_who_is_watched_and_what_is_deleted(
+    star: Worker,
+) -> None:
+    posts = [PostCreatedFactory(author_id=author) for author in (AUTHOR, *FOLLOWERS)]
+    apply(*posts)
+    asked = tables_read(lambda: handlers.FeedHandlers().after_commit(posts))
+    assert asked == {"feeds": 1, "posts": 1, "follows": 1}
+    with CaptureQueriesContext(connection) as captured:
+        handlers.FeedHandlers().after_commit(posts)
+    # That, the followers, and whether the cache is open.
+    assert len(captured) == 3
+
+
 def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_void_theirs(
     star: Worker, settings: Settings
 ) -> None:
