@@ -215,9 +215,7 @@ class FeedQuerySet(models.QuerySet["Feed"]):
         rows = fetch(_NOTE_READ, [RESTING, user_id])
         return rows[0][0] if rows else None
 
-    def watched_among(
-        self, author_ids: Collection[int], post_ids: Collection[int] = ()
-    ) -> Watched:
+    def watched_among(self, author_ids: Collection[int], post_ids: Collection[int] = ()) -> Watched:
         """Return which of the authors cached pages watch, and in the same question which of the
         posts are deleted (a look-up each).
 

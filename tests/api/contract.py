@@ -62,6 +62,8 @@ def _path_of(asked: str) -> str | None:
 def _check_headers(answer: httpx.Response, documented: dict[str, Any], told: str) -> None:
     sent = {name for name in OWN_HEADERS if name in answer.headers}
     assert sent <= documented["headers"].keys(), f"{told} with a header that is not documented"
+    required = {name for name, one in documented["headers"].items() if one.get("required")}
+    assert required <= sent, f"{told} without a header that is documented as always there"
 
 
 def _check_body(answer: httpx.Response, path: str, method: str, told: str) -> None:
