@@ -129,6 +129,18 @@ SELECT post_id FROM feed_entries
 WHERE user_id = %(user)s AND post_id > %(after)s AND post_id <= %(floor)s
 ORDER BY post_id LIMIT %(limit)s
 """
+# Who writes there asks for the mark only when they hold the lock of the table. So whoever may have
+# missed it holds the lock since before now, and whoever comes later sees it.
+_WRITING = """
+SELECT EXISTS (
+    SELECT FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+      AND relation IN ('idempotency_keys'::regclass, 'dead_letters'::regclass)
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND pid <> pg_backend_pid()
+      AND coalesce(xact_start <= to_timestamp(%(since)s / 1000.0), true)
+), (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 1
+"""
 _DELETE_KEYS = """
 DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM idempotency_keys WHERE user_id = %(user)s AND event_id < %(event)s LIMIT %(limit)s
@@ -343,6 +355,16 @@ def _delete_entries(place: Place) -> Part:
     return _part_of(posts, ROWS)
 
 
+def _await_writers(place: Place) -> Part:
+    """Wait for those who write idempotency keys and dead letters and may not have seen the mark:
+    they take no lock of the user's.
+
+    The time at which they were first looked for is kept as the key.
+    """
+    [(is_writing, now_ms)] = fetch(_WRITING, {"since": place.resume_after or None})
+    return Part(place.resume_after or now_ms, not is_writing, has_to_wait=is_writing)
+
+
 def _delete_idempotency_keys(place: Place) -> Part:
     locks.acquire_keys([place.user_id])
     return Part(0, execute(_DELETE_KEYS, place.values(ROWS)) < ROWS)
@@ -384,6 +406,7 @@ STEPS: dict[str, Callable[[Place], Part]] = {
     "muted by": _forget_muting,
     "blocked": _forget_blocked,
     "entries": _delete_entries,
+    "writers": _await_writers,
     "idempotency keys": _delete_idempotency_keys,
     "processed events": _forget_actor,
     "dead letters": _delete_dead_letters,

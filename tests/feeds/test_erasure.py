@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
+from eventbus import envelope
 from eventbus.database.sql import fetch
 from eventbus.deadletters.store import store
+from eventbus.ids.idempotency import fresh
 from eventbus.models import DeadLetter, Erasure, IdempotencyKey, ProcessedEvent
+from eventbus.watch.outcomes import outcome_of
 from feeds import erasure, fanout, housekeeping, verification
 from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
@@ -404,6 +407,46 @@ def test_dead_letters_that_are_about_an_erased_user_go_and_are_stored_no_more(
     later = a_dead_letter(**dead_letter, event_id=erased.event_id + 1)
     store([later])
     assert DeadLetter.objects.filter(event_id=erased.event_id + 1).exists()
+
+
+@pytest.mark.parametrize("stored_first", [True, False])
+def test_an_event_whose_dead_letter_is_not_kept_is_told_to_be_processed(stored_first: bool) -> None:
+    post = PostCreatedFactory(author_id=ERASED, event_id=fresh().event_id)
+    event = post.to_event()
+    record = a_dead_letter(
+        key=str(ERASED).encode(),
+        value=envelope.encode(event),
+        event_id=post.event_id,
+        event_type=event.type,
+    )
+    assert state_of(post.event_id) == ("pending", None)
+    erased = UserErasedFactory(user_id=ERASED, event_id=fresh().event_id)
+    if stored_first:
+        store([record])
+    apply(erased)
+    erase_all()
+    store([record])
+    assert not DeadLetter.objects.exists()
+    assert state_of(post.event_id) == ("processed", "post.created")
+    assert ProcessedEvent.objects.get().actor_id is None
+
+
+def test_a_dead_letter_that_is_not_kept_says_nothing_of_an_event_that_only_its_headers_name() -> (
+    None
+):
+    other = fresh().event_id
+    erased = UserErasedFactory(user_id=ERASED, event_id=fresh().event_id)
+    apply(erased)
+    body = envelope.encode(PostCreatedFactory(author_id=ERASED).to_event())
+    store([a_dead_letter(key=str(ERASED).encode(), value=body, event_id=other)])
+    assert not DeadLetter.objects.exists()
+    assert state_of(other) == ("pending", None)
+
+
+def state_of(event_id: int) -> tuple[str, str | None]:
+    outcome = outcome_of(event_id)
+    assert outcome is not None
+    return outcome.state, outcome.type
 
 
 def test_many_dead_letters_are_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
