@@ -11,8 +11,8 @@ from feeds.partitions import keep_up, layout
 
 class Command(BaseCommand):
     help = (
-        "Make the partitions of feed_entries that are needed next, drop those that are too old, and show all. "
-        "`run_fanout` does so by itself."
+        "Make the partitions of feed_entries that are needed next, drop those that are too old, "
+        "and show all. `run_fanout` does so by itself."
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
@@ -24,9 +24,13 @@ class Command(BaseCommand):
             ) from error
         found = layout()
         for partition in found.partitions:
-            start, end = time_of(partition.start), time_of(partition.end)
+            start, end = to_seconds(partition.start), to_seconds(partition.end)
             self.stdout.write(
-                f"{partition.name}: posts from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S}, "
-                f"{partition.rows:,} rows"
+                f"{partition.name}: posts from {start} to {end}, {partition.rows:,} rows"
             )
         self.stdout.write(f"Nothing is materialised up to post {found.horizon}.")
+
+
+def to_seconds(snowflake: int) -> str:
+    """Return the time of an id in RFC 3339, in UTC, without fractions."""
+    return f"{time_of(snowflake):%Y-%m-%dT%H:%M:%SZ}"
