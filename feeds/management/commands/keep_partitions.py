@@ -5,6 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
+from eventbus import retry
 from eventbus.ids.snowflake import time_of
 from feeds.partitions import keep_up, layout
 
@@ -19,6 +20,8 @@ class Command(BaseCommand):
         try:
             keep_up()
         except DatabaseError as error:
+            if retry.is_unreachable(error):
+                raise  # which has a sentence of its own
             raise CommandError(
                 f"Not all was done, see the runbook: {str(error).strip()}."
             ) from error
