@@ -28,7 +28,7 @@ from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStoppin
 from eventbus.models import ProcessedEvent
 from eventbus.portion import Portion
 from eventbus.record import Delivery, Record
-from eventbus.subscription import Facts, Handlers, Turn
+from eventbus.subscription import Facts, Handlers, Turn, Work
 from eventbus.telemetry import correlation
 
 Chain = deque[Delivery]  # events of one key, in order
@@ -36,8 +36,8 @@ Chain = deque[Delivery]  # events of one key, in order
 log = structlog.get_logger(__name__)
 
 
-class Processor:
-    """The `Work` of lanes: has batches applied by an app's handlers.
+class Processor(Work):
+    """The work of `run_fanout`: has batches applied by an app's handlers.
 
     Several lanes may be in `process` at once.
     """

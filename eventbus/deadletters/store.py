@@ -19,7 +19,7 @@ from eventbus.deadletters import erasing
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.portion import Portion
 from eventbus.record import Record
-from eventbus.subscription import Turn
+from eventbus.subscription import Turn, Work
 from eventbus.telemetry import correlation
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
@@ -29,7 +29,7 @@ _PRIVATE = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'|\b[0-9a-fA-F]{8,}\b|\d{5,}")
 MAX_GROUP_MESSAGE_CHARS = 300
 
 
-class DeadLetterStore:
+class DeadLetterStore(Work):
     """Stores batches of dead letters, each once: the work of `run_dlq`."""
 
     def __init__(self) -> None:
