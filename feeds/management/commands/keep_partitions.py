@@ -7,6 +7,7 @@ from django.db import DatabaseError
 
 from eventbus import retry
 from eventbus.ids.snowflake import time_of
+from eventbus.terminal import TIME
 from feeds.partitions import keep_up, layout
 
 
@@ -27,13 +28,9 @@ class Command(BaseCommand):
             ) from error
         found = layout()
         for partition in found.partitions:
-            start, end = to_seconds(partition.start), to_seconds(partition.end)
+            start, end = time_of(partition.start), time_of(partition.end)
             self.stdout.write(
-                f"{partition.name}: posts from {start} to {end}, {partition.rows:,} rows"
+                f"{partition.name}: posts from {start:{TIME}} to {end:{TIME}}, "
+                f"{partition.rows:,} rows"
             )
         self.stdout.write(f"Nothing is materialised up to post {found.horizon}.")
-
-
-def to_seconds(snowflake: int) -> str:
-    """Return the time of an id in RFC 3339, in UTC, without fractions."""
-    return f"{time_of(snowflake):%Y-%m-%dT%H:%M:%SZ}"
