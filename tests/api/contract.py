@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -21,9 +22,18 @@ OWN_HEADERS = {
 }
 
 
-@cache
+# Clients ask from several threads, and what makes the document stands only one at first.
+_ONE_AT_A_TIME = Lock()
+
+
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
+    with _ONE_AT_A_TIME:
+        return _document()
+
+
+@cache
+def _document() -> dict[str, Any]:
     found: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     return found
 
