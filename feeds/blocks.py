@@ -25,14 +25,14 @@ from posts.pagination import Position
 
 IN_THE_WAY = "A block is between you and this user."
 
-# What is from before either was erased has no effect: the pair may be forgotten by now.
+# What is from before who blocks was erased has no effect: the pair may be forgotten by now. Who is
+# blocked is not rid of that by being erased.
 _WRITE = f"""
 INSERT INTO blocks (blocker_id, blocked_id, blocked_event_id, unblocked_event_id)
 SELECT blocker, blocked, max(CASE WHEN blocks THEN event ELSE 0 END), max(CASE WHEN blocks THEN 0 ELSE event END)
 FROM unnest(%(blockers)s::bigint[], %(blocked)s::bigint[], %(blocks)s::boolean[], %(events)s::bigint[])
     AS new (blocker, blocked, blocks, event)
 WHERE NOT {BEFORE_ERASURE.format(user="blocker", id="event")}
-  AND NOT {BEFORE_ERASURE.format(user="blocked", id="event")}
 GROUP BY 1, 2 ORDER BY 1, 2
 ON CONFLICT (blocker_id, blocked_id) DO UPDATE SET
     blocked_event_id = greatest(blocks.blocked_event_id, EXCLUDED.blocked_event_id),

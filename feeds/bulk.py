@@ -49,7 +49,7 @@ class FollowsView(APIView):
         """
         follower_id = principal(request).user_id
         followee_ids = followee_ids_of(json_of(request))
-        rates.charge(request, len(followee_ids))
+        rates.charge_writes(request, len(followee_ids))
         event_ids = _event_ids(request, followee_ids)
         refused = _refused(follower_id, followee_ids)
         facts = [

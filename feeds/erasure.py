@@ -123,15 +123,23 @@ _BLOCKED = """
 SELECT blocked_id FROM blocks WHERE blocker_id = %(user)s AND blocked_id > %(after)s
 ORDER BY blocked_id LIMIT %(limit)s
 """
-_BLOCKED_BY = """
-SELECT blocker_id FROM blocks WHERE blocked_id = %(user)s AND blocker_id > %(after)s
-ORDER BY blocker_id LIMIT %(limit)s
-"""
 _LOCK_FLOOR = "SELECT floor FROM feeds WHERE user_id = %(user)s FOR UPDATE"
 _UNREAD_ENTRIES = """
 SELECT post_id FROM feed_entries
 WHERE user_id = %(user)s AND post_id > %(after)s AND post_id <= %(floor)s
 ORDER BY post_id LIMIT %(limit)s
+"""
+# Who writes there asks for the mark only when they hold the lock of the table. So whoever may have
+# missed it holds the lock since before now, and whoever comes later sees it.
+_WRITING = """
+SELECT EXISTS (
+    SELECT FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+      AND relation IN ('idempotency_keys'::regclass, 'dead_letters'::regclass)
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND pid <> pg_backend_pid()
+      AND coalesce(xact_start <= to_timestamp(%(since)s / 1000.0), true)
+), (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 1
 """
 _DELETE_KEYS = """
 DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
@@ -253,7 +261,7 @@ def _advance(place: Place, part: Part) -> None:
 
 def _void(user_id: int, part: Part) -> None:
     if part.of_author:
-        watched, by_every_page = Feed.objects.watched_among({user_id})
+        watched, by_every_page, _ = Feed.objects.watched_among({user_id})
         if by_every_page:
             here.pages.invalidate([user_id], watched, [Change([user_id], user_id)])
             return
@@ -326,20 +334,12 @@ def _forget_muting(place: Place) -> Part:
 
 
 def _forget_blocked(place: Place) -> Part:
+    # Only those by the user: nobody is rid of another's block by being erased. A block is under the
+    # locks of both.
     others = [user for (user,) in fetch(_BLOCKED, place.values(PAIRS))]
-    return _forget_blocks(place, others, [(place.user_id, other) for other in others])
-
-
-def _forget_blocking(place: Place) -> Part:
-    others = [user for (user,) in fetch(_BLOCKED_BY, place.values(PAIRS))]
-    return _forget_blocks(place, others, [(other, place.user_id) for other in others])
-
-
-def _forget_blocks(place: Place, others: list[int], pairs: list[tuple[int, int]]) -> Part:
-    # A block is under the locks of both.
     locks.acquire_keys([place.user_id, *others])
     follows.lock_feeds([place.user_id, *others])
-    blocks.forget(pairs, place.event_id)
+    blocks.forget([(place.user_id, other) for other in others], place.event_id)
     return _part_of(others, PAIRS, users=[place.user_id, *others])
 
 
@@ -353,6 +353,16 @@ def _delete_entries(place: Place) -> Part:
     posts = [post for (post,) in fetch(_UNREAD_ENTRIES, values)]
     fanout.remove([(place.user_id, post) for post in posts])
     return _part_of(posts, ROWS)
+
+
+def _await_writers(place: Place) -> Part:
+    """Wait for those who write idempotency keys and dead letters and may not have seen the mark:
+    they take no lock of the user's.
+
+    The time at which they were first looked for is kept as the key.
+    """
+    [(is_writing, now_ms)] = fetch(_WRITING, {"since": place.resume_after or None})
+    return Part(place.resume_after or now_ms, not is_writing, has_to_wait=is_writing)
 
 
 def _delete_idempotency_keys(place: Place) -> Part:
@@ -395,8 +405,8 @@ STEPS: dict[str, Callable[[Place], Part]] = {
     "muted": _forget_muted,
     "muted by": _forget_muting,
     "blocked": _forget_blocked,
-    "blocked by": _forget_blocking,
     "entries": _delete_entries,
+    "writers": _await_writers,
     "idempotency keys": _delete_idempotency_keys,
     "processed events": _forget_actor,
     "dead letters": _delete_dead_letters,

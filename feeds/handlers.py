@@ -1,7 +1,7 @@
 """From an event to the function that applies it: what `run_fanout` does with a batch."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -29,7 +29,6 @@ from feeds.read import here
 from feeds.seen import FeedSeen
 from posts import edits
 from posts.events import PostCreated, PostDeleted, PostEdited, PostFact
-from posts.models import Post
 
 FeedFact = PostFact | FollowFact | MuteFact | BlockFact | FeedSeen | UserErased
 
@@ -123,8 +122,9 @@ class FeedHandlers(Handlers[FeedFact]):
         others |= {user for fact in facts if isinstance(fact, BlockFact) for user in fact.users}
         marking = {fact.user_id for fact in facts if isinstance(fact, FeedSeen)}
         readers = followers | others
-        watched, by_every_page = Feed.objects.watched_among(authors)
-        new_posts = _new_posts(facts)
+        created = [fact.post_id for fact in facts if isinstance(fact, PostCreated)]
+        watched, by_every_page, deleted = Feed.objects.watched_among(authors, created)
+        new_posts = _new_posts(facts, deleted)
         users = authors | readers | marking
         changes = [Change(readers)] if readers else []
         changes += [Change(marking, post_ids=[MARK])] if marking else []
@@ -137,17 +137,15 @@ class FeedHandlers(Handlers[FeedFact]):
             users, changes = set(), []
 
 
-def _new_posts(facts: Sequence[FeedFact]) -> dict[int, list[int]]:
+def _new_posts(facts: Sequence[FeedFact], deleted: Container[int]) -> dict[int, list[int]]:
     """Return by author which posts are new and nothing but new: none of an author who has also
     deleted or edited one.
     """
-    created = [fact for fact in facts if isinstance(fact, PostCreated)]
-    deleted = Post.objects.deleted_among(fact.post_id for fact in created)
     new_posts: dict[int, list[int]] = defaultdict(list)
-    for post in created:
-        # Of a replay, whose post was deleted long ago.
-        if post.post_id not in deleted:
-            new_posts[post.author_id].append(post.post_id)
+    for fact in facts:
+        # Deleted are those of a replay, whose post was deleted long ago.
+        if isinstance(fact, PostCreated) and fact.post_id not in deleted:
+            new_posts[fact.author_id].append(fact.post_id)
     for fact in facts:
         if isinstance(fact, PostDeleted | PostEdited):
             new_posts.pop(fact.author_id, None)

@@ -10,6 +10,7 @@ and the fan-out leaves it out.
 import secrets
 from collections.abc import Collection
 from datetime import timedelta
+from typing import NamedTuple
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -54,6 +55,16 @@ SELECT user_id FROM feeds WHERE user_id = {{user}} AND pulled_since IS NOT NULL
 """  # noqa: S608 - composed of constants
 _PULLED_BY_ONE = PULLED_BY.format(user="%(user)s")
 
+
+# Authors whose posts are pulled, and deleted posts: what there is to know after each batch, in one
+# round trip.
+_WATCHED = """
+SELECT user_id, true, pulled_since < %(oldest_page)s FROM feeds
+WHERE user_id = ANY(%(authors)s::bigint[]) AND pulled_since IS NOT NULL
+UNION ALL
+SELECT id, false, false FROM posts
+WHERE id = ANY(%(posts)s::bigint[]) AND deleted_event_id IS NOT NULL
+"""
 
 _FOLLOWERS_OF = """
 SELECT follower_id FROM follows WHERE followee_id = %(user)s AND active AND follower_id {compare} %(id)s
@@ -182,6 +193,14 @@ RETURNING floor
 """
 
 
+class Watched(NamedTuple):
+    """What has to be known of authors and their posts to make pages void and announce the posts."""
+
+    authors: set[int]  # those whom cached pages watch
+    by_every_page: set[int]  # and of these, those whom all their readers' pages do
+    deleted_posts: set[int]
+
+
 class FeedQuerySet(models.QuerySet["Feed"]):
     def ensure(self, user_ids: Collection[int]) -> None:
         """Give each user a row; in id order, so that workers cannot deadlock."""
@@ -196,24 +215,31 @@ class FeedQuerySet(models.QuerySet["Feed"]):
         rows = fetch(_NOTE_READ, [RESTING, user_id])
         return rows[0][0] if rows else None
 
-    def watched_among(self, author_ids: Collection[int]) -> tuple[set[int], set[int]]:
-        """Return which of the authors cached pages watch: those of some readers, and those of all
-        their readers.
+    def watched_among(self, author_ids: Collection[int], post_ids: Collection[int] = ()) -> Watched:
+        """Return which of the authors cached pages watch, and in the same question which of the
+        posts are deleted (a look-up each).
 
         A page cached before an author was pulled for the first time does not watch them, but no
         page lives as long as `FEED_CACHE_MAX_TTL` seconds, whatever the setting was when it was
         made.
         """
-        pulled = self.filter(user_id__in=author_ids, pulled_since__isnull=False)
         oldest_page = timezone.now() - timedelta(
             seconds=settings.FEED_CACHE_MAX_TTL + CLOCK_SKEW_SECONDS
         )
-        since = dict(
-            pulled.annotate(old=models.Q(pulled_since__lt=oldest_page)).values_list(
-                "user_id", "old"
-            )
-        )
-        return set(since), {author_id for author_id, old in since.items() if old}
+        values = {
+            "authors": bigints(author_ids),
+            "posts": bigints(post_ids),
+            "oldest_page": oldest_page,
+        }
+        watched = Watched(set(), set(), set())
+        for found_id, is_author, is_old in fetch(_WATCHED, values):
+            if not is_author:
+                watched.deleted_posts.add(found_id)
+                continue
+            watched.authors.add(found_id)
+            if is_old:
+                watched.by_every_page.add(found_id)
+        return watched
 
 
 class Feed(models.Model):

@@ -47,6 +47,7 @@ SASL_MECHANISM = validate.OneOf(
 ORIGIN = re.compile(
     r"(http://(?!.*:80\Z)|https://(?!.*:443\Z))([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
+MAX_LOOKUPS = 100  # posts of one request (posts/views.py)
 RATE = validate.Regexp(
     r"([1-9]\d*/(s|sec|second|m|min|minute|h|hour|d|day))?\Z",
     error="Must be a number a time, such as 60/min.",
@@ -63,6 +64,7 @@ def read() -> dict[str, Any]:
     except EnvError as error:
         raise ImproperlyConfigured(f"Wrong configuration: {_sentence(error)}") from error
     _check_origins(values)
+    _check_lookup_rate(values)
     _check_timeouts(values)
     _check_kafka_security(values)
     _check_pruning(values)
@@ -166,6 +168,7 @@ def _read(env: Env) -> dict[str, Any]:
         "HTTP_BODY_SECONDS": env.int("HTTP_BODY_SECONDS", 10, validate=validate.Range(1, 3_600)),
         "HTTP_SEND_SECONDS": env.int("HTTP_SEND_SECONDS", 30, validate=validate.Range(1, 3_600)),
         "API_POST_RATE": env.str("API_POST_RATE", "", validate=RATE),
+        "API_LOOKUP_RATE": env.str("API_LOOKUP_RATE", "", validate=RATE),
         "LOG_FORMAT": env.str(
             "LOG_FORMAT", "console", validate=validate.OneOf(["console", "json"])
         ),
@@ -260,6 +263,14 @@ def _check_origins(values: dict[str, Any]) -> None:
                 f"CORS_ALLOWED_ORIGINS has {origin!r}, which is no origin as browsers send it, such as "
                 "https://app.example or http://localhost:5173."
             )
+
+
+def _check_lookup_rate(values: dict[str, Any]) -> None:
+    number, _, _ = values["API_LOOKUP_RATE"].partition("/")
+    if number and int(number) < MAX_LOOKUPS:
+        _refuse(
+            f"API_LOOKUP_RATE must not be below {MAX_LOOKUPS}: one request may name as many posts."
+        )
 
 
 def _check_timeouts(values: dict[str, Any]) -> None:

@@ -46,9 +46,16 @@ OF_WRITES = [
 ]
 
 
-def _header(name: str, kind: Any, statuses: list[int] | bool, description: str) -> OpenApiParameter:
+def _header(
+    name: str, kind: Any, statuses: list[int] | bool, description: str, *, required: bool = False
+) -> OpenApiParameter:
     return OpenApiParameter(
-        name, kind, OpenApiParameter.HEADER, response=statuses, description=description
+        name,
+        kind,
+        OpenApiParameter.HEADER,
+        response=statuses,
+        description=description,
+        required=required,
     )
 
 
@@ -63,10 +70,11 @@ HEADERS_OF_ALL = [
     _header("WWW-Authenticate", str, [401], "`Bearer`"),
     _header("Retry-After", int, [429, 503], "in how many seconds to try again"),
 ]
-HEADERS_OF_WRITES = [
-    _header("Location", str, [202], "where to ask what became of the event"),
-    _header("RateLimit-Policy", str, [202, 429], "how many writes in how many seconds, if limited"),
-    _header("RateLimit", str, [202, 429], "how many writes are left, and for how long"),
+LOCATION = _header("Location", str, [202], "where to ask what became of the event", required=True)
+OF_RATES = [200, 202, 429]
+HEADERS_OF_RATES = [
+    _header("RateLimit-Policy", str, OF_RATES, "how many in how many seconds, if limited"),
+    _header("RateLimit", str, OF_RATES, "how many are left, and for how long"),
 ]
 
 
@@ -90,7 +98,11 @@ class Schema(AutoSchema):
     def get_override_parameters(self) -> list[Any]:
         own: list[Any] = list(self.documentation.parameters)
         if self.documentation.is_write:
-            own += [IDEMPOTENCY_KEY, *HEADERS_OF_WRITES]
+            own.append(IDEMPOTENCY_KEY)
+        if self.documentation.is_of_one_event:
+            own.append(LOCATION)
+        if self.documentation.is_limited:
+            own += HEADERS_OF_RATES
         return own + HEADERS_OF_ALL
 
     def get_serializer_name(self, serializer: Serializer[Any], direction: str) -> str:

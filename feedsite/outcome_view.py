@@ -18,7 +18,10 @@ READ_ANY_EVENT = "events:read"
 class EventSchema(serializers.Serializer[object]):
     event_id = Id()
     type = serializers.CharField(allow_null=True, help_text="null while pending")
-    state = serializers.ChoiceField(["pending", "processed", "dead_lettered"])
+    state = serializers.ChoiceField(
+        ["pending", "processed", "dead_lettered"],
+        help_text="processed: it has all the effect it will have",
+    )
     step = serializers.CharField(
         required=False, help_text="what is being erased, while an erasure is pending"
     )

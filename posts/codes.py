@@ -47,7 +47,7 @@ CODES = {
     "invalid_idempotency_key": Code(400, "the key is not 1 to 255 printable ASCII characters"),
     "idempotency_key_reused": Code(422, "the key was used for another request"),
     "exceeds_write_rate": Code(422, "one request with more writes than anyone may make"),
-    "throttled": Code(429, "too many writes; try again after `Retry-After`"),
+    "throttled": Code(429, "too many writes, or lookups of posts; try again after `Retry-After`"),
     "kafka_unavailable": Code(503, "Kafka did not acknowledge in time; try again, same key"),
     "topics_unchecked": Code(503, "Kafka's topics were not looked at yet; try again"),
     # Posts

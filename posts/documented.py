@@ -59,6 +59,16 @@ class Documentation:
         """Tell whether it publishes an event."""
         return 202 in self.answers
 
+    @property
+    def is_of_one_event(self) -> bool:
+        """Tell whether its 202 is about one event; else there is one for each entry of the body."""
+        return self.is_write and "event_id" in self.answers[202]().fields
+
+    @property
+    def is_limited(self) -> bool:
+        """Tell whether it counts for a rate."""
+        return self.is_write or "throttled" in self.errors
+
 
 def documented(
     operation_id: str,

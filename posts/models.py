@@ -89,10 +89,6 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id, deleted_event_id IS NULL, {_IS_ANY_WAITING}
 """  # noqa: S608 - composed of constants
 
-_DELETED_AMONG = """
-SELECT id FROM posts WHERE id = ANY(%s::bigint[]) AND deleted_event_id IS NOT NULL
-"""
-
 # The row may not exist yet when events arrive out of order: then the tombstone alone keeps the post
 # away.
 _TOMBSTONE = f"""
@@ -148,10 +144,6 @@ class PostQuerySet(models.QuerySet["Post"]):
         if _is_any_waiting(rows):
             edits.apply_waiting(new)
         return new
-
-    def deleted_among(self, post_ids: Iterable[int]) -> set[int]:
-        """Return which of these posts are deleted (one look-up each)."""
-        return {post_id for (post_id,) in fetch(_DELETED_AMONG, [bigints(post_ids)])}
 
     def bury(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no
@@ -287,7 +279,7 @@ class Block(models.Model):
     class Meta:
         db_table = "blocks"
         indexes = [
-            # For what concerns the blocked user, such as an erasure.
+            # For what concerns the blocked user.
             models.Index(fields=["blocked_id", "blocker_id"], name="blocks_by_blocked"),
         ]
 

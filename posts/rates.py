@@ -1,9 +1,10 @@
-"""How many writes a user may make in a time (`API_POST_RATE`), counted in Redis in one step.
+"""How many writes a user may make in a time (`API_POST_RATE`), and how many posts they may read by
+their ids (`API_LOOKUP_RATE`): each counted in Redis, in one step.
 
-The time begins with a user's first write in it (a fixed window). A request that makes several
-writes counts as so many, and is let through whole or not at all: one that is not leaves what is
-left to smaller ones. Without Redis nothing is counted and every write goes through: Kafka takes
-them, and a limit that fails must not fail the writes.
+The time begins with a user's first in it (a fixed window). A request of several counts as so many,
+and is let through whole or not at all: one that is not leaves what is left to smaller ones. Without
+Redis nothing is counted and every request goes through: Kafka and PostgreSQL take them, and a limit
+that fails must not fail what it limits.
 """
 
 from functools import cache
@@ -26,12 +27,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 # Redis runs a script as one step: of requests at the same time only those pass that fit together.
 _TAKE = """
-local milliseconds, writes, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local milliseconds, count, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local taken = tonumber(redis.call('GET', KEYS[1]) or 0)
 local left = redis.call('PTTL', KEYS[1])
 local allowed = 0
-if taken + writes <= most then
-    taken = redis.call('INCRBY', KEYS[1], writes)
+if taken + count <= most then
+    taken = redis.call('INCRBY', KEYS[1], count)
     allowed = 1
 end
 if left < 0 then
@@ -43,15 +44,16 @@ return {allowed, taken, left}
 
 
 class Limit(NamedTuple):
-    """So many writes in so many seconds."""
+    """So many of what it counts in so many seconds."""
 
-    writes: int
+    counts: str
+    most: int
     seconds: int
 
 
 class Standing(NamedTuple):
-    """Where a user stands after a request to write: the limit, whether it was allowed, how many
-    writes are taken by now, the milliseconds until it starts anew.
+    """Where a user stands after a request: the limit, whether it was allowed, how many are taken by
+    now, the milliseconds until it starts anew.
     """
 
     limit: Limit
@@ -65,24 +67,28 @@ class Standing(NamedTuple):
 
     def headers(self) -> dict[str, str]:
         """Return the RateLimit fields of an answer (draft-ietf-httpapi-ratelimit-headers-10)."""
-        remaining = max(0, self.limit.writes - self.taken)
+        name, most, seconds = self.limit
+        remaining = max(0, most - self.taken)
         return {
-            "RateLimit-Policy": f'"writes";q={self.limit.writes};w={self.limit.seconds}',
-            "RateLimit": f'"writes";r={remaining};t={self.seconds_left}',
+            "RateLimit-Policy": f'"{name}";q={most};w={seconds}',
+            "RateLimit": f'"{name}";r={remaining};t={self.seconds_left}',
         }
 
 
-def limit() -> Limit | None:
-    """Return the limit that is set, if one is."""
-    return _parse(settings.API_POST_RATE)
+def write_limit() -> Limit | None:
+    """Return the limit of writes, if one is set."""
+    return _parse("writes", settings.API_POST_RATE)
 
 
-def command(user_id: int, limit: Limit, writes: int = 1) -> tuple[str | int, ...]:
-    """Return the command to Redis that counts so many writes of the user; `standing` reads its
-    answer.
-    """
-    key = f"rate:writes:{user_id}"
-    return ("EVAL", _TAKE, 1, key, limit.seconds * 1_000, writes, limit.writes)
+def lookup_limit() -> Limit | None:
+    """Return the limit of posts that are read by their ids, if one is set."""
+    return _parse("lookups", settings.API_LOOKUP_RATE)
+
+
+def command(user_id: int, limit: Limit, count: int = 1) -> tuple[str | int, ...]:
+    """Return the command to Redis that counts so many of the user's; `standing` reads its answer."""
+    key = f"rate:{limit.counts}:{user_id}"
+    return ("EVAL", _TAKE, 1, key, limit.seconds * 1_000, count, limit.most)
 
 
 def standing(limit: Limit, answer: Any) -> Standing:
@@ -91,10 +97,9 @@ def standing(limit: Limit, answer: Any) -> Standing:
     return Standing(limit, bool(allowed), taken, left_ms)
 
 
-def take(user_id: int, writes: int = 1) -> Standing | None:
-    """Count so many writes of the user, all or none; None where nothing is counted."""
-    found = limit()
-    if found is None:
+def take(user_id: int, limit: Limit | None, count: int = 1) -> Standing | None:
+    """Count so many of the user's, all or none; None where nothing is counted."""
+    if limit is None:
         return None
     try:
         trial = REDIS.enter()
@@ -102,14 +107,14 @@ def take(user_id: int, writes: int = 1) -> Standing | None:
         return None
     redis = get_redis_connection("default")
     try:
-        answer = redis.execute_command(*command(user_id, found, writes))
+        answer = redis.execute_command(*command(user_id, limit, count))
     except RedisError as error:
         REDIS.failed(error, trial)
         # Such as a master that has become a replica: a new connection leads to its successor.
         redis.connection_pool.disconnect(inuse_connections=False)
         return None
     REDIS.succeeded()
-    return standing(found, answer)
+    return standing(limit, answer)
 
 
 class WriteRate(BaseThrottle):
@@ -121,33 +126,46 @@ class WriteRate(BaseThrottle):
     def allow_request(self, request: Request, view: object) -> bool:
         if request.method in SAFE_METHODS:
             return True
-        self._standing = _take_for(request, 1)
+        self._standing = _take_for(request, write_limit(), 1)
         return self._standing is None or self._standing.allowed
 
     def wait(self) -> float | None:
         return self._standing.left_ms / 1_000 if self._standing else None
 
 
-def charge(request: Request, writes: int) -> None:
+def charge_writes(request: Request, writes: int) -> None:
     """Count a request that makes so many writes, for a view that knows only by its body how many.
 
     Raises `Throttled` when they do not fit into what is left of the limit, and `Unprocessable` when
     they never will.
     """
-    most = limit()
-    if most is not None and writes > most.writes:
+    limit = write_limit()
+    if limit is not None and writes > limit.most:
         raise Unprocessable(
-            f"These are {writes} writes, and no user may make more than {most.writes} at a time.",
+            f"These are {writes} writes, and no user may make more than {limit.most} at a time.",
             code="exceeds_write_rate",
         )
-    found = _take_for(request, writes)
+    _charge(request, limit, writes)
+
+
+def charge_lookups(request: Request, posts: int) -> None:
+    """Count a request that reads so many posts by their ids.
+
+    Raises `Throttled` when they do not fit into what is left of the limit; it always has room for
+    as many as one request may name.
+    """
+    _charge(request, lookup_limit(), posts)
+
+
+def _charge(request: Request, limit: Limit | None, count: int) -> None:
+    found = _take_for(request, limit, count)
     if found is not None and not found.allowed:
         raise Throttled(found.left_ms / 1_000)
 
 
-def _take_for(request: Request, writes: int) -> Standing | None:
-    """Count the writes of the request, and keep for its answer where that leaves the user."""
-    found = take(principal(request).user_id, writes)
+def _take_for(request: Request, limit: Limit | None, count: int) -> Standing | None:
+    """Count what the request does, and keep for its answer where that leaves the user."""
+    found = take(principal(request).user_id, limit, count)
     request._request.rate_standing = found  # type: ignore[attr-defined]
     return found
 
@@ -159,8 +177,8 @@ def headers_of(request: Request) -> dict[str, str]:
 
 
 @cache
-def _parse(rate: str) -> Limit | None:
+def _parse(counts: str, rate: str) -> Limit | None:
     if not rate:
         return None
     number, _, unit = rate.partition("/")
-    return Limit(int(number), _SECONDS[unit[0]])
+    return Limit(counts, int(number), _SECONDS[unit[0]])

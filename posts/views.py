@@ -103,19 +103,27 @@ class Edited(NamedTuple):
 class PostsView(APIView):
     throttle_classes = [WriteRate]
 
-    @documented("read_posts", {200: PostsByIdSchema}, parameters=[IDS], errors=IDS_ERRORS)
+    @documented(
+        "read_posts",
+        {200: PostsByIdSchema},
+        parameters=[IDS],
+        errors=[*IDS_ERRORS, "throttled"],
+    )
     def get(self, request: Request) -> Response:
         """Return up to 100 posts by their ids: an entry each, in the order they were asked for.
 
         Instead of a post that was deleted, or that there is not (yet), its entry has a `state`. One
-        whose author and reader a block is between is as one that there is not.
+        whose author and reader a block is between is as one that there is not. Counts as so many
+        lookups.
         """
         ids = ids_of(request)
+        rates.charge_lookups(request, len(ids))
         posts = Post.objects.find(ids)
         authors = {post.row.author_id for post in posts.values()}
         hidden = visibility.hidden_among(principal(request), authors)
         posts = {key: post for key, post in posts.items() if post.row.author_id not in hidden}
-        return Response({"results": [_entry(post_id, posts.get(post_id)) for post_id in ids]})
+        entries = [_entry(post_id, posts.get(post_id)) for post_id in ids]
+        return Response({"results": entries}, headers=rates.headers_of(request))
 
     @documented(
         "create_post",
@@ -139,15 +147,16 @@ class PostsView(APIView):
 class PostView(APIView):
     throttle_classes = [WriteRate]
 
-    @documented("read_post", {200: PostSchema}, errors=["post_not_found", "gone"])
+    @documented("read_post", {200: PostSchema}, errors=["post_not_found", "gone", "throttled"])
     def get(self, request: Request, post_id: int) -> Response:
         """Return a post; 410 when its author has deleted it, 404 when a block is between the author
-        and the reader.
+        and the reader. Counts as one lookup.
         """
+        rates.charge_lookups(request, 1)
         post = _find(request, post_id)
         if post.is_deleted:
             raise Gone
-        return Response(post_json(post.row))
+        return Response(post_json(post.row), headers=rates.headers_of(request))
 
     @documented(
         "edit_post",

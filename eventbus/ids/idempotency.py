@@ -9,9 +9,20 @@ second of writes would let a post be made twice.
 import hashlib
 from typing import NamedTuple
 
+from eventbus.database.sql import execute
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import node_lease
-from eventbus.models import IdempotencyKey
+from eventbus.models import BEFORE_ERASURE, IdempotencyKey
+
+# That the user was erased is looked up by the statement that writes: see `feeds.erasure`.
+_RESERVE = f"""
+INSERT INTO idempotency_keys (user_id, key, fingerprint, event_id, object_id)
+SELECT new.* FROM (
+    VALUES (%(user)s::bigint, %(key)s::text, %(fingerprint)s::text, %(event)s::bigint, %(object)s::bigint)
+) AS new (reserving, key, fingerprint, event, object)
+WHERE NOT {BEFORE_ERASURE.format(user="reserving", id="event")}
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - composed of constants
 
 
 class Ids(NamedTuple):
@@ -59,11 +70,19 @@ def reserve_run(user_id: int, key: str, request: str, count: int) -> range:
 
 def _reserve(user_id: int, key: str, request: str, ids: Ids) -> Ids:
     fingerprint = hashlib.sha256(request.encode()).hexdigest()
-    kept, _created = IdempotencyKey.objects.get_or_create(
-        user_id=user_id,
-        key=key,
-        defaults={"fingerprint": fingerprint, "event_id": ids.event_id, "object_id": ids.object_id},
-    )
+    values = {
+        "user": user_id,
+        "key": key,
+        "fingerprint": fingerprint,
+        "event": ids.event_id,
+        "object": ids.object_id,
+    }
+    if execute(_RESERVE, values):
+        return ids
+    kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
+    if kept is None:
+        # Erased since the ids were made: the write is from before that and has no effect.
+        return ids
     if kept.fingerprint != fingerprint:
         raise IdempotencyKeyReused
     return Ids(kept.event_id, kept.object_id)

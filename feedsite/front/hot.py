@@ -214,7 +214,7 @@ class HotAnswers:
         return Answer(202, headers, accepted_body(post.event_id, accepted_post_json(post)))
 
     async def _standing(self, principal: Principal) -> Standing | None:
-        limit = rates.limit()
+        limit = rates.write_limit()
         if limit is None:
             return None
         try:

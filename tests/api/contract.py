@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -21,9 +22,18 @@ OWN_HEADERS = {
 }
 
 
-@cache
+# Clients ask from several threads, and what makes the document stands only one at first.
+_ONE_AT_A_TIME = Lock()
+
+
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
+    with _ONE_AT_A_TIME:
+        return _document()
+
+
+@cache
+def _document() -> dict[str, Any]:
     found: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     return found
 
@@ -62,6 +72,8 @@ def _path_of(asked: str) -> str | None:
 def _check_headers(answer: httpx.Response, documented: dict[str, Any], told: str) -> None:
     sent = {name for name in OWN_HEADERS if name in answer.headers}
     assert sent <= documented["headers"].keys(), f"{told} with a header that is not documented"
+    required = {name for name, one in documented["headers"].items() if one.get("required")}
+    assert required <= sent, f"{told} without a header that is documented as always there"
 
 
 def _check_body(answer: httpx.Response, path: str, method: str, told: str) -> None:

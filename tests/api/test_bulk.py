@@ -317,12 +317,47 @@ def test_bad_ids_are_refused_with_a_code(api: ApiServer, query: str, code: str) 
     assert api.anonymous().get(f"/posts{query}").status_code == 401
 
 
-def test_a_hundred_ids_are_fine_and_reads_are_not_limited(
-    api: ApiServer, settings: Settings
-) -> None:
+def test_a_hundred_ids_are_fine_and_no_writes(api: ApiServer, settings: Settings) -> None:
     settings.API_POST_RATE = "1/min"
     assert {entry["state"] for entry in read(api, *[MAX_ID] * 100)} == {"unknown"}
     assert len(read(api, *range(1, 101))) == 100
+
+
+@pytest.fixture
+def lookups_limited(settings: Settings, limited: None) -> None:
+    settings.API_LOOKUP_RATE = "100/min"
+
+
+@pytest.mark.usefixtures("lookups_limited")
+def test_posts_read_by_id_count_each_and_a_request_that_does_not_fit_takes_nothing(
+    api: ApiServer,
+) -> None:
+    client = api.client(next(_users))
+    apply(post := PostCreatedFactory())
+    some = ",".join(map(str, range(1, 41)))
+    first = client.get(f"/posts?ids={some}")
+    assert first.headers["RateLimit-Policy"] == '"lookups";q=100;w=60'
+    assert left(first) == "r=60"
+    assert left(client.get(f"/posts/{post.post_id}")) == "r=59"
+    assert left(client.get(f"/posts?ids={some}")) == "r=19"
+    refused = client.get(f"/posts?ids={some}")
+    assert told(refused) == (429, "throttled")
+    assert left(refused) == "r=19"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 61
+    assert left(client.get("/posts?ids=" + ",".join("1" * 19))) == "r=0"
+    assert told(client.get(f"/posts/{post.post_id}")) == (429, "throttled")
+    assert api.client(next(_users)).get(f"/posts/{post.post_id}").status_code == 200
+
+
+@pytest.mark.usefixtures("lookups_limited")
+def test_lookups_and_writes_are_counted_apart_and_bad_ids_not_at_all(api: ApiServer) -> None:
+    user = next(_users)
+    client = api.client(user)
+    assert told(client.get("/posts?ids=x")) == (400, "invalid_ids")
+    assert left(follow(client, *"23456")) == "r=0"
+    assert left(client.get("/posts?ids=" + ",".join("1" * 100))) == "r=0"
+    assert client.get(f"/feeds/{user}").status_code == 200
+    assert client.get(f"/users/{user}/posts").status_code == 200
 
 
 @with_data

@@ -133,10 +133,26 @@ def test_schemas_have_names_without_suffixes_and_errors_have_one() -> None:
 def test_each_write_tells_its_headers_and_its_event() -> None:
     for name, operation in operations():
         if answer := operation["responses"].get("202"):
-            assert {"Location", "RateLimit", "RateLimit-Policy"} <= answer["headers"].keys(), name
+            headers = answer["headers"]
+            assert {"RateLimit", "RateLimit-Policy"} <= headers.keys(), name
             _body_name, body = schema_of(answer)
             assert {"event_id", "results"} & set(body["required"]), name
+            # Of many events each has an id, and there is no one address to name.
+            of_one_event = "event_id" in body["required"]
+            assert headers.get("Location", {}).get("required", False) == of_one_event, name
+            assert ("Location" in headers) == of_one_event, name
             assert "Retry-After" in operation["responses"]["429"]["headers"], name
+
+
+def test_reads_that_are_limited_tell_their_headers_too() -> None:
+    limited = {
+        operation["operationId"]
+        for _name, operation in operations()
+        if {"RateLimit", "RateLimit-Policy"}
+        <= operation["responses"].get("200", {"headers": {}})["headers"].keys()
+        and "Retry-After" in operation["responses"].get("429", {"headers": {}})["headers"]
+    }
+    assert limited == {"read_post", "read_posts"}
 
 
 def test_the_bounds_of_limit_are_told() -> None:

@@ -169,7 +169,12 @@ def _counting(facts: Sequence[Any]) -> list[Any]:
     for fact in facts:
         if isinstance(fact, UserErased):
             erased[fact.user_id] = max(fact.event_id, erased.get(fact.user_id, 0))
-    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in fact.users)]
+    return [fact for fact in facts if all(_id(fact) > erased.get(one, 0) for one in _whose(fact))]
+
+
+def _whose(fact: Any) -> set[int]:
+    """Return whose erasure undoes the fact: of a block only that of who blocks."""
+    return {fact.blocker_id} if isinstance(fact, BlockFact) else fact.users
 
 
 def _id(fact: Any) -> int:

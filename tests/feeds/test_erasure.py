@@ -13,9 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
+from eventbus import envelope
 from eventbus.database.sql import fetch
 from eventbus.deadletters.store import store
+from eventbus.ids.idempotency import fresh
 from eventbus.models import DeadLetter, Erasure, IdempotencyKey, ProcessedEvent
+from eventbus.watch.outcomes import outcome_of
 from feeds import erasure, fanout, housekeeping, verification
 from feeds.imports import import_follows
 from feeds.models import RESTING, Feed, FeedEntry, Follow, Withdrawal
@@ -33,6 +36,7 @@ from tests.factories import (
     UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
+    UserUnblockedFactory,
     UserUnfollowedFactory,
     UserUnmutedFactory,
     apply,
@@ -266,11 +270,26 @@ def test_a_mute_from_before_does_not_hide_who_is_followed_after() -> None:
     assert verification.verify().equal
 
 
-@pytest.mark.parametrize(("blocker", "blocked"), [(2, ERASED), (ERASED, 2)])
-def test_a_block_from_before_does_not_hold_who_is_followed_after(
-    blocker: int, blocked: int
-) -> None:
-    block = UserBlockedFactory(blocker_id=blocker, blocked_id=blocked)
+@pytest.mark.parametrize("erasure_first", [True, False])
+def test_nobody_is_rid_of_a_block_by_being_erased(erasure_first: bool) -> None:
+    block, erased = (
+        UserBlockedFactory(blocker_id=2, blocked_id=ERASED),
+        UserErasedFactory(user_id=ERASED),
+    )
+    for fact in [erased, block] if erasure_first else [block, erased]:
+        apply(fact)
+        erase_all()
+    post = PostCreatedFactory(author_id=2)
+    apply(post, UserFollowedFactory(follower_id=ERASED, followee_id=2))
+    assert feed(ERASED) == []
+    assert Block.objects.among(ERASED, [2]) == {2}
+    assert verification.verify().equal
+    apply(UserUnblockedFactory(blocker_id=2, blocked_id=ERASED))
+    assert feed(ERASED) == [post.post_id]
+
+
+def test_a_block_from_before_does_not_hold_who_is_followed_after() -> None:
+    block = UserBlockedFactory(blocker_id=ERASED, blocked_id=2)
     apply(block, UserErasedFactory(user_id=ERASED))
     post = PostCreatedFactory(author_id=ERASED)
     apply(post, UserFollowedFactory(follower_id=2, followee_id=ERASED))
@@ -335,6 +354,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         ("feeds", "user_id"),
         ("erasures", "user_id"),  # the mark
         ("processed_events", "actor_id"),  # of the erasure itself
+        ("blocks", "blocked_id"),  # by others
     }
     assert Post.objects.filter(deleted_event_id=None).count() == 0
     assert ProcessedEvent.objects.get(actor_id=ERASED).type == "user.erased"
@@ -348,6 +368,7 @@ def test_nothing_of_an_erased_user_is_in_any_table_but_what_is_documented() -> N
         ("feeds", "user_id"),
         ("erasures", "user_id"),
         ("processed_events", "actor_id"),
+        ("blocks", "blocked_id"),
     }
 
 
@@ -365,6 +386,8 @@ NAMES = f'"{ERASED}"'.encode()
         ({"value": b'{"actor_id": "7", "payload": {"content": %b}}' % NAMES}, True),
         ({"value": b'{"actor_id": "7", "payload": {"data": {"a_id": %b}}}' % NAMES}, True),
         ({"value": b'{"actor_id": "%d1"}' % ERASED}, True),
+        # A block of the user is another's.
+        ({"value": b'{"type": "user.blocked", "actor_id": "7"}', "key": b"%d" % ERASED}, True),
         # Another user's erasure, which the user asked for, has to happen all the same.
         ({"key": b"7", "value": b'{"type": "user.erased", "actor_id": %b}' % NAMES}, True),
     ],
@@ -384,6 +407,46 @@ def test_dead_letters_that_are_about_an_erased_user_go_and_are_stored_no_more(
     later = a_dead_letter(**dead_letter, event_id=erased.event_id + 1)
     store([later])
     assert DeadLetter.objects.filter(event_id=erased.event_id + 1).exists()
+
+
+@pytest.mark.parametrize("stored_first", [True, False])
+def test_an_event_whose_dead_letter_is_not_kept_is_told_to_be_processed(stored_first: bool) -> None:
+    post = PostCreatedFactory(author_id=ERASED, event_id=fresh().event_id)
+    event = post.to_event()
+    record = a_dead_letter(
+        key=str(ERASED).encode(),
+        value=envelope.encode(event),
+        event_id=post.event_id,
+        event_type=event.type,
+    )
+    assert state_of(post.event_id) == ("pending", None)
+    erased = UserErasedFactory(user_id=ERASED, event_id=fresh().event_id)
+    if stored_first:
+        store([record])
+    apply(erased)
+    erase_all()
+    store([record])
+    assert not DeadLetter.objects.exists()
+    assert state_of(post.event_id) == ("processed", "post.created")
+    assert ProcessedEvent.objects.get().actor_id is None
+
+
+def test_a_dead_letter_that_is_not_kept_says_nothing_of_an_event_that_only_its_headers_name() -> (
+    None
+):
+    other = fresh().event_id
+    erased = UserErasedFactory(user_id=ERASED, event_id=fresh().event_id)
+    apply(erased)
+    body = envelope.encode(PostCreatedFactory(author_id=ERASED).to_event())
+    store([a_dead_letter(key=str(ERASED).encode(), value=body, event_id=other)])
+    assert not DeadLetter.objects.exists()
+    assert state_of(other) == ("pending", None)
+
+
+def state_of(event_id: int) -> tuple[str, str | None]:
+    outcome = outcome_of(event_id)
+    assert outcome is not None
+    return outcome.state, outcome.type
 
 
 def test_many_dead_letters_are_looked_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,13 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
+from django_redis import get_redis_connection
 from pytest_django import Settings
 
-from feeds import handlers, housekeeping, verification
+from eventbus.models import Erasure
+from feeds import erasure, handlers, housekeeping, verification
 from feeds.models import CacheState, Feed, FeedEntry, new_generation
-from feeds.read import era, here
+from feeds.read import era, first_page, here
 from feeds.read.pages import MAX_WATCHED
 from feeds.rebuild import rebuild
 from feeds.timeline import Reader
@@ -30,6 +32,7 @@ from tests.eventbus.events import counted
 from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
+    UserErasedFactory,
     UserFollowedFactory,
     UserUnfollowedFactory,
     apply,
@@ -135,6 +138,40 @@ def test_pages_cached_before_the_author_was_ever_pulled_show_the_first_pulled_po
     assert kinds() == ["push", "pull"]
     assert open_feed(READER) == ([pulled, pushed], "miss")
     assert open_feed(READER)[1] == "hit"
+
+
+def test_after_a_batch_of_posts_one_question_tells_who_is_watched_and_what_is_deleted(
+    star: Worker,
+) -> None:
+    posts = [PostCreatedFactory(author_id=author) for author in (AUTHOR, *FOLLOWERS)]
+    apply(*posts)
+    asked = tables_read(lambda: handlers.FeedHandlers().after_commit(posts))
+    assert asked == {"feeds": 1, "posts": 1, "follows": 1}
+    with CaptureQueriesContext(connection) as captured:
+        handlers.FeedHandlers().after_commit(posts)
+    # That, the followers, and whether the cache is open.
+    assert len(captured) == 3
+
+
+def test_no_page_with_a_post_of_an_erased_author_stays_in_redis(star: Worker) -> None:
+    Feed.objects.filter(user_id=AUTHOR).update(pulled_since="2026-01-01T00:00:00Z")
+    star.process(PostCreatedFactory(author_id=AUTHOR, content="a secret"))
+    left_before = UserUnfollowedFactory(follower_id=FOLLOWERS[0], followee_id=AUTHOR)
+    for user in (AUTHOR, *FOLLOWERS):
+        first_page.read(user)
+    star.process(left_before)
+    # All readers' pages watch the author: that they are void is told by the author's token alone.
+    assert len(kept_with(b"a secret")) == len(FOLLOWERS)
+    star.process(UserErasedFactory(user_id=AUTHOR))
+    while Erasure.objects.filter(finished_at=None).exists():
+        erasure.erase_part()
+    assert kept_with(b"a secret") == []
+
+
+def kept_with(text: bytes) -> list[bytes]:
+    """Return the keys of Redis under which `text` is kept."""
+    redis = get_redis_connection("default")
+    return [key for key in redis.scan_iter("feed:*") if text in (redis.get(key) or b"")]
 
 
 def test_once_every_page_watches_an_author_nobody_looks_for_the_followers_to_void_theirs(

@@ -37,6 +37,8 @@ def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
             {"KAFKA_MAX_POLL_INTERVAL_MS": "10000"},
             "MAX_POLL_INTERVAL_MS must not be below KAFKA_SESSION_TIMEOUT_MS",
         ),
+        ({"API_LOOKUP_RATE": "99/s"}, "API_LOOKUP_RATE must not be below 100"),
+        ({"API_LOOKUP_RATE": "many"}, "Must be a number a time, such as 60/min"),
         ({"KAFKA_LINGER_MS": "5000"}, "KAFKA_PUBLISH_TIMEOUT_MS must be above KAFKA_LINGER_MS"),
         (
             {"PROCESSED_EVENTS_DAYS": "7"},
@@ -83,6 +85,7 @@ def test_what_cannot_work_is_refused_at_the_start(
             "KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
         },
         {"KAFKA_RETENTION_HOURS": "1"},
+        {"API_LOOKUP_RATE": "100/s"},
         {"FEED_BATCH_MAX_EVENTS": "5000", "FEED_FANOUT_LANES": "1"},
         {"KAFKA_RETENTION_HOURS": "720", "DEAD_LETTERS_DAYS": "31"},
         {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CA_LOCATION": "/"},
