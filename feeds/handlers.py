@@ -53,7 +53,7 @@ def subscription() -> Subscription:
     """Return what `run_fanout` consumes and how."""
     return Subscription(
         topic=kafka.FEED_EVENTS,
-        group=kafka.FANOUT_GROUP,
+        group=kafka.fanout_group(),
         lanes=settings.FEED_FANOUT_LANES,
         batch_max_events=settings.FEED_FANOUT_LANES * settings.FEED_BATCH_MAX_EVENTS,
         batch_max_wait=settings.FEED_BATCH_MAX_WAIT_MS / 1000,

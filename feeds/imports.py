@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TextIO
 
-from django.db import connection, transaction
-
 from eventbus.database import locks
+from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
@@ -102,7 +101,7 @@ WHERE user_id = newest.follower_id AND floor < newest.id
 """  # noqa: S608 - composed of constants
 
 
-@transaction.atomic
+@atomic()
 def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) -> Imported:
     """Make `pairs` (follower, followee) active but for those that a later event changed or that a
     block is in the way of; none when reading fails.

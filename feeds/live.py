@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 from django import db
-from django.db import connection
 from redis import Redis, RedisError
 
+from eventbus.database.current import connection
 from eventbus.database.sql import bigints, fetch
 from feeds import announcements
 from feeds.announcements import Change

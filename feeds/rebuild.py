@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import transaction
 from django.utils import timezone
 
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute
 from feeds.models import HORIZON, Feed
 from feeds.read import here
@@ -70,7 +70,7 @@ def rebuild(user_ids: Sequence[int]) -> None:
     here.pages.invalidate(user_ids)
 
 
-@transaction.atomic
+@atomic()
 def _include(user_id: int) -> None:
     _lock(user_id)
     no_rest_before = timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST
@@ -78,7 +78,7 @@ def _include(user_id: int) -> None:
     execute(_INCLUDE_FOLLOWS, [user_id])
 
 
-@transaction.atomic
+@atomic()
 def _fill(user_id: int) -> None:
     feed = _lock(user_id)
     # It may have been put to rest again meanwhile.

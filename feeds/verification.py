@@ -17,9 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from django.db import transaction
-
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from feeds.models import (
@@ -247,7 +246,7 @@ def _users_a_range() -> int:
     return max(1, Feed.objects.count() * ROWS_A_RANGE // max(rows, ROWS_A_RANGE))
 
 
-@transaction.atomic
+@atomic()
 def _verify(scope: Scope, report: Report) -> None:
     execute(_MORE_MEMORY)
     counts = dict(_fetch(_PAIRS + _COUNT, scope))
@@ -263,7 +262,7 @@ def _verify(scope: Scope, report: Report) -> None:
             report.first += [Difference(*row) for row in _fetch(_PAIRS + _FIRST, scope)][:room]
 
 
-@transaction.atomic
+@atomic()
 def _repair(scope: Scope) -> None:
     locks.acquire_bulk_load()
     execute(_MORE_MEMORY)
@@ -272,7 +271,7 @@ def _repair(scope: Scope) -> None:
     era.mark_closed()
 
 
-@transaction.atomic
+@atomic()
 def _repair_states(users: Sequence[int] | None) -> None:
     locks.acquire_bulk_load()
     wrong = _wrong_states(users)
@@ -284,7 +283,7 @@ def _repair_states(users: Sequence[int] | None) -> None:
     era.mark_closed()
 
 
-@transaction.atomic
+@atomic()
 def _wrong_states(users: Sequence[int] | None) -> list[int]:
     execute(_MORE_MEMORY)
     scope = Scope(users=None if users is None else list(users))

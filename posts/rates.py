@@ -10,13 +10,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django_redis import get_redis_connection
 from redis import RedisError
 from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from eventbus.breaker import REDIS
+from eventbus.database import current
 from eventbus.exceptions import ServerAway
 from posts.errors import Unprocessable
 from posts.principal import principal
@@ -100,9 +100,9 @@ def take(user_id: int, writes: int = 1) -> Standing | None:
         trial = REDIS.enter()
     except ServerAway:
         return None
-    redis = get_redis_connection("default")
+    redis = current.redis()
     try:
-        answer = redis.execute_command(*command(user_id, found, writes))
+        answer = redis.execute_command(*command(user_id, found, writes))  # type: ignore[no-untyped-call]
     except RedisError as error:
         REDIS.failed(error, trial)
         # Such as a master that has become a replica: a new connection leads to its successor.

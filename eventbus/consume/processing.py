@@ -16,11 +16,11 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from django.db import transaction
 
 from eventbus import envelope, metrics, retry
 from eventbus.consume.slowest import Slowest
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
@@ -205,7 +205,7 @@ class Processor:
                 break
         retry.until_possible(turn.wait, self._handlers.after_commit, facts)
 
-    @transaction.atomic
+    @atomic()
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
         events = [delivery.event for delivery in deliveries]
         locks.acquire_keys(self._handlers.locked_keys([delivery.fact for delivery in deliveries]))

@@ -14,11 +14,11 @@ from functools import partial
 
 import structlog
 from confluent_kafka import KafkaError
-from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from eventbus import kafka, producer
+from eventbus.database.current import atomic
 from eventbus.database.sql import as_bytes
 from eventbus.dead_letter_headers import Claim
 from eventbus.exceptions import RecordTooLarge
@@ -62,7 +62,7 @@ def replay(
             time.sleep(max(0.0, len(ids) / rate - (time.monotonic() - started)))
 
 
-@transaction.atomic
+@atomic()
 def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool, overdue: bool) -> None:
     # The rows stay locked until Kafka has answered: nobody else replays them meanwhile, and the
     # worker that processes one waits for its new state.

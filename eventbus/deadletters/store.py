@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError
 from django.db.models import F
 from django.db.models.functions import Now
 
 from eventbus import retry
+from eventbus.database.current import atomic, connection
 from eventbus.database.sql import as_bytes
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.deadletters import erasing
@@ -56,7 +57,7 @@ class DeadLetterStore:
             self._process(records[middle:], turn)
 
 
-@transaction.atomic
+@atomic()
 def store(records: Sequence[Record]) -> None:
     """Store dead letters: a new entry each, or one more failure of the entry that a replay belongs
     to; none of users who were erased after it.

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from django.db import connection
-
+from eventbus import cells
+from eventbus.database.current import connection
 from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
 
@@ -66,18 +66,15 @@ _reading: Reading | None = None
 
 
 def read() -> int:
-    """Read PostgreSQL's clock, remember the reading for this process, and return its time in
-    milliseconds.
+    """Read the clock of the PostgreSQL that ids come from, remember the reading for this process,
+    and return its time in milliseconds.
 
     A server that is slow to answer is asked again, and a reading that knows better is kept. Raises
     `DatabaseError`.
     """
     global _reading
-    connection.ensure_connection()  # connecting is not to count
-    reading = _read()
-    for _ in range(READINGS - 1):
-        if reading.round_trip_ms > MAX_ROUND_TRIP_MS:
-            reading = min(reading, _read(), key=Reading.doubt_ms)
+    with cells.on(cells.of_ids()):
+        reading = _best_reading()
     known = _reading
     is_exact = reading.round_trip_ms <= MAX_ROUND_TRIP_MS
     if (
@@ -138,6 +135,15 @@ def forget() -> None:
 def host_ms() -> int:
     """Return milliseconds since the Unix epoch by this host's clock, which anyone may set."""
     return time.time_ns() // NS_PER_MS
+
+
+def _best_reading() -> Reading:
+    connection.ensure_connection()  # connecting is not to count
+    reading = _read()
+    for _ in range(READINGS - 1):
+        if reading.round_trip_ms > MAX_ROUND_TRIP_MS:
+            reading = min(reading, _read(), key=Reading.doubt_ms)
+    return reading
 
 
 def _read() -> Reading:

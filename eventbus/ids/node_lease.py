@@ -19,8 +19,10 @@ from contextlib import contextmanager
 
 import structlog
 from django import db
-from django.db import close_old_connections, connection, transaction
+from django.db import close_old_connections
 
+from eventbus import cells
+from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute, fetch
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock
@@ -144,7 +146,9 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            pause = self._turn()
+            # Of the map as it is now: another cell may have become the one of the ids.
+            with cells.on(cells.of_ids()):
+                pause = self._turn()
             if self._failure:
                 # Everybody who is refused an id asks for a turn; PostgreSQL is not asked as often.
                 self._stopping.wait(pause)
@@ -152,7 +156,8 @@ class Keeper:
                 self._wake.wait(pause)
             self._wake.clear()
         if self._releasing:
-            self._release()
+            with cells.on(cells.of_ids()):
+                self._release()
 
     def _turn(self) -> float:
         """Lease or renew once; return the seconds until the next turn."""
@@ -230,7 +235,7 @@ def _durably() -> Iterator[None]:
     """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the
     server is set.
     """
-    with transaction.atomic():
+    with atomic():
         execute("SET LOCAL synchronous_commit = on")
         yield
 

@@ -12,10 +12,10 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from django.conf import settings
 from django.db import DatabaseError
-from django_redis import get_redis_connection
 from redis import RedisError
 
 from eventbus import kafka
+from eventbus.database import current
 from eventbus.database.sql import execute
 
 KAFKA_SECONDS = 2.0
@@ -99,7 +99,7 @@ def kafka_brokers() -> str:
 
 def redis() -> str:
     """Return `OK`, or what is wrong."""
-    return _state(get_redis_connection("default").ping)
+    return _state(current.redis().ping)
 
 
 def _state(ask: Callable[[], object]) -> str:

@@ -26,11 +26,11 @@ from typing import Any, cast
 import structlog
 from django import db
 from django.db.models.functions import Now
-from django_redis import get_redis_connection
 from redis import Connection, ConnectionPool, Redis, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from eventbus.database import current
 from feeds.models import CacheState, new_generation
 
 TRUST_SECONDS = 1.0
@@ -78,8 +78,7 @@ def ask_identity(connection: Connection) -> str:
 
 def connection_pool() -> ConnectionPool:
     """Return how connections to Redis are made."""
-    client: Redis = get_redis_connection("default")
-    return client.connection_pool
+    return current.redis().connection_pool
 
 
 class CountedRedis:

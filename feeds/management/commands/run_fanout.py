@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from django.db import connection
+from django.db import connections
 
 from eventbus import arguments, retry, worker
 from eventbus.database import pool
@@ -26,7 +26,7 @@ class Command(BaseCommand):
         # By it ids are told to be from the future.
         retry.until_possible(time.sleep, clock.read)
         retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
-        connection.close()
+        connections.close_all()
         metrics = arguments.metrics_address(metrics_host, metrics_port)
         with partitions.kept(), housekeeping.housekeeper():
             worker.run_subscription(handlers.subscription(), metrics)
