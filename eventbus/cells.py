@@ -114,6 +114,13 @@ def here() -> Cell:
     return _in_use.by_alias[_alias.get()]
 
 
+def at(alias: str) -> Cell:
+    """Return the cell whose servers have that alias in Django's settings; `own` for an alias of
+    Django's.
+    """
+    return _in_use.by_alias.get(alias, _in_use.own)
+
+
 def alias() -> str:
     """Return the alias of `here` in Django's settings."""
     return _alias.get()
@@ -131,11 +138,19 @@ def on(cell: Cell) -> Iterator[None]:
 
 def holds_sql(user: str) -> str:
     """Return the condition that `here` holds the user, who is a column in SQL."""
-    cell = here()
-    if cell.holds_all:
+    return _is_among(user, here().holds)
+
+
+def serves_sql(user: str) -> str:
+    """Return the condition that `here` serves the user, who is a column in SQL."""
+    return _is_among(user, here().slots)
+
+
+def _is_among(user: str, slots: Slots) -> str:
+    if len(slots) == SLOTS:
         return "true"
-    held = ",".join(map(str, sorted(cell.holds)))
-    return f"{SLOT_SQL.format(user=user)} = ANY('{{{held}}}'::bigint[])"
+    listed = ",".join(map(str, sorted(slots)))
+    return f"{SLOT_SQL.format(user=user)} = ANY('{{{listed}}}'::bigint[])"
 
 
 def use(cell_map: CellMap, own_name: str) -> None:

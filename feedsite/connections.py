@@ -9,7 +9,7 @@ thread takes one.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from feedsite.front.limits import ADMIN, READS, WRITES, thread_counts
+from feedsite.front.limits import ADMIN, OVER_ALL, READS, WRITES, thread_counts
 
 # Beside the threads that answer requests.
 API_KEEPERS = ("cache-era", "live", "snowflake-lease", "watch-postgresql")
@@ -30,13 +30,15 @@ class Need(NamedTuple):
     setting: str = ""
 
 
-def of_api(blocking_threads: int) -> int:
-    """Return the connections of one process of the API.
+def of_api(blocking_threads: int, *, has_cells: bool = False) -> int:
+    """Return the connections of one process of the API to PostgreSQL, to that of each cell if it
+    has several.
 
     Threads for what is local, such as `/docs/`, need none.
     """
     counts = thread_counts(blocking_threads)
-    return counts[READS] + counts[WRITES] + counts[ADMIN] + len(API_KEEPERS)
+    over_all = counts[OVER_ALL] if has_cells else 0
+    return counts[READS] + counts[WRITES] + over_all + counts[ADMIN] + len(API_KEEPERS)
 
 
 def of_fanout(lanes: int) -> int:
@@ -53,8 +55,9 @@ def needs(values: Mapping[str, Any]) -> dict[str, Need]:
     """Return what each kind of process needs under these settings; any other command needs one
     connection.
     """
+    has_cells = len(values["FEED_CELLS"].places) > 1
     return {
-        "api": Need(of_api(values["BLOCKING_THREADS"]), "BLOCKING_THREADS"),
+        "api": Need(of_api(values["BLOCKING_THREADS"], has_cells=has_cells), "BLOCKING_THREADS"),
         "run_fanout": Need(of_fanout(values["FEED_FANOUT_LANES"]), "FEED_FANOUT_LANES"),
         "run_dlq": Need(of_dlq()),
     }

@@ -105,12 +105,13 @@ def _read(env: Env) -> dict[str, Any]:
     all_external = cell_map.has_names or not _is_embedded("DATABASE_URL", embedded)
     kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
     threads = {
+        "FEED_CELLS": cell_map,
         "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
         "FEED_FANOUT_LANES": env.int("FEED_FANOUT_LANES", 2, validate=LANES),
     }
     return {
         "FEED_DATA_DIR": data_dir,
-        "FEED_CELLS": cell_map,
+        "FEED_CELLS_FILE": cellmap.file_of(env.str("FEED_CELLS", "")),
         "FEED_CELL": env.str("FEED_CELL", ""),
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
         "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS)

@@ -22,13 +22,15 @@ from django.core.exceptions import MiddlewareNotUsed, SuspiciousOperation
 from django.db import DataError
 from django.http import HttpRequest, HttpResponseBase
 from django.middleware.common import CommonMiddleware
+from django.urls import set_script_prefix
 from django.utils.deprecation import MiddlewareMixin
 from django_prometheus.middleware import PrometheusAfterMiddleware
 from django_prometheus.utils import Time, TimeSince
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from eventbus import cell_pages, cells
 from eventbus.telemetry import correlation, tracing
-from feedsite import errors
+from feedsite import errors, whose
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +61,30 @@ class RequestIds:
         response = self.get_response(request)
         response["X-Request-ID"] = request_id
         return response
+
+
+class CellOfRequest:
+    """Has a request ask the servers of the cell that it is about; in `MIDDLEWARE` only where there
+    is a map of cells.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        cell = cell_pages.cell_in(request.path_info)
+        if cell is None:
+            authorization = request.META.get("HTTP_AUTHORIZATION", "")
+            cell = whose.cell_of(request.path_info, authorization)
+        else:
+            self._take_prefix_off(request, cell_pages.prefix_of(cell))
+        with cells.on(cell):
+            return self.get_response(request)
+
+    def _take_prefix_off(self, request: HttpRequest, prefix: str) -> None:
+        # All addresses that the page makes begin with it then, and lead to the same cell.
+        set_script_prefix(f"{prefix}/")
+        request.path_info = request.path_info.removeprefix(prefix)
 
 
 class CrossOrigin(CorsMiddleware):

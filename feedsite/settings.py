@@ -65,6 +65,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    *(["feedsite.middleware.CellOfRequest"] if ENV["FEED_CELLS"].has_names else []),
     "feedsite.middleware.RequestMetrics",
     *(["feedsite.middleware.RequestSpans"] if ENV["OTEL_TRACES_EXPORTER"] != "none" else []),
     "feedsite.middleware.RequestIds",
@@ -148,7 +149,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Browsers on pages of other sites. Tokens travel in a header of their own, so no cookie need be let
 # through; pages for people and what is for operators stay closed.
 CORS_ALLOWED_ORIGINS = ENV["CORS_ALLOWED_ORIGINS"]
-CORS_URLS_REGEX = r"^/(?!admin|docs|static|metrics|healthz|readyz)"
+CORS_URLS_REGEX = r"^/(?!admin|cells|docs|static|metrics|healthz|readyz)"
 CORS_ALLOW_HEADERS = (
     *default_headers,
     "idempotency-key",
@@ -211,6 +212,7 @@ JWT_ISSUER = ENV["JWT_ISSUER"]
 
 # Cells --------------------------------------------------------------------------------------------
 FEED_CELLS = ENV["FEED_CELLS"]
+FEED_CELLS_FILE = ENV["FEED_CELLS_FILE"]  # None: the map is in none
 # The cell of this process; where that has none, as the API, the one that ids come from.
 FEED_CELL = ENV["FEED_CELL"] or FEED_CELLS.ids
 

@@ -15,7 +15,7 @@ from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
-from eventbus.breaker import REDIS
+from eventbus import breaker, cells
 from eventbus.database import current
 from eventbus.exceptions import ServerAway
 from posts.errors import Unprocessable
@@ -96,19 +96,20 @@ def take(user_id: int, writes: int = 1) -> Standing | None:
     found = limit()
     if found is None:
         return None
+    server = breaker.of(cells.here()).redis
     try:
-        trial = REDIS.enter()
+        trial = server.enter()
     except ServerAway:
         return None
     redis = current.redis()
     try:
         answer = redis.execute_command(*command(user_id, found, writes))  # type: ignore[no-untyped-call]
     except RedisError as error:
-        REDIS.failed(error, trial)
+        server.failed(error, trial)
         # Such as a master that has become a replica: a new connection leads to its successor.
         redis.connection_pool.disconnect(inuse_connections=False)
         return None
-    REDIS.succeeded()
+    server.succeeded()
     return standing(found, answer)
 
 
