@@ -111,6 +111,7 @@ def _read(env: Env) -> dict[str, Any]:
     return {
         "FEED_DATA_DIR": data_dir,
         "FEED_CELLS": cell_map,
+        "FEED_CELLS_FILE": cellmap.file_of(env.str("FEED_CELLS", "")),
         "FEED_CELL": env.str("FEED_CELL", ""),
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
         "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS)

@@ -211,6 +211,7 @@ JWT_ISSUER = ENV["JWT_ISSUER"]
 
 # Cells --------------------------------------------------------------------------------------------
 FEED_CELLS = ENV["FEED_CELLS"]
+FEED_CELLS_FILE = ENV["FEED_CELLS_FILE"]
 # The cell of this process; where that has none, as the API, the one that ids come from.
 FEED_CELL = ENV["FEED_CELL"] or FEED_CELLS.ids
 
