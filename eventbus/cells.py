@@ -9,15 +9,19 @@ The one place that says which cell code is about is `on`: connections to Postgre
 starts on the cell of its process (`own`), whatever the thread that started it was on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 
+from eventbus import cellmap
 from eventbus.cellmap import ONE_CELL, SLOTS, CellMap, Slots
 
 # A Lehmer generator's step (S. Park and K. Miller, "Random number generators: good ones are hard to
@@ -27,6 +31,8 @@ MODULUS = 2**31 - 1
 MULTIPLIER = 48_271
 # The same in SQL, of a bigint from 0 on: nothing in it comes near 2^63.
 SLOT_SQL = f"mod(mod(mod({{user}}::bigint, {MODULUS}) * {MULTIPLIER}, {MODULUS}), {SLOTS})"
+
+log = structlog.get_logger(__name__)
 
 DEFAULT = "default"
 NO_CELL = ""
@@ -46,13 +52,24 @@ class Cell:
         return slot_of(user_id) in self.slots
 
     def holds_user(self, user_id: int) -> bool:
-        """Tell whether this cell keeps the user's feed and follows up to date."""
+        """Tell whether this cell keeps the user's feed and follows up to date; others' feeds rest
+        in it.
+        """
         return slot_of(user_id) in self.holds
+
+    def strangers(self, user_ids: Iterable[int]) -> list[int]:
+        """Return those of the users whom this cell does not hold."""
+        if self.holds_all:
+            return []
+        return [user_id for user_id in user_ids if not self.holds_user(user_id)]
 
     @property
     def holds_all(self) -> bool:
         """Whether there is nobody whose feed this cell does not keep."""
         return len(self.holds) == SLOTS
+
+    def __str__(self) -> str:
+        return f"serves {cellmap.written(self.slots)}, holds {cellmap.written(self.holds)}"
 
     def named(self, what: str) -> str:
         """Return the name that `what` has in this cell, such as a consumer group: `fanout.a`."""
@@ -81,6 +98,7 @@ class _InUse:
 
 
 _in_use = _InUse(ONE_CELL, NO_CELL)
+_seen: tuple[int, int] | None = None  # the file's time and size when it was last read
 _alias: ContextVar[str] = ContextVar("cell_alias", default=DEFAULT)
 
 
@@ -136,6 +154,11 @@ def on(cell: Cell) -> Iterator[None]:
         _alias.reset(token)
 
 
+def owner_of(name: str) -> Cell:
+    """Return the cell that `Cell.named` has made the name for; for any other, that of the ids."""
+    return _in_use.cells.get(name.rpartition(".")[2], _in_use.ids)
+
+
 def holds_sql(user: str) -> str:
     """Return the condition that `here` holds the user, who is a column in SQL."""
     return _is_among(user, here().holds)
@@ -149,8 +172,12 @@ def serves_sql(user: str) -> str:
 def _is_among(user: str, slots: Slots) -> str:
     if len(slots) == SLOTS:
         return "true"
-    listed = ",".join(map(str, sorted(slots)))
-    return f"{SLOT_SQL.format(user=user)} = ANY('{{{listed}}}'::bigint[])"
+    return f"('{_multirange(slots)}'::int8multirange @> {SLOT_SQL.format(user=user)})"
+
+
+def _multirange(slots: Slots) -> str:
+    ranges = [part.partition("-") for part in cellmap.written(slots).split(",") if part]
+    return "{" + ",".join(f"[{first},{last or first}]" for first, _, last in ranges) + "}"
 
 
 def use(cell_map: CellMap, own_name: str) -> None:
@@ -162,6 +189,46 @@ def use(cell_map: CellMap, own_name: str) -> None:
 def use_settings() -> None:
     """Go by the map that this process was started with."""
     use(settings.FEED_CELLS, settings.FEED_CELL)
+
+
+def refresh() -> None:
+    """Go by what the map's file says now, if it says another thing; may be called often.
+
+    A wrong map, or one of other cells than this process has connections to, is told in the log once,
+    and the map before goes on.
+    """
+    global _seen
+    file: Path | None = settings.FEED_CELLS_FILE
+    if file is None:
+        return
+    stamp = _stamp(file)
+    if stamp == _seen:
+        return
+    _seen = stamp
+    try:
+        found = cellmap.read(str(file))
+        _require_same_servers(found, _in_use.source)
+    except ImproperlyConfigured as error:
+        log.error("cell_map_refused", error=str(error))
+        return
+    if found != _in_use.source:
+        use(found, _in_use.own.name)
+        log.info("cell_map_changed", cells={cell.name: str(cell) for cell in every().values()})
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def _require_same_servers(found: CellMap, known: CellMap) -> None:
+    for name in found.places.keys() | known.places.keys():
+        one, other = found.places.get(name), known.places.get(name)
+        if not one or not other or (one.database, one.redis) != (other.database, other.redis):
+            cellmap.refuse(f"Cell {name} is new, gone or elsewhere: that needs a restart")
 
 
 class Router:

@@ -178,9 +178,11 @@ class Mute(models.Model):
         return f"{self.user_id} mutes {self.muted_id}"
 
 
+# The feeds of those whom another cell holds rest from the start.
 _ENSURE = """
-INSERT INTO feeds (user_id)
-SELECT id FROM unnest(%s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
+INSERT INTO feeds (user_id, idle, floor)
+SELECT id, id = ANY(%(strangers)s::bigint[]), CASE WHEN id = ANY(%(strangers)s::bigint[]) THEN %(resting)s ELSE 0 END
+FROM unnest(%(users)s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
 ORDER BY 1
 ON CONFLICT DO NOTHING
 """
@@ -197,7 +199,11 @@ RETURNING floor
 class FeedQuerySet(models.QuerySet["Feed"]):
     def ensure(self, user_ids: Collection[int]) -> None:
         """Give each user a row; in id order, so that workers cannot deadlock."""
-        execute(_ENSURE, [bigints(user_ids)])
+        strangers = cells.here().strangers(user_ids)
+        execute(
+            _ENSURE,
+            {"users": bigints(user_ids), "strangers": bigints(strangers), "resting": RESTING},
+        )
 
     def note_read(self, user_id: int) -> int | None:
         """Remember that the feed is read, and that it is to be materialised if it rests; return its

@@ -16,6 +16,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.utils import timezone
 
+from eventbus import cells
 from eventbus.database import locks
 from eventbus.database.current import atomic
 from eventbus.database.sql import execute
@@ -60,8 +61,11 @@ def rebuild(user_ids: Sequence[int]) -> None:
 
     May be repeated.
 
-    A transaction a feed. Raises `DatabaseError`.
+    Those of users whom another cell holds go on resting. A transaction a feed. Raises
+    `DatabaseError`.
     """
+    strangers = set(cells.here().strangers(user_ids))
+    user_ids = [user_id for user_id in user_ids if user_id not in strangers]
     for user_id in user_ids:
         _include(user_id)
     locks.wait_for_workers()

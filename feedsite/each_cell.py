@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -58,9 +59,15 @@ def is_for_each(arguments: Sequence[str]) -> bool:
     if {"-h", "--help"} & set(arguments):
         return False
     if command in WORKERS:
-        names = ", ".join(cellmap.read(os.environ["FEED_CELLS"]).places)
-        raise ImproperlyConfigured(f"Say whose worker it is with --cell: {names}.")
+        _refuse("Say whose worker it is")
+    if command == "dlq" and {"show", "--id", "--group"} & set(arguments):
+        _refuse("Numbers of dead letters are a cell's own: say which cell")
     return command in FOR_EACH
+
+
+def _refuse(sentence: str) -> NoReturn:
+    names = ", ".join(cellmap.read(os.environ["FEED_CELLS"]).places)
+    raise ImproperlyConfigured(f"{sentence}, with --cell and one of {names}.")
 
 
 def run(arguments: Sequence[str]) -> int:

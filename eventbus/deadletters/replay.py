@@ -17,10 +17,10 @@ from confluent_kafka import KafkaError
 from django.db.models import F
 from django.db.models.functions import Now
 
-from eventbus import kafka, producer
+from eventbus import cells, kafka, producer
 from eventbus.database.current import atomic
 from eventbus.database.sql import as_bytes
-from eventbus.dead_letter_headers import Claim
+from eventbus.dead_letter_headers import Claim, cell_header
 from eventbus.exceptions import RecordTooLarge
 from eventbus.models import DeadLetter
 
@@ -135,7 +135,7 @@ def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
         (name, None if value is None else base64.b64decode(value)) for name, value in entry.headers
     ]
     claim = Claim.make(entry.id, entry.token, as_bytes(entry.key), as_bytes(entry.value))
-    return [*own, claim.to_header()]
+    return [*own, claim.to_header(), *cell_header(cells.here())]
 
 
 def _batches(ids: list[int], size: int) -> Iterator[list[int]]:

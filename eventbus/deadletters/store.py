@@ -12,7 +12,7 @@ from django.db import DatabaseError
 from django.db.models import F
 from django.db.models.functions import Now
 
-from eventbus import retry
+from eventbus import cells, retry
 from eventbus.database.current import atomic, connection
 from eventbus.database.sql import as_bytes
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
@@ -59,11 +59,13 @@ class DeadLetterStore:
 
 @atomic()
 def store(records: Sequence[Record]) -> None:
-    """Store dead letters: a new entry each, or one more failure of the entry that a replay belongs
-    to; none of users who were erased after it.
+    """Store the dead letters of our cell: a new entry each, or one more failure of the entry that a
+    replay belongs to; none of users who were erased after it.
     """
     for record in records:
-        _store(record, Failure.of(record))
+        failure = Failure.of(record)
+        if cells.owner_of(failure.group) == cells.here():
+            _store(record, failure)
 
 
 def fingerprint(event_type: str, exception: str, message: str) -> str:

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from eventbus import cells
 from eventbus.database.current import connection
 from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
@@ -66,15 +65,14 @@ _reading: Reading | None = None
 
 
 def read() -> int:
-    """Read the clock of the PostgreSQL that ids come from, remember the reading for this process,
-    and return its time in milliseconds.
+    """Read the clock of the PostgreSQL we are on, remember the reading for this process, and return
+    its time in milliseconds. Who mints is on the one that ids come from (`eventbus.ids.node_lease`).
 
     A server that is slow to answer is asked again, and a reading that knows better is kept. Raises
     `DatabaseError`.
     """
     global _reading
-    with cells.on(cells.of_ids()):
-        reading = _best_reading()
+    reading = _best_reading()
     known = _reading
     is_exact = reading.round_trip_ms <= MAX_ROUND_TRIP_MS
     if (

@@ -21,7 +21,6 @@ from eventbus.ids import node_lease
 from eventbus.watch import health
 from eventbus.watch.health import OK, Health, Servers, Watch
 from feeds.read import here
-from feedsite.cell_map_file import MapFile
 from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25
@@ -78,9 +77,8 @@ class Keepers:
         self._kafka = Watch("kafka", KafkaQuestion().ask)
         self._of_cells = {name: CellKeepers(cell) for name, cell in cells.every().items()}
         self._threads = [Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS)]
-        map_file = MapFile.of_settings()
-        if map_file is not None:
-            self._threads.append(Keeper("cell-map", map_file.look, WATCH_EVERY_SECONDS))
+        if settings.FEED_CELLS_FILE is not None:
+            self._threads.append(Keeper("cell-map", cells.refresh, WATCH_EVERY_SECONDS))
         for of_cell in self._of_cells.values():
             self._threads += of_cell.threads
 

@@ -5,6 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
+from eventbus import identity
 from eventbus.ids.snowflake import time_of
 from feeds.partitions import keep_up, layout
 
@@ -16,6 +17,7 @@ class Command(BaseCommand):
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
+        identity.require()
         try:
             keep_up()
         except DatabaseError as error:

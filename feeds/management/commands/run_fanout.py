@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from eventbus import arguments, retry, worker
+from eventbus import arguments, identity, retry, worker
 from eventbus.database import pool
 from eventbus.ids import clock
 from feeds import handlers, housekeeping, partitions
@@ -23,6 +23,7 @@ class Command(BaseCommand):
         self, *_args: Any, metrics_port: int | None, metrics_host: str, **_options: Any
     ) -> None:
         pool.require("run_fanout")
+        retry.until_possible(time.sleep, identity.require)
         # By it ids are told to be from the future.
         retry.until_possible(time.sleep, clock.read)
         retry.until_possible(time.sleep, housekeeping.watch_pulled_authors)
