@@ -112,6 +112,14 @@ def of(user_id: int) -> Cell:
     return _in_use.by_slot[slot_of(user_id)]
 
 
+def holding(user_id: int) -> list[Cell]:
+    """Return the cells that keep the user's feed up to date, in the order of the map: one, or more
+    while readers move.
+    """
+    slot = slot_of(user_id)
+    return [cell for cell in _in_use.cells.values() if slot in cell.holds]
+
+
 def every() -> Mapping[str, Cell]:
     """Return all cells by name, in the order of the map."""
     return MappingProxyType(_in_use.cells)

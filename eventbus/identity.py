@@ -24,6 +24,24 @@ def problem(cell: Cell) -> str:
     """Return why the database of a cell cannot be its own; empty when it is. Raises `DatabaseError`."""
     with cells.on(cell):
         kept = CellIdentity.objects.first()
+    sentence = _mistaken(cell, kept)
+    if sentence or kept is None:
+        return sentence
+    holds = written(cell.holds)
+    if kept.holds != holds:
+        return f"Cell {cell.name} holds {holds or 'no slots'} here, and {kept.holds or 'none'} by its database"
+    return ""
+
+
+def mistaken(cell: Cell) -> str:
+    """Return why the database of a cell is not its own, whatever it holds; empty when it is. Raises
+    `DatabaseError`.
+    """
+    with cells.on(cell):
+        return _mistaken(cell, CellIdentity.objects.first())
+
+
+def _mistaken(cell: Cell, kept: CellIdentity | None) -> str:
     if kept is None:
         return (
             f"The database of cell {cell.name} is of none yet: run `migrate`" if cell.name else ""
@@ -32,9 +50,6 @@ def problem(cell: Cell) -> str:
         return f"It is not set, but the database is that of cell {kept.name}"
     if kept.name != cell.name:
         return f"The database of cell {cell.name} is that of cell {kept.name}"
-    holds = written(cell.holds)
-    if kept.holds != holds:
-        return f"Cell {cell.name} holds {holds or 'no slots'} here, and {kept.holds or 'none'} by its database"
     return ""
 
 

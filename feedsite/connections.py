@@ -37,8 +37,9 @@ def of_api(blocking_threads: int, *, has_cells: bool = False) -> int:
     Threads for what is local, such as `/docs/`, need none.
     """
     counts = thread_counts(blocking_threads)
-    over_all = counts[OVER_ALL] if has_cells else 0
-    return counts[READS] + counts[WRITES] + over_all + counts[ADMIN] + len(API_KEEPERS)
+    # An Idempotency-Key of a reader who moves between cells is reserved in both.
+    of_others = counts[OVER_ALL] + counts[WRITES] if has_cells else 0
+    return counts[READS] + counts[WRITES] + of_others + counts[ADMIN] + len(API_KEEPERS)
 
 
 def of_fanout(lanes: int) -> int:

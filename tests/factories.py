@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import factory
-from eventbus.database.current import atomic
 
+from eventbus.database.current import atomic
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
 from feeds.events import (

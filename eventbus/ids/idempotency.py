@@ -7,8 +7,11 @@ second of writes would let a post be made twice.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from eventbus import cells
+from eventbus.cells import Cell
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import node_lease
 from eventbus.models import IdempotencyKey
@@ -59,11 +62,33 @@ def reserve_run(user_id: int, key: str, request: str, count: int) -> range:
 
 def _reserve(user_id: int, key: str, request: str, ids: Ids) -> Ids:
     fingerprint = hashlib.sha256(request.encode()).hexdigest()
-    kept, _created = IdempotencyKey.objects.get_or_create(
-        user_id=user_id,
-        key=key,
-        defaults={"fingerprint": fingerprint, "event_id": ids.event_id, "object_id": ids.object_id},
-    )
+    holders = cells.holding(user_id)
+    if len(holders) > 1:
+        # While readers move: whichever of the cells serves the user when the request comes again.
+        ids = _kept_in_any(holders, user_id, key) or ids
+    for cell in holders:
+        # Of two requests at the same time the one decides that comes first in the first cell.
+        ids = _keep(cell, user_id, key, fingerprint, ids)
+    return ids
+
+
+def _kept_in_any(holders: Iterable[Cell], user_id: int, key: str) -> Ids | None:
+    for cell in holders:
+        with cells.on(cell):
+            kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
+        if kept is not None:
+            return Ids(kept.event_id, kept.object_id)
+    return None
+
+
+def _keep(cell: Cell, user_id: int, key: str, fingerprint: str, ids: Ids) -> Ids:
+    """Return the ids that the cell has under the key: these, if it had none."""
+    with cells.on(cell):
+        kept, _created = IdempotencyKey.objects.get_or_create(
+            user_id=user_id,
+            key=key,
+            defaults={"fingerprint": fingerprint, **ids._asdict()},
+        )
     if kept.fingerprint != fingerprint:
         raise IdempotencyKeyReused
     return Ids(kept.event_id, kept.object_id)

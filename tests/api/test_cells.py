@@ -9,15 +9,23 @@ from typing import Any
 import httpx
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoDbBlocker
 
 from eventbus import breaker, cells, kafka, producer
 from eventbus.ids import node_lease
-from eventbus.models import DeadLetter, DeadLetterGroup, IdempotencyKey, ProcessedEvent
+from eventbus.models import (
+    CellIdentity,
+    DeadLetter,
+    DeadLetterGroup,
+    IdempotencyKey,
+    ProcessedEvent,
+)
 from feeds.models import CacheState, Follow
 from feeds.read import here
+from feedsite import cell_check
 from tests.admin.pages import PIPELINE, context_of, text_of
 from tests.api.server import ApiClient, ApiServer
 from tests.api.two_cells import ALIAS_B, HALVES, TwoCells, close_breakers, readers_of, two_cells
@@ -103,6 +111,25 @@ def test_a_key_is_kept_in_the_cell_of_who_writes_and_found_again(api: ApiServer)
         assert answers[0].json()["event_id"] == answers[1].json()["event_id"]
         assert keys_in(name, key) == 1
         assert keys_in(other, key) == 0
+
+
+def test_a_key_of_a_reader_who_moves_is_found_in_either_cell(two: TwoCells, api: ApiServer) -> None:
+    author, key, body = readers_of("a")[3], f"moving {api.port}", b'{"content": "once"}'
+    try:
+        go_by(two, HALVES, b="0-1023")
+        first = api.client(author).post("/posts", body, idempotency_key=key)
+        go_by(two, {"a": "", "b": "0-1023"}, a="0-511")
+        again = api.client(author).post("/posts", body, idempotency_key=key)
+    finally:
+        go_by(two, HALVES)
+    assert first.json()["event_id"] == again.json()["event_id"]
+    assert [keys_in(name, key) for name in ("a", "b")] == [1, 1]
+
+
+def go_by(two: TwoCells, slots: dict[str, str], **holds: str) -> None:
+    """Write a map, and have this process read it at once."""
+    two.write(slots, **holds)
+    cells.refresh()
 
 
 def keys_in(name: str, key: str) -> int:
@@ -252,6 +279,29 @@ def test_servers_that_were_killed_take_only_their_readers_along(
 
 
 # The map ------------------------------------------------------------------------------------------
+
+
+def test_the_api_does_not_start_on_the_database_of_another_cell(two: TwoCells) -> None:
+    identify(a="a", b="other")
+    with pytest.raises(ImproperlyConfigured, match="The database of cell b is that of cell other"):
+        cell_check.require_cells()
+
+
+def test_the_api_starts_while_a_cell_is_away(two: TwoCells) -> None:
+    identify(a="a", b="b")
+    two.send(signal.SIGSTOP)
+    try:
+        cell_check.require_cells()
+    finally:
+        two.send(signal.SIGCONT)
+        close_breakers()
+
+
+def identify(**names: str) -> None:
+    """Have the databases of the cells say that they are of these."""
+    for name, said in names.items():
+        with cells.on(cells.every()[name]):
+            CellIdentity.objects.update_or_create(id=1, defaults={"name": said, "holds": ""})
 
 
 def test_a_changed_map_is_noticed_and_a_wrong_one_is_not_taken(
