@@ -97,6 +97,7 @@ def two_cells(directory: Path) -> Iterator[TwoCells]:
         "FEED_CELLS_FILE": made_cells.file,
         "FEED_CELL": "a",
         "MIDDLEWARE": [MIDDLEWARE, *settings.MIDDLEWARE],
+        "DATABASE_ANSWER_SECONDS": 2.0,  # so long does a test wait for who stands still
     }
     try:
         with override_settings(**changed):
