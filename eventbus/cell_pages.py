@@ -46,8 +46,12 @@ def places(request: HttpRequest) -> Iterator[Place]:
 
 def address(cell: Cell, view_name: str) -> str:
     """Return where a page is found about this cell, whichever the page that is shown is about."""
-    path = reverse(view_name).removeprefix(get_script_prefix().rstrip("/"))
-    return prefix_of(cell) + path
+    return prefix_of(cell) + without_prefix(reverse(view_name))
+
+
+def without_prefix(address: str) -> str:
+    """Return an address that was made on a page about a cell as what is no such page has it."""
+    return address.removeprefix(get_script_prefix().rstrip("/"))
 
 
 def elsewhere(request: HttpRequest, user_id: int) -> HttpResponseRedirect | None:

@@ -22,13 +22,14 @@ from django.core.exceptions import MiddlewareNotUsed, SuspiciousOperation
 from django.db import DataError
 from django.http import HttpRequest, HttpResponseBase
 from django.middleware.common import CommonMiddleware
-from django.urls import set_script_prefix
+from django.urls import get_script_prefix, set_script_prefix
 from django.utils.deprecation import MiddlewareMixin
 from django_prometheus.middleware import PrometheusAfterMiddleware
 from django_prometheus.utils import Time, TimeSince
 from whitenoise.middleware import WhiteNoiseMiddleware
 
 from eventbus import cell_pages, cells
+from eventbus.cells import Cell
 from eventbus.telemetry import correlation, tracing
 from feedsite import errors, whose
 
@@ -73,18 +74,23 @@ class CellOfRequest:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         cell = cell_pages.cell_in(request.path_info)
-        if cell is None:
-            authorization = request.META.get("HTTP_AUTHORIZATION", "")
-            cell = whose.cell_of(request.path_info, authorization)
-        else:
-            self._take_prefix_off(request, cell_pages.prefix_of(cell))
-        with cells.on(cell):
+        if cell is not None:
+            return self._page_about(cell, request)
+        authorization = request.META.get("HTTP_AUTHORIZATION", "")
+        with cells.on(whose.cell_of(request.path_info, authorization)):
             return self.get_response(request)
 
-    def _take_prefix_off(self, request: HttpRequest, prefix: str) -> None:
+    def _page_about(self, cell: Cell, request: HttpRequest) -> HttpResponseBase:
+        prefix = cell_pages.prefix_of(cell)
+        request.path_info = request.path_info.removeprefix(prefix)
+        before = get_script_prefix()
         # All addresses that the page makes begin with it then, and lead to the same cell.
         set_script_prefix(f"{prefix}/")
-        request.path_info = request.path_info.removeprefix(prefix)
+        try:
+            with cells.on(cell):
+                return self.get_response(request)
+        finally:
+            set_script_prefix(before)
 
 
 class CrossOrigin(CorsMiddleware):

@@ -123,10 +123,11 @@ def _of_cell(
 ) -> dict[str, Any]:
     """Return what the page shows of a cell."""
     with cells.on(cell), answer_within(CELL_SECONDS):
-        rates = _query(pipeline.rates)
-        # Who has not answered one question in time is not asked the others.
-        query = _query if rates.ok else _not_asked
-        workers, postgres, cache_state = map(query, (pipeline.workers, _ask_postgres, _cache_state))
+        postgres = _query(_ask_postgres)
+        # Who does not even tell its version is not asked the rest.
+        query = _query if postgres.ok else _not_asked
+        rates, workers = query(pipeline.rates), query(pipeline.workers)
+        cache_state = query(_cache_state)
         dead_letters = query(pipeline.dead_letters) if sees_dead_letters else None
     told = {name: _collect(future, started) for name, future in asked.items()}
     return {
@@ -191,7 +192,7 @@ def _collect(future: Future[Answer[T]], started: float) -> Answer[T]:
 
 
 def _not_asked(_read: Callable[[], T]) -> Answer[T]:
-    return Answer(None, "no answer to another question")
+    return Answer(None, "no answer")
 
 
 def _query(read: Callable[[], T]) -> Answer[T]:

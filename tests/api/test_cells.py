@@ -384,6 +384,7 @@ def test_the_inspector_leads_to_the_cell_of_the_user(staff: Client) -> None:
     answer = staff.get(f"/admin/feeds/feed/{user}/inspect/", follow=True)
     assert answer.redirect_chain == [(f"/cells/b/admin/feeds/feed/{user}/inspect/", 302)]
     assert answer.status_code == 200
+    assert f'data-address="/feeds/{user}/live?' in answer.content.decode()
 
 
 def test_a_cell_that_there_is_not_has_no_pages(staff: Client) -> None:
