@@ -43,16 +43,16 @@ serve: install ## the API alone, on PORT (8000)
 	@$(MANAGE) create_topics
 	@PATH="$$PWD/$(VENV)/bin:$$PATH" PORT="$(PORT)" exec bin/serve
 
-# Three processes with servers of their own each, for most tests wait most of the time; `tests/conftest.py` has the
+# Four processes with servers of their own each, for most tests wait most of the time; `tests/conftest.py` has the
 # order of the files.
-IN_PARALLEL = --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
+IN_PARALLEL = --numprocesses $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder
 
 test: install ## the whole suite, on real servers of its own
 	@$(RUN) -m pytest $(IN_PARALLEL) $(ARGS)
 
 # Where threads meet, locks and garbage matter, which differ between the versions of Python.
-ON_EACH_PYTHON := tests/api tests/feeds/test_cache.py tests/feedsite/test_connections.py \
-	tests/crash/test_isolation.py tests/crash/test_killed_workers.py tests/crash/test_killed_stores.py
+KILLED = tests/crash/test_killed_workers.py tests/crash/test_killed_stores.py
+ON_EACH_PYTHON = tests/api tests/feeds/test_cache.py tests/feedsite/test_connections.py tests/crash/test_isolation.py $(KILLED)
 # What makes clients of the document, and asks all that it allows, is about the document.
 ON_ONE_PYTHON := --ignore=tests/api/test_clients.py --ignore=tests/api/test_schemathesis.py
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
