@@ -207,10 +207,10 @@ def _look_up(user_id: int, era: Era) -> Lookup:
     value = cast(bytes | None, era.redis.set(key, lease, nx=True, px=LEASE_MS, get=True))
     if value is None:
         return Lookup("miss", key=key, era=era, replaces=lease, nonce=nonce)
-    kept = read_value(value)
-    if kept is None:
+    if value.startswith(LEASE):
         return Lookup("miss")
-    if not _is_whole(kept.seal, era):
+    kept = read_value(value)
+    if kept is None or not _is_whole(kept.seal, era):
         taken = _replace(era.redis, key, value, lease, "PX", LEASE_MS)
         return Lookup("miss", key=key, era=era, replaces=lease if taken else b"", nonce=nonce)
     return Lookup("hit", kept.page, key, replaces=value, era=era, nonce=kept.nonce, seal=kept.seal)
@@ -222,9 +222,11 @@ def _inspect(user_id: int, era: Era) -> Kept:
     if value is None:
         return Kept("miss: nothing is kept")
     seconds_left = max(0, era.redis.ttl(key))
+    if value.startswith(LEASE):
+        return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
     kept = read_value(value)
     if kept is None:
-        return Kept("miss: a reader is about to store the page", seconds_left=seconds_left)
+        return Kept("miss: the page is of another release", seconds_left=seconds_left)
     whole = _is_whole(kept.seal, era)
     state = "hit" if whole else "miss: an author that the page watches has posted since"
     return Kept(state, whole, seconds_left, len(kept.page.body), watched_by(kept.seal))
