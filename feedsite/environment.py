@@ -101,8 +101,8 @@ def database(url: str, source: str = "DATABASE_URL") -> dict[str, Any]:
 def _read(env: Env) -> dict[str, Any]:
     data_dir = Path(env.str("FEED_DATA_DIR", str(BASE_DIR / ".local"))).resolve()
     embedded = addresses(data_dir)
-    cell_map = cellmap.read(env.str("FEED_CELLS", ""))
-    all_external = cell_map.has_names or not _is_embedded("DATABASE_URL", embedded)
+    has_cells = bool(env.str("FEED_CELLS", ""))
+    all_external = has_cells or not _is_embedded("DATABASE_URL", embedded)
     kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
     threads = {
         "FEED_CELLS": cell_map,
@@ -111,7 +111,11 @@ def _read(env: Env) -> dict[str, Any]:
     }
     return {
         "FEED_DATA_DIR": data_dir,
+<<<<<<< HEAD
         "FEED_CELLS_FILE": cellmap.file_of(env.str("FEED_CELLS", "")),
+=======
+        "FEED_CELLS": env.str("FEED_CELLS", ""),
+>>>>>>> wip-cells
         "FEED_CELL": env.str("FEED_CELL", ""),
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
         "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS)
@@ -304,7 +308,7 @@ def _check_lanes(values: dict[str, Any]) -> None:
 
 
 def _check_cell(values: dict[str, Any]) -> None:
-    cell, cell_map = values["FEED_CELL"], values["FEED_CELLS"]
+    cell, cell_map = values["FEED_CELL"], cellmap.read(values["FEED_CELLS"])
     if cell and not cell_map.has_names:
         _refuse(f"There is no cell {cell}: FEED_CELLS is not set.")
     if cell and cell not in cell_map.places:

@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from eventbus import cells
+from eventbus import cellmap, cells
 from feedsite import connections, environment, logs
 from feedsite.postgresql import connection as postgresql
 
@@ -211,8 +211,13 @@ JWT_AUDIENCE = ENV["JWT_AUDIENCE"]
 JWT_ISSUER = ENV["JWT_ISSUER"]
 
 # Cells --------------------------------------------------------------------------------------------
+<<<<<<< HEAD
 FEED_CELLS = ENV["FEED_CELLS"]
 FEED_CELLS_FILE = ENV["FEED_CELLS_FILE"]  # None: the map is in none
+=======
+FEED_CELLS = cellmap.read(ENV["FEED_CELLS"])
+FEED_CELLS_FILE = cellmap.file_of(ENV["FEED_CELLS"])
+>>>>>>> wip-cells
 # The cell of this process; where that has none, as the API, the one that ids come from.
 FEED_CELL = ENV["FEED_CELL"] or FEED_CELLS.ids
 

@@ -108,7 +108,7 @@ def two_cells(directory: Path) -> Iterator[TwoCells]:
     finally:
         cells.use_settings()
         connections[ALIAS_B].close()
-        connections[ALIAS_B].close_pool()
+        connections[ALIAS_B].close_pool()  # type: ignore[attr-defined]
         del connections[ALIAS_B], connections.settings[ALIAS_B], caches.settings[ALIAS_B]
         made_cells.send(signal.SIGCONT)
         made_cells.remove()

@@ -41,7 +41,7 @@ def two_servers(
         }
         yield the_map
         connections[ALIAS].close()
-        connections[ALIAS].close_pool()
+        connections[ALIAS].close_pool()  # type: ignore[attr-defined]
         del connections[ALIAS], connections.settings[ALIAS], caches.settings[ALIAS]
         with connection.cursor() as cursor:
             cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

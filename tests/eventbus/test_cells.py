@@ -3,10 +3,12 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
 
 from eventbus import cellmap, cells, kafka
 from eventbus.database.sql import bigints, fetch
@@ -111,3 +113,52 @@ def test_a_wrong_map_is_refused_in_one_sentence_without_addresses(
         cellmap.read(source)
     assert sentence in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def map_file(tmp_path: Path, settings: Settings) -> Iterator[Path]:
+    """Have this process go by a map that is in a file."""
+    file = tmp_path / "cells.json"
+    file.write_text(TWO)
+    settings.FEED_CELLS_FILE = file
+    cells.use(cellmap.read(str(file)), "a")
+    yield file
+    cells.use(cellmap.ONE_CELL, cells.NO_CELL)
+
+
+def test_a_process_hears_of_slots_that_have_moved(map_file: Path) -> None:
+    assert (cells.of(1).name, cells.own().name) == ("a", "a")
+    map_file.write_text(a_map(a={"slots": "0-99", "holds": "0-511"}, b={"slots": "100-1023"}))
+    cells.refresh()
+    assert (cells.of(1).name, cells.own().holds_user(1)) == ("b", True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", a_map(a={"slots": "0-511"}), a_map(a={"slots": "0-511"}, c={"slots": "512-1023"})],
+)
+def test_a_wrong_map_changes_nothing_in_a_process_that_runs(
+    map_file: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does one of other cells, to which the process has no connections; a right one does."""
+    map_file.write_text(text)
+    for _ in range(3):
+        cells.refresh()
+    assert [cells.of(user).name for user in (1, 4)] == ["a", "b"]
+    assert sum("cell_map_refused" in line.getMessage() for line in caplog.records) == 1
+    map_file.write_text(a_map(a={"slots": "512-1023"}, b={"slots": "0-511"}))
+    cells.refresh()
+    assert [cells.of(user).name for user in (1, 4)] == ["b", "a"]
+
+
+def test_code_is_about_the_cell_that_it_says(map_file: Path) -> None:
+    a, b = cells.every().values()
+    assert cells.here() == a
+    with cells.on(b):
+        assert (cells.here(), cells.alias()) == (b, "cell_b")
+        assert list(kafka.groups()) == ["fanout.b", "dlq.b"]
+        with cells.on(a):
+            assert cells.here() == a
+        assert cells.here() == b
+    assert list(kafka.groups()) == ["fanout.a", "dlq.a"]
+    assert [cells.owner_of(group).name for group in ("fanout.b", "fanout", "x.y")] == [*"baa"]
