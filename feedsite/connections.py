@@ -52,11 +52,10 @@ def of_dlq() -> int:
     return DLQ_LANES + len(DLQ_THREADS)
 
 
-def needs(values: Mapping[str, Any]) -> dict[str, Need]:
+def needs(values: Mapping[str, Any], *, has_cells: bool) -> dict[str, Need]:
     """Return what each kind of process needs under these settings; any other command needs one
     connection.
     """
-    has_cells = len(values["FEED_CELLS"].places) > 1
     return {
         "api": Need(of_api(values["BLOCKING_THREADS"], has_cells=has_cells), "BLOCKING_THREADS"),
         "run_fanout": Need(of_fanout(values["FEED_FANOUT_LANES"]), "FEED_FANOUT_LANES"),
@@ -64,6 +63,6 @@ def needs(values: Mapping[str, Any]) -> dict[str, Need]:
     }
 
 
-def most(values: Mapping[str, Any]) -> int:
+def most(values: Mapping[str, Any], *, has_cells: bool) -> int:
     """Return a number that is enough for a process of any kind."""
-    return max(need.connections for need in needs(values).values())
+    return max(need.connections for need in needs(values, has_cells=has_cells).values())

@@ -105,17 +105,12 @@ def _read(env: Env) -> dict[str, Any]:
     all_external = has_cells or not _is_embedded("DATABASE_URL", embedded)
     kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
     threads = {
-        "FEED_CELLS": cell_map,
         "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
         "FEED_FANOUT_LANES": env.int("FEED_FANOUT_LANES", 2, validate=LANES),
     }
     return {
         "FEED_DATA_DIR": data_dir,
-<<<<<<< HEAD
-        "FEED_CELLS_FILE": cellmap.file_of(env.str("FEED_CELLS", "")),
-=======
         "FEED_CELLS": env.str("FEED_CELLS", ""),
->>>>>>> wip-cells
         "FEED_CELL": env.str("FEED_CELL", ""),
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
         "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS)
@@ -137,7 +132,9 @@ def _read(env: Env) -> dict[str, Any]:
         "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         **threads,
         "DATABASE_POOL_MAX": env.int(
-            "DATABASE_POOL_MAX", connections.most(threads), validate=POSITIVE
+            "DATABASE_POOL_MAX",
+            connections.most(threads, has_cells=len(cell_map.places) > 1),
+            validate=POSITIVE,
         ),
         # Tokens
         **_token_settings(env, data_dir, all_external),

@@ -65,7 +65,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    *(["feedsite.middleware.CellOfRequest"] if ENV["FEED_CELLS"].has_names else []),
+    *(["feedsite.middleware.CellOfRequest"] if ENV["FEED_CELLS"] else []),
     "feedsite.middleware.RequestMetrics",
     *(["feedsite.middleware.RequestSpans"] if ENV["OTEL_TRACES_EXPORTER"] != "none" else []),
     "feedsite.middleware.RequestIds",
@@ -211,13 +211,8 @@ JWT_AUDIENCE = ENV["JWT_AUDIENCE"]
 JWT_ISSUER = ENV["JWT_ISSUER"]
 
 # Cells --------------------------------------------------------------------------------------------
-<<<<<<< HEAD
-FEED_CELLS = ENV["FEED_CELLS"]
-FEED_CELLS_FILE = ENV["FEED_CELLS_FILE"]  # None: the map is in none
-=======
 FEED_CELLS = cellmap.read(ENV["FEED_CELLS"])
 FEED_CELLS_FILE = cellmap.file_of(ENV["FEED_CELLS"])
->>>>>>> wip-cells
 # The cell of this process; where that has none, as the API, the one that ids come from.
 FEED_CELL = ENV["FEED_CELL"] or FEED_CELLS.ids
 
@@ -285,7 +280,7 @@ else:
         )
     }
 DATABASE_POOL_MAX = ENV["DATABASE_POOL_MAX"]
-CONNECTIONS_NEEDED = connections.needs(ENV)
+CONNECTIONS_NEEDED = connections.needs(ENV, has_cells=len(FEED_CELLS.places) > 1)
 # For how long a request may wait for PostgreSQL, in seconds.
 DATABASE_ANSWER_SECONDS = 5.0
 
