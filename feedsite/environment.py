@@ -104,7 +104,6 @@ def _read(env: Env) -> dict[str, Any]:
     has_cells = bool(env.str("FEED_CELLS", ""))
     all_external = has_cells or not _is_embedded("DATABASE_URL", embedded)
     kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
-    has_cells = len(cellmap.read(env.str("FEED_CELLS", "")).places) > 1
     threads = {
         "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
         "FEED_FANOUT_LANES": env.int("FEED_FANOUT_LANES", 2, validate=LANES),

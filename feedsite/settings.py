@@ -280,7 +280,7 @@ else:
         )
     }
 DATABASE_POOL_MAX = ENV["DATABASE_POOL_MAX"]
-CONNECTIONS_NEEDED = connections.needs(ENV, has_cells=len(FEED_CELLS.places) > 1)
+CONNECTIONS_NEEDED = connections.needs(ENV, has_cells=FEED_CELLS.has_names)
 # For how long a request may wait for PostgreSQL, in seconds.
 DATABASE_ANSWER_SECONDS = 5.0
 
