@@ -24,6 +24,10 @@ feed_time_to_visible_seconds = Histogram(
 event_retry_total = Counter(
     "event_retry_total", "Attempts repeated, by event type and reason.", ["type", "reason"]
 )
+transaction_events_limit = Gauge(
+    "transaction_events_limit",
+    "Events that this worker puts into one transaction at most, for more were too much; 0: no limit.",
+)
 events_redelivered_total = Counter(
     "events_redelivered_total", "Events delivered again after their effect was committed.", ["type"]
 )

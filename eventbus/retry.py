@@ -3,7 +3,7 @@
 - **transient** (PostgreSQL or the network away, deadlock, serialization failure, no partition yet):
   for as long as it takes;
 - **too much at once** (statement timeout, out of memory, lock table full): `SIZE_ATTEMPTS` times,
-  then less at once;
+  then less at once, and for the next batches too (`eventbus.portion`);
 - **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
 - **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead
   letter.

@@ -1,6 +1,9 @@
-"""Text from outside, made safe to show on a terminal, and asking who sits there."""
+"""Text from outside, made safe to show on a terminal, and what else commands say and ask
+there."""
 
 import unicodedata
+
+TIME = "%Y-%m-%d %H:%M:%SZ"  # of a time in UTC, as in the admin
 
 # Control and format characters, lone surrogates, line and paragraph separators: what moves the
 # cursor, changes colours or the direction of writing, or cannot be written at all.

@@ -23,6 +23,7 @@ from eventbus.consume.positions import Positions
 from eventbus.database.current import connection
 from eventbus.exceptions import WorkerHangs, WorkerStopping
 from eventbus.record import Record
+from eventbus.subscription import Membership
 from eventbus.telemetry import correlation, tracing
 
 POLL_SECONDS = 1.0
@@ -47,7 +48,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class EventConsumer:
+class EventConsumer(Membership):
     """A member of a consumer group, which has its lanes process what it takes.
 
     One thread calls it.

@@ -18,7 +18,7 @@ from eventbus.consume.leaving import Leaving
 from eventbus.database.current import connection
 from eventbus.exceptions import WorkerStopping
 from eventbus.record import Delivery, Record
-from eventbus.subscription import Burial, Membership, Work
+from eventbus.subscription import Burial, Membership, Turn, Work
 
 # A smaller batch is one transaction faster than it is two.
 EVENTS_WORTH_A_LANE = 25
@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
 
 
-class LaneTurn:
+class LaneTurn(Turn):
     """The `Turn` of one lane: its share of a batch, and the signs of life it gives while it works
     on that.
     """

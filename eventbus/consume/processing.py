@@ -5,7 +5,8 @@ neither.
 
 The bracket is one PostgreSQL transaction. When it fails for a reason that lies in an event, or is
 too much at once, the batch is halved until the culprits stand alone: their neighbours commit at
-once, later events of a culprit's key wait behind it.
+once, later events of a culprit's key wait behind it. What was too much is remembered for the next
+batches (`eventbus.portion`).
 """
 
 import time
@@ -26,8 +27,9 @@ from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
 from eventbus.models import ProcessedEvent
+from eventbus.portion import Portion
 from eventbus.record import Delivery, Record
-from eventbus.subscription import Facts, Handlers, Turn
+from eventbus.subscription import Facts, Handlers, Turn, Work
 from eventbus.telemetry import correlation
 
 Chain = deque[Delivery]  # events of one key, in order
@@ -35,8 +37,8 @@ Chain = deque[Delivery]  # events of one key, in order
 log = structlog.get_logger(__name__)
 
 
-class Processor:
-    """The `Work` of lanes: has batches applied by an app's handlers.
+class Processor(Work):
+    """The work of `run_fanout`: has batches applied by an app's handlers.
 
     Several lanes may be in `process` at once.
     """
@@ -45,6 +47,7 @@ class Processor:
         self._handlers = handlers
         self.worker_id = uuid4()
         self.slowest = Slowest()
+        self._portion = Portion()
 
     def process(self, records: Sequence[Record], turn: Turn) -> None:
         """Return when every record is applied, dead-lettered or no longer ours.
@@ -54,10 +57,11 @@ class Processor:
         deliveries = self._decode(turn, records)
         correlation.bind_deliveries(deliveries)
         by_id = {delivery.event.event_id: delivery for delivery in deliveries}
-        # By key, through all parts of the plan: a later event of the key may be in a later part.
+        # By key, through all parts of all plans: a later event of the key may be in a later part.
         culprits: dict[int, Chain] = {}
-        for facts in self._plan(turn, [delivery.fact for delivery in deliveries]):
-            self._commit_neighbours(turn, [by_id[fact.event_id] for fact in facts], culprits)
+        for portion in self._portion.cut([delivery.fact for delivery in deliveries]):
+            for facts in self._plan(turn, portion):
+                self._commit_neighbours(turn, [by_id[fact.event_id] for fact in facts], culprits)
         self._work_off(turn, list(culprits.values()))
 
     def _plan(self, turn: Turn, facts: Facts) -> list[list[Any]]:
@@ -70,6 +74,7 @@ class Processor:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_commit`
             log.warning("plan_failed", count=len(facts), error=retry.reason(error))
+            self._note_failure(error, len(facts))
         if len(facts) <= 1:
             return [list(facts)]
         middle = len(facts) // 2
@@ -137,8 +142,11 @@ class Processor:
         for half in (chains[:middle], chains[middle:]):
             # Of whole chains, so that no event passes an earlier one of its key in the other half.
             together = [delivery for chain in half for delivery in chain]
-            if self._commit(turn, together, careful=True) is not None:
-                culprits += self._isolate(turn, half)
+            # No try where less has just been too much.
+            is_worth_a_try = self._portion.fits(len(together))
+            if is_worth_a_try and self._commit(turn, together, careful=True) is None:
+                continue
+            culprits += self._isolate(turn, half)
         return culprits
 
     def _work_off(self, turn: Turn, chains: list[Chain]) -> None:
@@ -190,7 +198,9 @@ class Processor:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
             log.warning("events_failed", count=len(ours), error=retry.reason(error))
+            self._note_failure(error, len(ours))
             return error
+        self._portion.went_well(len(ours))
         for delivery in ours:
             metrics.observe_processed(
                 delivery.event.type, delivery.taken_at, delivery.record.timestamp_ms
@@ -199,6 +209,10 @@ class Processor:
         if ours:
             self.slowest.note(ours)
         return None
+
+    def _note_failure(self, error: Exception, count: int) -> None:
+        if retry.is_too_much(error):
+            self._portion.was_too_much(count)
 
     def _apply_and_follow_up(self, turn: Turn, deliveries: list[Delivery], careful: bool) -> None:
         """Commit `deliveries`, in several transactions if they are a large one, then make their

@@ -21,12 +21,12 @@ from eventbus.consume.leaving import Leaving
 from eventbus.consume.processing import Processor
 from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.record import Record
-from eventbus.subscription import Subscription
+from eventbus.subscription import Membership, Subscription
 
 POLL_SECONDS = 1.0
 
 
-class _WholeTopic:
+class _WholeTopic(Membership):
     """Who reads without a group loses no partition."""
 
     def still_ours(self, _record: Record) -> bool:

@@ -18,8 +18,9 @@ from eventbus.database.sql import as_bytes
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.deadletters import erasing
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
+from eventbus.portion import Portion
 from eventbus.record import Record
-from eventbus.subscription import Turn
+from eventbus.subscription import Turn, Work
 from eventbus.telemetry import correlation
 
 _VALUES = re.compile(r"\"[^\"]*\"|'[^']*'|\b[0-9a-fA-F]{8,}\b|\d+")
@@ -29,8 +30,11 @@ _PRIVATE = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'|\b[0-9a-fA-F]{8,}\b|\d{5,}")
 MAX_GROUP_MESSAGE_CHARS = 300
 
 
-class DeadLetterStore:
+class DeadLetterStore(Work):
     """Stores batches of dead letters, each once: the work of `run_dlq`."""
+
+    def __init__(self) -> None:
+        self._portion = Portion()
 
     def process(self, records: Sequence[Record], turn: Turn) -> None:
         """Return when every record is stored, however long PostgreSQL is away.
@@ -39,22 +43,23 @@ class DeadLetterStore:
         """
         correlation.bind_records(records)
         try:
-            self._process(records, turn)
+            for portion in self._portion.cut(records):
+                self._process(portion, turn)
         finally:
             connection.close()
 
     def _process(self, records: Sequence[Record], turn: Turn) -> None:
-        if len(records) <= 1:
-            retry.until_possible(turn.wait, store, records)
-            return
+        repeat = retry.until_too_much if len(records) > 1 else retry.until_possible
         try:
-            retry.until_too_much(turn.wait, store, records)
+            repeat(turn.wait, store, records)
         except DatabaseError as error:
             if not retry.is_too_much(error):
                 raise
-            middle = len(records) // 2
-            self._process(records[:middle], turn)
-            self._process(records[middle:], turn)
+            self._portion.was_too_much(len(records))
+            for portion in self._portion.cut(records):
+                self._process(portion, turn)
+        else:
+            self._portion.went_well(len(records))
 
 
 @atomic()

@@ -13,11 +13,12 @@ from eventbus.deadletters import letters
 from eventbus.deadletters import store as dead_letter_store
 from eventbus.exceptions import DeadLetterFlood, RecordTooLarge
 from eventbus.record import Delivery, Record
+from eventbus.subscription import Burial
 
 log = structlog.get_logger(__name__)
 
 
-class DeadLetterWriter:
+class DeadLetterWriter(Burial):
     """Writes dead letters for one consumer group and stops the worker when they become a flood.
 
     A replay that fails again is none: somebody asked for it, it is in the dead letters already, and

@@ -2,6 +2,8 @@
 
 import socket
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.e2e.system import Process, System, settled, wait_until
 pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
 
 AUTHOR, READER = 1, 2
+OTHERS = range(100, 500)
 # Well before granian kills what has not ended.
 ENDS_WITHIN_SECONDS = 6.0
 
@@ -39,7 +42,11 @@ def test_a_post_is_told_and_the_end_of_an_api_ends_its_streams(tmp_path: Path) -
                 post = client.post("/posts", json={"content": "x"}).json()
             heard = read_until(stream, b"event: new")
             assert post["id"].encode() in heard or read_until(stream, post["id"].encode())
-            assert_ends(api, stream)
+            with ExitStack() as others:
+                streams = [stream, *(others.enter_context(system.stream(user)) for user in OTHERS)]
+                for other in streams[1:]:
+                    read_until(other, b"retry:")
+                assert_ends(api, streams)
 
 
 def follow(system: System) -> int:
@@ -47,8 +54,9 @@ def follow(system: System) -> int:
         return int(client.put(f"/follows/{AUTHOR}").json()["event_id"])
 
 
-def assert_ends(api: Process, stream: socket.socket) -> None:
+def assert_ends(api: Process, streams: Iterable[socket.socket]) -> None:
     began = time.monotonic()
     assert api.stop() == 0
     assert time.monotonic() - began < ENDS_WITHIN_SECONDS
-    read_until(stream, b"event: end")
+    for stream in streams:
+        read_until(stream, b"event: end")

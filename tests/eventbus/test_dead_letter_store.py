@@ -254,8 +254,11 @@ def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
         whole(records)
 
     monkeypatch.setattr(dead_letter_store, "store", store_a_few)
-    dead_letter_store.DeadLetterStore().process(
-        [a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn()
-    )
+    work = dead_letter_store.DeadLetterStore()
+    work.process([a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn())
     assert DeadLetter.objects.count() == 4
     assert sizes == [4, 4, 2, 2]
+    # The next batch does not find it out again.
+    work.process([a_dead_letter(origin_offset=n) for n in range(4, 8)], FreeTurn())
+    assert DeadLetter.objects.count() == 8
+    assert sizes[4:] == [2, 2]

@@ -24,6 +24,7 @@ from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, PublishTimedOut, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterGroup, ProcessedEvent
+from eventbus.portion import GROW_AFTER
 from eventbus.record import Delivery, Record
 from feedsite import environment
 from tests.eventbus.events import NOON, TYPE, a_record, an_event, counted, eventually
@@ -502,8 +503,49 @@ def test_what_is_too_much_at_once_is_done_in_halves(
     worker.process(*events_of_different_keys(8))
     assert sorted(journal.rows()) == list(range(1, 9))
     assert worker.buried == []
-    # Twice all together, twice each of two fours, then twos.
-    assert [len(call) for call in journal.calls] == [8, 8, 4, 4, 2, 2, 4, 4, 2, 2]
+    # Twice all together, twice one of two fours, then twos.
+    assert [len(call) for call in journal.calls] == [8, 8, 4, 4, 2, 2, 2, 2]
+
+
+def test_what_was_too_much_is_remembered_for_the_next_batches_until_enough_has_gone_well(
+    worker: Worker, journal: Journal
+) -> None:
+    """A statement of a full batch takes longer than `statement_timeout` allows."""
+
+    def take_long(events: list[int]) -> None:
+        execute("SET LOCAL statement_timeout = '100ms'")
+        execute("SELECT pg_sleep(1) WHERE %s > 4", len(events))
+
+    def sizes_of(first: int) -> list[int]:
+        journal.calls.clear()
+        worker.process(*(an_event(first + number, key=1 + number) for number in range(8)))
+        return [len(call) for call in journal.calls]
+
+    journal.on_apply = take_long
+    assert sizes_of(100) == [8, 8, 4, 4]
+    assert counted("transaction_events_limit") == 4
+    assert sizes_of(200) == [4, 4]
+    # Somebody has raised the time-out. No batch is larger for it before so much has gone well.
+    journal.on_apply = lambda _events: None
+    later = [sizes_of(1_000 * number) for number in range(1, GROW_AFTER // 2)]
+    assert later == [[4, 4]] * 8 + [[8]]
+    assert counted("transaction_events_limit") == 0
+    assert worker.buried == []
+
+
+def test_events_of_one_key_stay_in_order_in_limited_portions(
+    worker: Worker, journal: Journal
+) -> None:
+    journal.most = 3
+    worker.process(*events_of_different_keys(8))
+    worker.process(
+        *(
+            an_event(number, key=1 + number % 2, fails="bug" if number == 21 else "")
+            for number in range(20, 28)
+        )
+    )
+    assert journal.rows()[8:] == [20, 22, 24, 26, 23, 25, 27]
+    assert worker.buried_ids == [21]
 
 
 def test_the_events_of_one_key_that_are_too_much_together_are_done_one_by_one(

@@ -507,7 +507,7 @@ def test_the_command_keeps_them_and_shows_all(
     lay_out(0, newest + 1)
     call_command("keep_partitions")
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("feed_entries_1: posts from 2024-01-01 00:00:00 to 2024-01-01 ")
+    assert first.startswith("feed_entries_1: posts from 2024-01-01 00:00:00Z to 2024-01-01 ")
     assert first.endswith(", 0 rows")
     assert last == "Nothing is materialised up to post 0."
     assert len(names()) == 1 + 1 + AHEAD

@@ -14,6 +14,7 @@ from django.conf import settings
 
 from eventbus import kafka, producer
 from eventbus.models import DeadLetter
+from feeds import live_tickets
 from feedsite.authentication import issue_token
 from feedsite.embedded import state
 from feedsite.embedded.kafka import KAFKA
@@ -111,6 +112,7 @@ def test_a_line_about_a_batch_names_its_events(talkative: System) -> None:
 def test_no_log_holds_what_people_wrote_or_a_token(talkative: System) -> None:
     secret = f"nobody else's business {uuid4()}"
     token = issue_token(7, "", 60)
+    ticket = live_tickets.issue(7)
     workers = [Worker(talkative, command, **LOGS) for command in ("run_fanout", "run_dlq")]
     for authorization in (f"Bearer {token}", f"Bearer {token}x", token):
         with httpx.Client(
@@ -123,7 +125,11 @@ def test_no_log_holds_what_people_wrote_or_a_token(talkative: System) -> None:
                 headers={"Content-Type": "application/json"},
             )
             client.post("/posts", json={"content": secret * 200})
+            client.post("/posts", json={"content": secret, "data": {"note": secret}})
+            client.patch("/posts/1", json={"content": secret, "data": {"note": secret}})
             client.get("/feeds/7", params={"cursor": secret})
+            client.get("/feeds/7/live", params={"ticket": ticket, "since": secret})
+            log_in(client, secret)
     for value in (secret, f'{{"event_id": "1", "payload": "{secret}"}}'):
         producer.publish_record(
             kafka.FEED_EVENTS, b"7", value.encode(), [("note", secret.encode())]
@@ -135,10 +141,19 @@ def test_no_log_holds_what_people_wrote_or_a_token(talkative: System) -> None:
         assert text
         assert secret.rpartition(" ")[2] not in text, log
         assert token not in text
+        assert ticket not in text
         assert token.rpartition(".")[2] not in text
         assert not any(password in text for password in passwords)
         assert settings.SECRET_KEY not in text
         assert settings.JWT_SIGNING_KEY not in text
+
+
+def log_in(client: httpx.Client, password: str) -> None:
+    """Try to log in to the admin with a wrong password."""
+    page = client.get("/admin/login/").raise_for_status()
+    fields = {"csrfmiddlewaretoken": page.cookies["csrftoken"], "username": "nobody"}
+    refused = client.post("/admin/login/", data={**fields, "password": password})
+    assert refused.status_code in (200, 429), refused.text
 
 
 @outages.needs_embedded_broker

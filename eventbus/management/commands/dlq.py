@@ -12,9 +12,8 @@ from eventbus.deadletters import payloads, replay
 from eventbus.exceptions import PublishFailed
 from eventbus.ids import node_lease
 from eventbus.models import DeadLetter, DeadLetterQuerySet
-from eventbus.terminal import agreed, count_of, visible
+from eventbus.terminal import TIME, agreed, count_of, visible
 
-TIME = "%Y-%m-%d %H:%M:%SZ"  # as in the admin
 SELECTORS = ("id", "group", "error", "type", "since", "until", "all")
 
 
