@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -21,9 +22,18 @@ OWN_HEADERS = {
 }
 
 
-@cache
+_making = Lock()
+
+
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
+    # Its generator fails when several threads, as clients of a test are, make it at a time.
+    with _making:
+        return _document()
+
+
+@cache
+def _document() -> dict[str, Any]:
     found: dict[str, Any] = SchemaGenerator().get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     return found
 
