@@ -41,8 +41,13 @@ def run() -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
+    from feedsite import each_cell
+
     try:
-        execute_from_command_line(sys.argv)
+        arguments = each_cell.take_cell(sys.argv)
+        if each_cell.is_for_each(arguments):
+            sys.exit(each_cell.run(arguments))
+        execute_from_command_line(arguments)
     except ImproperlyConfigured as error:
         sys.exit(f"error: {error}")
     except DatabaseFailure as error:

@@ -157,6 +157,7 @@ class DeadLetterActions(ReadOnlyAdmin):
     """
 
     actions = ["replay_selected", "discard_selected"]
+    change_list_template = "admin/dead_letters.html"
     show_facets = admin.ShowFacets.NEVER
 
     class Media:

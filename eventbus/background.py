@@ -6,7 +6,8 @@ from typing import Self
 
 import structlog
 from django import db
-from django.db import connection
+
+from eventbus.database.current import connection
 
 log = structlog.get_logger(__name__)
 

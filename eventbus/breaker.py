@@ -1,4 +1,4 @@
-"""A circuit breaker for each server that requests wait for.
+"""A circuit breaker for each server that requests wait for, in each cell.
 
 While a server answers, its breaker is closed and costs a look at one attribute. After `FAILURES`
 calls in a row that got no answer it is open: callers are refused at once, except for one at a time,
@@ -12,10 +12,12 @@ for it open for a fixed time, which would keep a server that has come back away 
 import math
 import threading
 import time
+from typing import NamedTuple
 
 import structlog
 
 from eventbus import metrics
+from eventbus.cells import Cell
 from eventbus.exceptions import ServerAway
 
 FAILURES = 3
@@ -102,6 +104,24 @@ class Breaker:
             self._trial = NO_TRIAL
 
 
+class Breakers(NamedTuple):
+    """Those of the servers that a cell has for itself."""
+
+    postgresql: Breaker
+    redis: Breaker
+
+
+_of_cells: dict[str, Breakers] = {}
+
+
+def of(cell: Cell) -> Breakers:
+    """Return the breakers of a cell: another one that is away keeps nobody from these servers."""
+    found = _of_cells.get(cell.name)
+    if found is None:
+        made = Breakers(Breaker(cell.named("postgresql")), Breaker(cell.named("redis"), failures=1))
+        # Of two threads that come first, the one that is later takes what the other has made.
+        found = _of_cells.setdefault(cell.name, made)
+    return found
+
+
 KAFKA = Breaker("kafka")
-POSTGRESQL = Breaker("postgresql")
-REDIS = Breaker("redis", failures=1)

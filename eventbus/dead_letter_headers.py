@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+from eventbus import cells
+from eventbus.cells import Cell
 from eventbus.ids.snowflake import MAX_ID, number_in
 from eventbus.record import Headers, Record
 
 PREFIX = "dlq."
 ENTRY = PREFIX + "entry"
+# With several cells, the one that a replay is for.
+CELL = PREFIX + "cell"
 EVENT_ID = PREFIX + "event_id"
 
 PROOF_CHARS = 64
@@ -128,6 +132,20 @@ class Claim:
 
     def to_header(self) -> tuple[str, bytes]:
         return ENTRY, f"{self.entry_id}:{self.proof}".encode()
+
+
+def cell_header(cell: Cell) -> Headers:
+    """Return the header that says whose dead letter is replayed; none where there is one cell."""
+    return [(CELL, cell.name.encode())] if cell.name else []
+
+
+def is_for_another(record: Record) -> bool:
+    """Tell whether the record says that it replays a dead letter of another cell than ours.
+
+    Nothing proves it, for the proof is in that cell: nobody may lose an event by it.
+    """
+    own = cells.here().name.encode()
+    return any(name == CELL and value != own for name, value in record.headers)
 
 
 def _proof(entry_id: int, token: UUID, key: bytes | None, value: bytes | None) -> str:

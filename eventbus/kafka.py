@@ -8,10 +8,13 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 from django.conf import settings
 
+from eventbus import cells
+
 FEED_EVENTS = "feed-events"
 DEAD_LETTER_EVENTS = "dead-letter-events"
 TOPICS = (FEED_EVENTS, DEAD_LETTER_EVENTS)
 
+# With several cells each has groups of its own: see `fanout_group`.
 FANOUT_GROUP = "fanout"
 DLQ_GROUP = "dlq"
 
@@ -34,9 +37,19 @@ log = logging.getLogger("librdkafka")
 Config = dict[str, Any]
 
 
+def fanout_group() -> str:
+    """Return the group that builds the feeds of the cell we are on."""
+    return cells.here().named(FANOUT_GROUP)
+
+
+def dlq_group() -> str:
+    """Return the group that stores the dead letters of the cell we are on."""
+    return cells.here().named(DLQ_GROUP)
+
+
 def groups() -> dict[str, str]:
-    """Return the topic of each consumer group."""
-    return {FANOUT_GROUP: FEED_EVENTS, DLQ_GROUP: DEAD_LETTER_EVENTS}
+    """Return the topic of each consumer group of the cell we are on."""
+    return {fanout_group(): FEED_EVENTS, dlq_group(): DEAD_LETTER_EVENTS}
 
 
 def client_config() -> Config:

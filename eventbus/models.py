@@ -167,6 +167,25 @@ class SnowflakeNode(models.Model):
         return f"node {self.node_id}"
 
 
+class CellIdentity(models.Model):
+    """The single row that says which cell this database is, and whose feeds it keeps up to date;
+    none where there is one cell.
+    """
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    name = models.CharField(max_length=16)
+    holds = models.TextField(help_text="slots, as in the map of cells")
+
+    class Meta:
+        db_table = "cell_identity"
+        constraints = [
+            models.CheckConstraint(condition=models.Q(id=1), name="cell_identity_single_row")
+        ]
+
+    def __str__(self) -> str:
+        return f"cell {self.name}"
+
+
 class IdempotencyKey(models.Model):
     """The ids reserved for a write under a client's key, before anything was published.
 

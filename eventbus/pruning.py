@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
 from eventbus.ids import clock
 from eventbus.ids.snowflake import compose
@@ -103,7 +103,7 @@ def _prune_dead_letters(before: datetime, dry_run: bool) -> int:
     return total
 
 
-@transaction.atomic
+@atomic()
 def _delete_dead_letters(before: datetime) -> int:
     old = (
         DeadLetter.objects.closed_before(before).select_for_update(skip_locked=True).order_by("id")

@@ -59,14 +59,14 @@ def run_dead_letter_store(metrics_at: MetricsAddress | None) -> None:
     leaving = Leaving()
     consumer = EventConsumer(
         kafka.DEAD_LETTER_EVENTS,
-        kafka.DLQ_GROUP,
+        kafka.dlq_group(),
         batch_max_events=100,
         batch_max_wait=0.005,
         leaving=leaving,
     )
     # What cannot be stored here waits: there is no dead letter of a dead letter, so its burial is
     # never asked for.
-    lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(kafka.DLQ_GROUP), leaving)
+    lanes = Lanes(1, DeadLetterStore(), DeadLetterWriter(consumer.group), leaving)
     with Heart(consumer).beating(), unresolved.counting():
         _run(consumer, lanes, leaving, metrics_at)
 

@@ -14,6 +14,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from eventbus import cell_pages, cells
 from eventbus.admin import LargeTableAdmin, id_of
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.ids import idempotency
@@ -73,6 +74,8 @@ class FeedAdmin(LargeTableAdmin):
     def inspect_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
         """Show a user's feed as stored and as defined; a POST acts on it and comes back here."""
         self._require_view(request)
+        if way := cell_pages.elsewhere(request, user_id):
+            return way
         if request.method == "POST":
             self._act(request, user_id)
             return HttpResponseRedirect(_inspect_url(user_id))
@@ -98,6 +101,8 @@ class FeedAdmin(LargeTableAdmin):
         """Ask whether to erase a user; a POST with the user's id typed in does it."""
         if not request.user.has_perm(MAY_ERASE):
             raise PermissionDenied
+        if way := cell_pages.elsewhere(request, user_id):
+            return way
         is_wrong = False
         if request.method == "POST":
             if id_of(request.POST.get("user_id", "").strip()) == user_id:
@@ -129,6 +134,8 @@ class FeedAdmin(LargeTableAdmin):
         """
         self._require_view(request)
         user_id, other_id = id_of(request.GET.get("user", "")), id_of(request.GET.get("other", ""))
+        if user_id is not None and (way := cell_pages.elsewhere(request, user_id)):
+            return way
         context = {
             **self.admin_site.each_context(request),
             "title": "Follows" if user_id is None else f"Follows of user {user_id}",
@@ -219,6 +226,12 @@ class _Pair(NamedTuple):
 
 
 def _pair(follower_id: int, followee_id: int) -> _Pair:
+    # A follow is told by the cell of who follows.
+    with cells.on(cells.of(follower_id)):
+        return _pair_here(follower_id, followee_id)
+
+
+def _pair_here(follower_id: int, followee_id: int) -> _Pair:
     pair = {"follower_id": follower_id, "followee_id": followee_id}
     found = Follow.objects.filter(**pair).first() or Follow(**pair, active=False)
     # Also where there is no follow for it to be repeated on.

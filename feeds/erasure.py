@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
-from django.db import transaction
 
 from eventbus import metrics
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.deadletters import erasing
 from eventbus.ids import clock
@@ -212,7 +212,7 @@ def erase_part() -> bool:
     place = _claim()
     if place is None:
         return False
-    with transaction.atomic():
+    with atomic():
         part = STEPS[place.step](place)
     # Before the place moves on: who takes over after a crash voids them again.
     _void(place.user_id, part)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from eventbus import cells
+from eventbus.cells import Cell
 from eventbus.database.sql import as_bytes, fetch
 from eventbus.deadletters import erasing
 from eventbus.deadletters.payloads import pretty
@@ -36,6 +38,7 @@ class Section(NamedTuple):
     columns: tuple[str, ...]
     statement: str
     first_key: int | str = 0
+    by_follower: bool = False  # each cell has those of the followers that it serves
 
 
 SECTIONS = (
@@ -84,18 +87,20 @@ SECTIONS = (
         ("user_id", "event_id"),
         """
         SELECT follower_id, event_id FROM follows
-        WHERE followee_id = %(user)s AND active AND follower_id > %(after)s
+        WHERE followee_id = %(user)s AND active AND follower_id > %(after)s AND {served}
         ORDER BY follower_id LIMIT %(limit)s
         """,
+        by_follower=True,
     ),
     Section(
         "former_follower",
         ("user_id", "event_id"),
         """
         SELECT follower_id, event_id FROM follows
-        WHERE followee_id = %(user)s AND NOT active AND follower_id > %(after)s
+        WHERE followee_id = %(user)s AND NOT active AND follower_id > %(after)s AND {served}
         ORDER BY follower_id LIMIT %(limit)s
         """,
+        by_follower=True,
     ),
     Section(
         "mutes",
@@ -158,17 +163,24 @@ def pieces(user_id: int, *, thorough: bool = False) -> Iterator[bytes]:
         yield from _section(section, user_id)
     if thorough:
         yield from _events(user_id)
-        yield from _dead_letters(user_id)
+        for cell in cells.every().values():
+            yield from _dead_letters(user_id, cell)
     yield _line("end", {"user_id": user_id})
 
 
 def _section(section: Section, user_id: int) -> Iterator[bytes]:
+    asked = cells.every().values() if section.by_follower else [cells.of(user_id)]
+    for cell in asked:
+        yield from _rows(section, user_id, cell)
+
+
+def _rows(section: Section, user_id: int, cell: Cell) -> Iterator[bytes]:
     values: dict[str, Any] = {
         "user": user_id,
         "after": section.first_key,
         "limit": LINES_A_PIECE,
     }
-    while rows := fetch(section.statement, values):
+    while rows := _fetch_on(cell, section.statement, values):
         lines = [_line(section.kind, dict(zip(section.columns, row, strict=True))) for row in rows]
         yield b"".join(lines)
         if len(rows) < LINES_A_PIECE:
@@ -176,11 +188,17 @@ def _section(section: Section, user_id: int) -> Iterator[bytes]:
         values["after"] = rows[-1][0]
 
 
+def _fetch_on(cell: Cell, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    # One question at a time: the next piece may be made by another thread.
+    with cells.on(cell):
+        return fetch(statement.replace("{served}", cells.serves_sql("follower_id")), values)
+
+
 def _events(user_id: int) -> Iterator[bytes]:
     after: int | None = 0
     while after is not None:
         values = {"user": user_id, "after": after, "limit": WALKED_A_PIECE}
-        rows = fetch(_EVENTS, values)
+        rows = _fetch_on(cells.of(user_id), _EVENTS, values)
         after = rows[0][0]
         yield b"".join(
             _line("event", {"event_id": event_id, "type": kind, "processed_at": processed_at})
@@ -189,7 +207,7 @@ def _events(user_id: int) -> Iterator[bytes]:
         )
 
 
-def _dead_letters(user_id: int) -> Iterator[bytes]:
+def _dead_letters(user_id: int, cell: Cell) -> Iterator[bytes]:
     after: int | None = 0
     while after is not None:
         values = {
@@ -199,7 +217,7 @@ def _dead_letters(user_id: int) -> Iterator[bytes]:
             "key": str(user_id).encode(),
             "quoted": b'"%d"' % user_id,
         }
-        rows = fetch(_DEAD_LETTERS, values)
+        rows = _fetch_on(cell, _DEAD_LETTERS, values)
         after = rows[0][0]
         for _, entry_id, state, created_at, key, value in rows:
             if entry_id is None or not erasing.names(user_id, as_bytes(key), as_bytes(value)):

@@ -19,10 +19,10 @@ row.
 from collections.abc import Iterable, Sequence
 
 from django.conf import settings
-from django.db import transaction
 
 from eventbus import metrics
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import MAX_ID
@@ -155,7 +155,7 @@ def withdraw_later(deletion: PostDeleted) -> None:
         Withdrawal.objects.get_or_create(post_id=post_id, defaults={"author_id": author_id})
 
 
-@transaction.atomic
+@atomic()
 def withdraw_part() -> bool:
     """Take a post that is being withdrawn out of the next feeds; return whether there was one that
     nobody is at.

@@ -6,7 +6,8 @@ from typing import Any
 
 from django.conf import settings
 
-from eventbus import kafka
+from eventbus import cells, kafka
+from eventbus.cells import Cell
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
@@ -52,7 +53,7 @@ def subscription() -> Subscription:
     """Return what `run_fanout` consumes and how."""
     return Subscription(
         topic=kafka.FEED_EVENTS,
-        group=kafka.FANOUT_GROUP,
+        group=kafka.fanout_group(),
         lanes=settings.FEED_FANOUT_LANES,
         batch_max_events=settings.FEED_FANOUT_LANES * settings.FEED_BATCH_MAX_EVENTS,
         batch_max_wait=settings.FEED_BATCH_MAX_WAIT_MS / 1000,
@@ -104,6 +105,7 @@ class FeedHandlers(Handlers[FeedFact]):
         first = facts[0]
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
+        facts = _concerning(cells.here(), facts)
         _ensure_feeds(facts)
         about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
         if about_users:
@@ -135,6 +137,28 @@ class FeedHandlers(Handlers[FeedFact]):
                 changes.append(Change(audience_of, pulled_from, new_posts[author]))
             here.pages.invalidate(users.union(*audience.values()), watched, changes)
             users, changes = set(), []
+
+
+def _concerning(cell: Cell, facts: Sequence[FeedFact]) -> Sequence[FeedFact]:
+    """Return what the cell has to know: all posts and erasures, and what is about those it holds.
+
+    A block is about both users: it keeps either from following the other.
+    """
+    if cell.holds_all:
+        return facts
+    return [fact for fact in facts if _concerns(cell, fact)]
+
+
+def _concerns(cell: Cell, fact: FeedFact) -> bool:
+    match fact:
+        case FollowFact():
+            return cell.holds_user(fact.follower_id)
+        case MuteFact() | FeedSeen():
+            return cell.holds_user(fact.user_id)
+        case BlockFact():
+            return any(map(cell.holds_user, fact.users))
+        case _:
+            return True
 
 
 def _new_posts(facts: Sequence[FeedFact], deleted: Container[int]) -> dict[int, list[int]]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus import metrics
 from eventbus.background import Repeating
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
 from feeds import erasure, fanout
 from feeds.models import RESTING, Housekeeping
@@ -90,7 +90,7 @@ def watch_pulled_authors() -> int:
     [(is_any_unwatched,)] = fetch(f"SELECT EXISTS ({_UNWATCHED})", values)
     if not is_any_unwatched:
         return 0
-    with transaction.atomic():
+    with atomic():
         locks.acquire_bulk_load()
         marked = execute(_WATCH, values)
         era.mark_closed()
@@ -120,7 +120,7 @@ def walk() -> float:
     next.
     """
     Housekeeping.objects.get_or_create(id=1)
-    with transaction.atomic():
+    with atomic():
         locks.join_workers()
         place = (
             Housekeeping.objects.select_for_update(skip_locked=True)

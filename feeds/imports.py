@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TextIO
 
-from django.db import connection, transaction
-
+from eventbus import cells
 from eventbus.database import locks
+from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import compose
 from feeds import fanout
-from feeds.models import BLOCKED, BLOCKS_OF, LAST_BLOCK
+from feeds.models import BLOCKED, BLOCKS_OF, LAST_BLOCK, RESTING
 from feeds.read import era
 from posts.csvfiles import BadLine, BadLines, read_table
 from posts.models import ALIVE
@@ -33,6 +33,7 @@ CREATE TEMPORARY TABLE new_follows (follower_id bigint, followee_id bigint) ON C
 """
 _COPY = "COPY staged_follows FROM STDIN"
 
+_LEAVE_TO_OTHER_CELLS = "DELETE FROM staged_follows WHERE NOT {held}"
 # An erased user is in no file: see ADR 32.
 _LEAVE_OUT = """
 DELETE FROM staged_follows USING erasures WHERE user_id = {user} AND erasures.event_id > %s
@@ -68,8 +69,9 @@ WHERE follows.event_id < EXCLUDED.event_id
 """  # noqa: S608 - composed of constants
 
 _FEEDS = """
-INSERT INTO feeds (user_id)
-SELECT follower_id FROM new_follows UNION SELECT followee_id FROM new_follows ORDER BY 1
+INSERT INTO feeds (user_id, idle, floor)
+SELECT id, NOT {held}, CASE WHEN {held} THEN 0 ELSE {resting} END
+FROM (SELECT follower_id FROM new_follows UNION SELECT followee_id FROM new_follows) AS new (id) ORDER BY 1
 ON CONFLICT DO NOTHING
 """
 
@@ -102,16 +104,18 @@ WHERE user_id = newest.follower_id AND floor < newest.id
 """  # noqa: S608 - composed of constants
 
 
-@transaction.atomic
+@atomic()
 def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) -> Imported:
     """Make `pairs` (follower, followee) active but for those that a later event changed or that a
-    block is in the way of; none when reading fails.
+    block is in the way of; none when reading fails. Followers whom another cell holds are left to
+    it.
 
     Workers wait during the merge, so no post can fall between an import and a fan-out. The cache is
     closed with the commit; call `here.pages.wait_until_noticed` afterwards.
     """
     execute(_STAGE)
     lines = _copy(pairs)
+    execute(_LEAVE_TO_OTHER_CELLS.format(held=cells.holds_sql("follower_id")))
     # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes
     # it to have.
     execute("ANALYZE staged_follows")
@@ -122,7 +126,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     execute(_MERGE, {"event": event_id})
     if new:
         execute("ANALYZE new_follows")
-        execute(_FEEDS)
+        execute(_FEEDS.format(held=cells.holds_sql("id"), resting=RESTING))
         execute(_COUNTS, [fanout.pulled_from()])
         execute(_RAISE_FLOORS)
         era.mark_closed()

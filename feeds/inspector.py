@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.urls import reverse
 
+from eventbus import cell_pages
 from eventbus.database.sql import fetch
 from feeds import live_tickets
 from feeds.models import HORIZON, RESTING, Feed
@@ -134,7 +135,7 @@ class Inspection:
             return ""
         newest = max((entry.row.post_id for entry in self.entries if entry.row.defined), default=0)
         query = urlencode({"since": newest, "ticket": live_tickets.issue(self.user_id)})
-        return f"{reverse('live', args=[self.user_id])}?{query}"
+        return f"{cell_pages.without_prefix(reverse('live', args=[self.user_id]))}?{query}"
 
     def count(self, source: str) -> int:
         return sum(1 for entry in self.entries if entry.source == source)

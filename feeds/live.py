@@ -1,9 +1,10 @@
 """What the live streams of a process are told: which posts are new in each of their feeds.
 
-Two threads work for all streams. One hears what workers announce, which says all that a stream has
-to know of a new post. The other counts feeds in PostgreSQL, 500 in a question: when a stream is
-opened, when its feed has changed otherwise, after each gap in what was heard, and all of them now
-and then, often while nothing is announced. The streams themselves are on the event loop.
+Two threads, both on one cell, work for all streams of its readers. One hears what workers announce,
+which says all that a stream has to know of a new post. The other counts feeds in PostgreSQL, 500 in
+a question: when a stream is opened, when its feed has changed otherwise, after each gap in what was
+heard, and all of them now and then, often while nothing is announced. The streams themselves are on
+the event loop.
 """
 
 import threading
@@ -14,15 +15,15 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 from django import db
-from django.db import connection
 from redis import Redis, RedisError
 
+from eventbus.database.current import connection
 from eventbus.database.sql import bigints, fetch
 from feeds import announcements
 from feeds.announcements import Change
 from feeds.models import HORIZON, PULLED_BY, RESTING
 from feeds.read import here
-from feeds.read.era import connection_pool, pool_like
+from feeds.read.era import pool_like
 from feeds.timeline import Reader, newest_partitions_begin_after
 from posts import pagination
 from posts.models import PULLED, PUSHED
@@ -137,7 +138,7 @@ class NewPosts:
 
 
 class Streams(Protocol):
-    """The open streams of a process; all is called in the threads that hear and count."""
+    """The open streams of a cell in a process; all is called in the threads that hear and count."""
 
     def open_feeds(self) -> set[int]:
         """Return the users whose feeds have streams."""
@@ -195,7 +196,7 @@ class Hearing:
             self._hand_on(announcements.changes_in(message["data"]))
 
     def _subscribe(self) -> None:
-        made = pool_like(connection_pool(), health_check_interval=1)
+        made = pool_like(here.trust.pool, health_check_interval=1)
         pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         pubsub.subscribe(announcements.CHANNEL)
         self._pubsub = pubsub

@@ -21,7 +21,7 @@ from redis import Connection, ConnectionPool, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from eventbus.breaker import REDIS
+from eventbus.breaker import Breaker
 
 ANSWER_SECONDS = 0.25
 SILENT_SECONDS = 1.0
@@ -57,10 +57,15 @@ class LoopRedis:
     """Commands to one Redis from one event loop; all methods are for that loop."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, pool: ConnectionPool, listener: Listener
+        self,
+        loop: asyncio.AbstractEventLoop,
+        pool: ConnectionPool,
+        breaker: Breaker,
+        listener: Listener,
     ) -> None:
         self._loop = loop
         self._pool = pool
+        self._breaker = breaker
         self._listener = listener
         self._connection: Connection | None = None
         self._socket: socket.socket | None = None
@@ -230,7 +235,7 @@ class LoopRedis:
             if not answer.done():
                 answer.set_exception(RedisConnectionError(str(error)))
         if not self._closed:
-            REDIS.failed(error)
+            self._breaker.failed(error)
         self._wanted.set()
 
     def _adopt(self, connection: Connection) -> None:
@@ -242,7 +247,7 @@ class LoopRedis:
         self._connection, self._socket = connection, connected
         self.heard_at = self._loop.time()
         self._loop.add_reader(connected.fileno(), self._read)
-        REDIS.succeeded()
+        self._breaker.succeeded()
         self._listener.connected()
 
     def _keep_connecting(self) -> None:
@@ -256,7 +261,7 @@ class LoopRedis:
                 self._listener.prepare(connection)
                 self._loop.call_soon_threadsafe(self._adopt, connection)
             except (RedisError, OSError) as error:
-                REDIS.failed(error)
+                self._breaker.failed(error)
                 log.debug("redis_not_connected", error=str(error))
                 time.sleep(RECONNECT_SECONDS)
                 self._wanted.set()

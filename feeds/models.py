@@ -18,6 +18,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from eventbus import cells
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from posts.pagination import Position
@@ -67,7 +68,7 @@ WHERE id = ANY(%(posts)s::bigint[]) AND deleted_event_id IS NOT NULL
 """
 
 _FOLLOWERS_OF = """
-SELECT follower_id FROM follows WHERE followee_id = %(user)s AND active AND follower_id {compare} %(id)s
+SELECT follower_id FROM follows WHERE followee_id = %(user)s AND active AND follower_id {compare} %(id)s AND {also}
 ORDER BY follower_id {direction} LIMIT %(limit)s
 """
 _FOLLOWED_BY = """
@@ -79,9 +80,17 @@ ORDER BY followee_id {direction} LIMIT %(limit)s
 class FollowQuerySet(models.QuerySet["Follow"]):
     def followers_page(self, user_id: int, position: Position, limit: int) -> list[int]:
         """Return up to `limit` followers of the user beyond `position`, nearest to it first (one
-        index scan).
+        index scan in each cell).
+
+        Each follower is told by the cell that serves them, however many hold them, so a page is the
+        same whichever process reads it. Raises `DatabaseError` also where a single cell is away.
         """
-        return users_beyond(_FOLLOWERS_OF, user_id, position, limit)
+        found: list[int] = []
+        for cell in cells.every().values():
+            with cells.on(cell):
+                told_here = cells.serves_sql("follower_id")
+                found += users_beyond(_FOLLOWERS_OF, user_id, position, limit, told_here)
+        return sorted(found, reverse=not position.newer)[:limit]
 
     def following_page(self, user_id: int, position: Position, limit: int) -> list[int]:
         """Return up to `limit` of those the user follows beyond `position`, nearest to it first
@@ -96,13 +105,16 @@ class FollowQuerySet(models.QuerySet["Follow"]):
         return [author for (author,) in fetch(_PULLED_BY_ONE, {"user": user_id})]
 
 
-def users_beyond(statement: str, user_id: int, position: Position, limit: int) -> list[int]:
+def users_beyond(
+    statement: str, user_id: int, position: Position, limit: int, also: str = "true"
+) -> list[int]:
     """Return up to `limit` users beyond `position`, nearest to it first: `statement` has gaps for
-    `compare` and `direction`, and the values `user`, `id` and `limit`.
+    `compare` and `direction`, and if need be for a condition, and the values `user`, `id` and
+    `limit`.
     """
     compare, direction = (">", "ASC") if position.newer else ("<=", "DESC")
     values = {"user": user_id, "id": position.id, "limit": limit}
-    rows = fetch(statement.format(compare=compare, direction=direction), values)
+    rows = fetch(statement.format(compare=compare, direction=direction, also=also), values)
     return [user for (user,) in rows]
 
 
@@ -177,9 +189,11 @@ class Mute(models.Model):
         return f"{self.user_id} mutes {self.muted_id}"
 
 
+# The feeds of those whom another cell holds rest from the start.
 _ENSURE = """
-INSERT INTO feeds (user_id)
-SELECT id FROM unnest(%s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
+INSERT INTO feeds (user_id, idle, floor)
+SELECT id, id = ANY(%(strangers)s::bigint[]), CASE WHEN id = ANY(%(strangers)s::bigint[]) THEN %(resting)s ELSE 0 END
+FROM unnest(%(users)s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
 ORDER BY 1
 ON CONFLICT DO NOTHING
 """
@@ -204,7 +218,11 @@ class Watched(NamedTuple):
 class FeedQuerySet(models.QuerySet["Feed"]):
     def ensure(self, user_ids: Collection[int]) -> None:
         """Give each user a row; in id order, so that workers cannot deadlock."""
-        execute(_ENSURE, [bigints(user_ids)])
+        strangers = cells.here().strangers(user_ids)
+        execute(
+            _ENSURE,
+            {"users": bigints(user_ids), "strangers": bigints(strangers), "resting": RESTING},
+        )
 
     def note_read(self, user_id: int) -> int | None:
         """Remember that the feed is read, and that it is to be materialised if it rests; return its

@@ -23,10 +23,10 @@ from typing import NamedTuple
 import structlog
 from django import db
 from django.conf import settings
-from django.db import transaction
 
 from eventbus import metrics
 from eventbus.background import Repeating
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
 from eventbus.ids import snowflake
 from feeds.models import Horizon
@@ -242,7 +242,7 @@ def partitions() -> Sequence[Partition]:
     return layout().partitions
 
 
-@transaction.atomic
+@atomic()
 def make_ahead(now_ms: int | None = None) -> None:
     """Make the partitions that are missing, from where the last one ends, and raise the horizon.
 

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import transaction
 from django.utils import timezone
 
+from eventbus import cells
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute
 from feeds.models import HORIZON, Feed
 from feeds.read import here
@@ -60,8 +61,11 @@ def rebuild(user_ids: Sequence[int]) -> None:
 
     May be repeated.
 
-    A transaction a feed. Raises `DatabaseError`.
+    Those of users whom another cell holds go on resting. A transaction a feed. Raises
+    `DatabaseError`.
     """
+    strangers = set(cells.here().strangers(user_ids))
+    user_ids = [user_id for user_id in user_ids if user_id not in strangers]
     for user_id in user_ids:
         _include(user_id)
     locks.wait_for_workers()
@@ -70,7 +74,7 @@ def rebuild(user_ids: Sequence[int]) -> None:
     here.pages.invalidate(user_ids)
 
 
-@transaction.atomic
+@atomic()
 def _include(user_id: int) -> None:
     _lock(user_id)
     no_rest_before = timezone.now() - timedelta(days=settings.FEED_IDLE_DAYS) + NO_REST
@@ -78,7 +82,7 @@ def _include(user_id: int) -> None:
     execute(_INCLUDE_FOLLOWS, [user_id])
 
 
-@transaction.atomic
+@atomic()
 def _fill(user_id: int) -> None:
     feed = _lock(user_id)
     # It may have been put to rest again meanwhile.

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from django.db import transaction
-
+from eventbus import cells
 from eventbus.database import locks
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from feeds.models import (
@@ -106,11 +106,12 @@ SELECT user_id, post_id, author_id FROM pairs WHERE kind = 'missing' ORDER BY 1,
 
 # Users of whom `feeds` or `follows` does not say what it must: no row though they post or follow or
 # are followed, a wrong number of followers, a feed at rest that the fan-out serves or the other way
-# round, an author with pulled posts whom no reader watches.
+# round, one that does not rest of a user whom another cell holds, an author with pulled posts whom no reader watches.
 _WRONG_STATES = """
 SELECT user_id FROM (
     SELECT coalesce(feeds.user_id, one.id) AS user_id,
         feeds.user_id IS NULL OR follower_count <> coalesce(followers.n, 0) OR (idle AND floor < {resting})
+            OR (NOT idle AND NOT {held})
             OR (pulled_since IS NULL AND pulled.author_id IS NOT NULL) OR differing.follower_id IS NOT NULL AS wrong
     FROM (SELECT * FROM feeds WHERE {of_user}) AS feeds
     FULL JOIN (
@@ -133,15 +134,17 @@ SELECT user_id FROM (
 WHERE wrong
 """
 _MEND_STATES = """
-INSERT INTO feeds (user_id, follower_count, pulled_since)
+INSERT INTO feeds AS feeds (user_id, idle, floor, follower_count, pulled_since)
 SELECT
-    wrong.id, (SELECT count(*) FROM follows WHERE followee_id = wrong.id AND active),
+    wrong.id, NOT {new_held}, CASE WHEN {new_held} THEN 0 ELSE {resting} END,
+    (SELECT count(*) FROM follows WHERE followee_id = wrong.id AND active),
     (SELECT now() FROM posts WHERE author_id = wrong.id AND {pulled} LIMIT 1)
 FROM unnest(%(wrong)s::bigint[]) AS wrong (id) ORDER BY 1
 ON CONFLICT (user_id) DO UPDATE SET
+    idle = feeds.idle OR EXCLUDED.idle,
     follower_count = EXCLUDED.follower_count,
     pulled_since = coalesce(feeds.pulled_since, EXCLUDED.pulled_since),
-    floor = CASE WHEN feeds.idle THEN {resting} ELSE feeds.floor END
+    floor = CASE WHEN feeds.idle OR EXCLUDED.idle THEN {resting} ELSE feeds.floor END
 """
 _MEND_FOLLOWS = """
 UPDATE follows SET active = truth.active, held = truth.held, idle = truth.idle, muted = truth.muted
@@ -247,7 +250,7 @@ def _users_a_range() -> int:
     return max(1, Feed.objects.count() * ROWS_A_RANGE // max(rows, ROWS_A_RANGE))
 
 
-@transaction.atomic
+@atomic()
 def _verify(scope: Scope, report: Report) -> None:
     execute(_MORE_MEMORY)
     counts = dict(_fetch(_PAIRS + _COUNT, scope))
@@ -263,7 +266,7 @@ def _verify(scope: Scope, report: Report) -> None:
             report.first += [Difference(*row) for row in _fetch(_PAIRS + _FIRST, scope)][:room]
 
 
-@transaction.atomic
+@atomic()
 def _repair(scope: Scope) -> None:
     locks.acquire_bulk_load()
     execute(_MORE_MEMORY)
@@ -272,19 +275,19 @@ def _repair(scope: Scope) -> None:
     era.mark_closed()
 
 
-@transaction.atomic
+@atomic()
 def _repair_states(users: Sequence[int] | None) -> None:
     locks.acquire_bulk_load()
     wrong = _wrong_states(users)
-    execute(_MEND_STATES.format(**_CONSTANTS), {"wrong": wrong})
-    mended = fetch(_MEND_FOLLOWS.format(**_CONSTANTS), {"wrong": wrong})
+    execute(_constant(_MEND_STATES), {"wrong": wrong})
+    mended = fetch(_constant(_MEND_FOLLOWS), {"wrong": wrong})
     # Of those whose follows have come into effect, or are no longer, the count may be another.
     followees = list({followee for (followee,) in mended})
-    execute(_MEND_STATES.format(**_CONSTANTS), {"wrong": followees})
+    execute(_constant(_MEND_STATES), {"wrong": followees})
     era.mark_closed()
 
 
-@transaction.atomic
+@atomic()
 def _wrong_states(users: Sequence[int] | None) -> list[int]:
     execute(_MORE_MEMORY)
     scope = Scope(users=None if users is None else list(users))
@@ -293,6 +296,15 @@ def _wrong_states(users: Sequence[int] | None) -> list[int]:
 
 def _fetch(statement: str, scope: Scope) -> list[tuple[Any, ...]]:
     return fetch(_filled(statement, scope), scope._asdict())
+
+
+def _constant(statement: str) -> str:
+    return statement.format(**_CONSTANTS, **_held())
+
+
+def _held() -> dict[str, str]:
+    """Return the conditions that this cell holds a user."""
+    return {"held": cells.holds_sql("feeds.user_id"), "new_held": cells.holds_sql("wrong.id")}
 
 
 def _filled(statement: str, scope: Scope) -> str:
@@ -307,6 +319,7 @@ def _filled(statement: str, scope: Scope) -> str:
     stored = _STORED.format(**_CONSTANTS, **scopes, scope=scope.sql("entry.user_id"))
     return statement.format(
         **_CONSTANTS,
+        **_held(),
         **scopes,
         scope=scope.sql("user_id"),
         expected=expected,

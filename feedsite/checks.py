@@ -7,6 +7,9 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
 
+# With cells each has its own.
+IN_THE_MAP = ("DATABASE_URL", "REDIS_URL")
+
 
 @register
 def servers_are_known(**_kwargs: Any) -> list[CheckMessage]:
@@ -16,7 +19,7 @@ def servers_are_known(**_kwargs: Any) -> list[CheckMessage]:
     missing = [
         name
         for name in ("DATABASE_URL", "REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS")
-        if not settings.ENV[name]
+        if not settings.ENV[name] and not (settings.FEED_CELLS.has_names and name in IN_THE_MAP)
     ]
     if not missing:
         return []

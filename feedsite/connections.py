@@ -9,7 +9,7 @@ thread takes one.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from feedsite.front.limits import ADMIN, READS, WRITES, thread_counts
+from feedsite.front.limits import ADMIN, OVER_ALL, READS, WRITES, thread_counts
 
 # Beside the threads that answer requests.
 API_KEEPERS = ("cache-era", "live", "snowflake-lease", "watch-postgresql")
@@ -30,13 +30,16 @@ class Need(NamedTuple):
     setting: str = ""
 
 
-def of_api(blocking_threads: int) -> int:
-    """Return the connections of one process of the API.
+def of_api(blocking_threads: int, *, has_cells: bool = False) -> int:
+    """Return the connections of one process of the API to PostgreSQL, to that of each cell if it
+    has several.
 
     Threads for what is local, such as `/docs/`, need none.
     """
     counts = thread_counts(blocking_threads)
-    return counts[READS] + counts[WRITES] + counts[ADMIN] + len(API_KEEPERS)
+    # An Idempotency-Key of a reader who moves between cells is reserved in both.
+    of_others = counts[OVER_ALL] + counts[WRITES] if has_cells else 0
+    return counts[READS] + counts[WRITES] + of_others + counts[ADMIN] + len(API_KEEPERS)
 
 
 def of_fanout(lanes: int) -> int:
@@ -49,17 +52,17 @@ def of_dlq() -> int:
     return DLQ_LANES + len(DLQ_THREADS)
 
 
-def needs(values: Mapping[str, Any]) -> dict[str, Need]:
+def needs(values: Mapping[str, Any], *, has_cells: bool) -> dict[str, Need]:
     """Return what each kind of process needs under these settings; any other command needs one
     connection.
     """
     return {
-        "api": Need(of_api(values["BLOCKING_THREADS"]), "BLOCKING_THREADS"),
+        "api": Need(of_api(values["BLOCKING_THREADS"], has_cells=has_cells), "BLOCKING_THREADS"),
         "run_fanout": Need(of_fanout(values["FEED_FANOUT_LANES"]), "FEED_FANOUT_LANES"),
         "run_dlq": Need(of_dlq()),
     }
 
 
-def most(values: Mapping[str, Any]) -> int:
+def most(values: Mapping[str, Any], *, has_cells: bool) -> int:
     """Return a number that is enough for a process of any kind."""
-    return max(need.connections for need in needs(values).values())
+    return max(need.connections for need in needs(values, has_cells=has_cells).values())

@@ -18,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from environs import Env, EnvError, validate
 from psycopg import conninfo
 
+from eventbus import cellmap
 from feedsite import connections, keys
 from feedsite.embedded import addresses, tansu
 
@@ -31,6 +32,7 @@ MAX_EVENTS_IN_HAND = 5_000
 # Seconds. A page must be gone before its reader can count as idle, after which nobody invalidates
 # it.
 MAX_CACHE_TTL = 43_200
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 REDIS_ADDRESS = validate.Regexp(
     r"((rediss?|unix)://.+)?\Z", error="Must start with redis://, rediss:// or unix://."
 )
@@ -69,6 +71,7 @@ def read() -> dict[str, Any]:
     _check_kafka_security(values)
     _check_pruning(values)
     _check_lanes(values)
+    _check_cell(values)
     return values
 
 
@@ -77,8 +80,9 @@ def _sentence(error: EnvError) -> str:
     return BRACKETS.sub(r"\2", str(error))
 
 
-def database(url: str) -> dict[str, Any]:
-    """Return the address of PostgreSQL in `url` as Django writes it. Raises `ImproperlyConfigured`.
+def database(url: str, source: str = "DATABASE_URL") -> dict[str, Any]:
+    """Return the address of PostgreSQL in `url` as Django writes it. Raises `ImproperlyConfigured`
+    with `source`, where it is written.
 
     What is wrong is not shown: the address has a password in it.
     """
@@ -87,11 +91,11 @@ def database(url: str) -> dict[str, Any]:
         conninfo.make_conninfo("", **parsed.get("OPTIONS", {}))
     except (ValueError, psycopg.Error):
         raise ImproperlyConfigured(
-            f"Wrong configuration: DATABASE_URL is no address. {DATABASE_ADDRESS}"
+            f"Wrong configuration: {source} is no address. {DATABASE_ADDRESS}"
         ) from None
     if parsed["ENGINE"] != "django.db.backends.postgresql" or not parsed["NAME"]:
         raise ImproperlyConfigured(
-            f"Wrong configuration: DATABASE_URL does not name one. {DATABASE_ADDRESS}"
+            f"Wrong configuration: {source} does not name one. {DATABASE_ADDRESS}"
         )
     return parsed
 
@@ -99,7 +103,8 @@ def database(url: str) -> dict[str, Any]:
 def _read(env: Env) -> dict[str, Any]:
     data_dir = Path(env.str("FEED_DATA_DIR", str(BASE_DIR / ".local"))).resolve()
     embedded = addresses(data_dir)
-    all_external = not _is_embedded("DATABASE_URL", embedded)
+    has_cells = bool(env.str("FEED_CELLS", ""))
+    all_external = has_cells or not _is_embedded("DATABASE_URL", embedded)
     kafka = _kafka_settings(env, _is_embedded("KAFKA_BOOTSTRAP_SERVERS", embedded))
     threads = {
         "BLOCKING_THREADS": env.int("BLOCKING_THREADS", 8, validate=validate.Range(1, 256)),
@@ -107,6 +112,8 @@ def _read(env: Env) -> dict[str, Any]:
     }
     return {
         "FEED_DATA_DIR": data_dir,
+        "FEED_CELLS": env.str("FEED_CELLS", ""),
+        "FEED_CELL": env.str("FEED_CELL", ""),
         "DATABASE_URL": env.str("DATABASE_URL", "") or embedded.get("DATABASE_URL", ""),
         "REDIS_URL": env.str("REDIS_URL", "", validate=REDIS_ADDRESS)
         or embedded.get("REDIS_URL", ""),
@@ -127,7 +134,9 @@ def _read(env: Env) -> dict[str, Any]:
         "TRUSTED_PROXIES": env.int("TRUSTED_PROXIES", 0, validate=validate.Range(0, 10)),
         **threads,
         "DATABASE_POOL_MAX": env.int(
-            "DATABASE_POOL_MAX", connections.most(threads), validate=POSITIVE
+            "DATABASE_POOL_MAX",
+            connections.most(threads, has_cells=has_cells),
+            validate=POSITIVE,
         ),
         # Tokens
         **_token_settings(env, data_dir, all_external),
@@ -304,6 +313,19 @@ def _check_lanes(values: dict[str, Any]) -> None:
             f"FEED_FANOUT_LANES times FEED_BATCH_MAX_EVENTS must not exceed {MAX_EVENTS_IN_HAND:,}, "
             "or one batch fills PostgreSQL's lock table."
         )
+
+
+def _check_cell(values: dict[str, Any]) -> None:
+    cell, cell_map = values["FEED_CELL"], cellmap.read(values["FEED_CELLS"])
+    if cell and not cell_map.has_names:
+        _refuse(f"There is no cell {cell}: FEED_CELLS is not set.")
+    if cell and cell not in cell_map.places:
+        _refuse(f"There is no cell {cell} in FEED_CELLS, which has {', '.join(cell_map.places)}.")
+    for name, place in cell_map.places.items():
+        if cell_map.has_names and not place.redis.startswith(REDIS_SCHEMES):
+            _refuse(
+                f"FEED_CELLS: The redis of cell {name} must start with redis://, rediss:// or unix://."
+            )
 
 
 def _check_kafka_security(values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from django.template.loader import render_to_string
 from eventbus import retry
 from feedsite import api
 
-PEOPLES = ("/admin", "/docs")
+PEOPLES = ("/admin", "/docs", "/cells/")
 TITLES = {
     400: "This cannot be answered",
     403: "Not allowed",

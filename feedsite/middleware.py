@@ -22,13 +22,16 @@ from django.core.exceptions import MiddlewareNotUsed, SuspiciousOperation
 from django.db import DataError
 from django.http import HttpRequest, HttpResponseBase
 from django.middleware.common import CommonMiddleware
+from django.urls import get_script_prefix, set_script_prefix
 from django.utils.deprecation import MiddlewareMixin
 from django_prometheus.middleware import PrometheusAfterMiddleware
 from django_prometheus.utils import Time, TimeSince
 from whitenoise.middleware import WhiteNoiseMiddleware
 
+from eventbus import cell_pages, cells
+from eventbus.cells import Cell
 from eventbus.telemetry import correlation, tracing
-from feedsite import errors
+from feedsite import errors, whose
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +62,35 @@ class RequestIds:
         response = self.get_response(request)
         response["X-Request-ID"] = request_id
         return response
+
+
+class CellOfRequest:
+    """Has a request ask the servers of the cell that it is about; in `MIDDLEWARE` only where there
+    is a map of cells.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        cell = cell_pages.cell_in(request.path_info)
+        if cell is not None:
+            return self._page_about(cell, request)
+        authorization = request.META.get("HTTP_AUTHORIZATION", "")
+        with cells.on(whose.cell_of(request.path_info, authorization)):
+            return self.get_response(request)
+
+    def _page_about(self, cell: Cell, request: HttpRequest) -> HttpResponseBase:
+        prefix = cell_pages.prefix_of(cell)
+        request.path_info = request.path_info.removeprefix(prefix)
+        before = get_script_prefix()
+        # All addresses that the page makes begin with it then, and lead to the same cell.
+        set_script_prefix(f"{prefix}/")
+        try:
+            with cells.on(cell):
+                return self.get_response(request)
+        finally:
+            set_script_prefix(before)
 
 
 class CrossOrigin(CorsMiddleware):

@@ -1,8 +1,8 @@
 """The pipeline page of the admin: is everything there, does it keep up, what waits for someone.
 
 Kafka and Redis are asked in other threads, none of which the page waits for longer than
-`ASK_SECONDS`, and each question to PostgreSQL has a time-out of its own. What cannot be told in
-time is shown as unknown.
+`ASK_SECONDS`, and each question to PostgreSQL has a time-out of its own, as all to that of one cell
+have together. What cannot be told in time is shown as unknown.
 """
 
 import threading
@@ -18,23 +18,27 @@ import structlog
 from confluent_kafka import KafkaException
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db import DatabaseError, transaction
+from django.db import DatabaseError
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.safestring import SafeString
-from django_redis import get_redis_connection
 from redis import RedisError
 
-from eventbus import kafka
+from eventbus import cell_pages, cells, kafka
+from eventbus.cells import Cell
+from eventbus.database import current
+from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
 from eventbus.watch import backlog, charts, pipeline
 from eventbus.watch.pipeline import Rate, Worker
 from feeds.models import CacheState
+from feedsite.postgresql.connection import answer_within
 
 ASK_SECONDS = 0.8
 QUERY_MS = 200
-THREADS = 8  # one is enough for each question
+CELL_SECONDS = 2.0  # for all that is asked of the PostgreSQL of a cell
+THREADS = 8  # for each cell; one is enough for each question
 CREATE_TOPICS = "manage.py create_topics"
 
 
@@ -101,18 +105,38 @@ def page(request: HttpRequest) -> TemplateResponse:
     if not request.user.has_perm("eventbus.view_workerheartbeat"):
         raise PermissionDenied
     started = time.monotonic()
-    asked = _ask_outside()
+    every = cells.every().values()
+    asked = {cell.name: _ask_outside(cell) for cell in every}
     sees_dead_letters = request.user.has_perm("eventbus.view_deadlettergroup")
-    rates, workers = _query(pipeline.rates), _query(pipeline.workers)
-    dead_letters = _query(pipeline.dead_letters) if sees_dead_letters else None
-    postgres, cache_state = _query(_ask_postgres), _query(_cache_state)
-    told = {name: _collect(future, started) for name, future in asked.items()}
     context = {
         **admin.site.each_context(request),
         "title": "Pipeline",
         "now": timezone.now(),
-        "dependencies": _dependencies(postgres, told, cache_state),
-        "lags": [_lag(group, told[group], workers) for group in kafka.groups()],
+        "cells": [_of_cell(cell, asked[cell.name], started, sees_dead_letters) for cell in every],
+        "took_ms": 1_000 * (time.monotonic() - started),
+    }
+    return TemplateResponse(request, "admin/pipeline.html", context)
+
+
+def _of_cell(
+    cell: Cell, asked: Mapping[str, Future[Any]], started: float, sees_dead_letters: bool
+) -> dict[str, Any]:
+    """Return what the page shows of a cell."""
+    with cells.on(cell), answer_within(CELL_SECONDS):
+        postgres = _query(_ask_postgres)
+        # Who does not even tell its version is not asked the rest.
+        query = _query if postgres.ok else _not_asked
+        rates, workers = query(pipeline.rates), query(pipeline.workers)
+        cache_state = query(_cache_state)
+        dead_letters = query(pipeline.dead_letters) if sees_dead_letters else None
+    told = {name: _collect(future, started) for name, future in asked.items()}
+    return {
+        "name": cell.name,
+        "dead_letters_page": cell_pages.address(cell, "admin:eventbus_deadletter_changelist"),
+        "events_page": cell_pages.address(cell, "admin:eventbus_processedevent_changelist"),
+        "id_suffix": f"-{cell.name}" if cell.name else "",
+        "dependencies": _dependencies(cell, postgres, told, cache_state),
+        "lags": [_lag(cell, group, told[group], workers) for group in _groups(cell)],
         "rates": rates,
         "chart": _chart(rates.value or []),
         "minutes": _minutes(rates.value or []),
@@ -120,17 +144,20 @@ def page(request: HttpRequest) -> TemplateResponse:
         "workers": workers,
         "dead_letters": dead_letters,
         "slowest": pipeline.slowest(workers.value or []),
-        "took_ms": 1_000 * (time.monotonic() - started),
     }
-    return TemplateResponse(request, "admin/pipeline.html", context)
 
 
-def _ask_outside() -> dict[str, Future[Any]]:
+def _groups(cell: Cell) -> dict[str, str]:
+    with cells.on(cell):
+        return kafka.groups()
+
+
+def _ask_outside(cell: Cell) -> dict[str, Future[Any]]:
     lags = {
         group: _ask((group, topic), partial(backlog.lags, topic, group))
-        for group, topic in kafka.groups().items()
+        for group, topic in _groups(cell).items()
     }
-    return lags | {REDIS: _ask((REDIS,), _ask_redis)}
+    return lags | {REDIS: _ask((cell.named(REDIS),), partial(_ask_redis, cell))}
 
 
 def _ask(name: tuple[str, ...], question: Callable[[], Any]) -> Future[Any]:
@@ -145,7 +172,7 @@ def _ask(name: tuple[str, ...], question: Callable[[], Any]) -> Future[Any]:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="pipeline-page")
+    return ThreadPoolExecutor(THREADS * len(cells.every()), thread_name_prefix="pipeline-page")
 
 
 def _timed(ask: Callable[[], T]) -> Answer[T]:
@@ -164,13 +191,17 @@ def _collect(future: Future[Answer[T]], started: float) -> Answer[T]:
         return Answer(None, f"no answer within {ASK_SECONDS} s")
 
 
+def _not_asked(_read: Callable[[], T]) -> Answer[T]:
+    return Answer(None, "no answer")
+
+
 def _query(read: Callable[[], T]) -> Answer[T]:
     """Ask PostgreSQL, which may be so busy, or a table so locked, that it does not answer in
     time.
     """
     started = time.monotonic()
     try:
-        with transaction.atomic():
+        with atomic():
             execute(f"SET LOCAL statement_timeout = {QUERY_MS}")
             value = read()
     except DatabaseError as error:
@@ -193,15 +224,16 @@ def _cache_state() -> str:
     )
 
 
-def _ask_redis() -> None:
-    get_redis_connection("default").ping()
+def _ask_redis(cell: Cell) -> None:
+    with cells.on(cell):
+        current.redis().ping()
 
 
 def _dependencies(
-    postgres: Answer[str], told: Mapping[str, Answer[Any]], cache_state: Answer[str]
+    cell: Cell, postgres: Answer[str], told: Mapping[str, Answer[Any]], cache_state: Answer[str]
 ) -> list[tuple[str, Answer[Any], str]]:
     """Return name, answer and a remark of each dependency."""
-    kafka_answer = told[kafka.FANOUT_GROUP]
+    kafka_answer = told[cell.named(kafka.FANOUT_GROUP)]
     topics = kafka_answer.value
     remark = "" if topics is None else f"{len(topics)} partitions of {kafka.FEED_EVENTS}"
     if topics == {}:
@@ -217,7 +249,9 @@ def _dependencies(
     ]
 
 
-def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]) -> Lag:
+def _lag(
+    cell: Cell, group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
+) -> Lag:
     owners = pipeline.owners(workers.value or [], group)
     numbers = sorted((lags.value or {}).keys() | owners.keys())
     partitions = [
@@ -225,7 +259,7 @@ def _lag(group: str, lags: Answer[dict[int, int]], workers: Answer[list[Worker]]
         for number in numbers
     ]
     problem = f"no such topic, run {CREATE_TOPICS}" if lags.value == {} else lags.problem
-    return Lag(kafka.groups()[group], group, partitions, problem, owners_known=workers.ok)
+    return Lag(_groups(cell)[group], group, partitions, problem, owners_known=workers.ok)
 
 
 def _sums(rates: list[Rate]) -> list[int]:

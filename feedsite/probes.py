@@ -16,7 +16,9 @@ def healthz(_request: HttpRequest) -> HttpResponse:
 
 @only_reading
 def readyz(_request: HttpRequest) -> HttpResponse:
-    """Answer 200 when PostgreSQL and Kafka can be used, else 503, with a line a dependency."""
+    """Answer 200 when Kafka and PostgreSQL, of one cell at least, can be used, else 503, with a line
+    a dependency.
+    """
     return _answer(health.dependencies())
 
 

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from eventbus import cellmap, cells
 from feedsite import connections, environment, logs
 from feedsite.postgresql import connection as postgresql
 
@@ -64,6 +65,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    *(["feedsite.middleware.CellOfRequest"] if ENV["FEED_CELLS"] else []),
     "feedsite.middleware.RequestMetrics",
     *(["feedsite.middleware.RequestSpans"] if ENV["OTEL_TRACES_EXPORTER"] != "none" else []),
     "feedsite.middleware.RequestIds",
@@ -147,7 +149,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Browsers on pages of other sites. Tokens travel in a header of their own, so no cookie need be let
 # through; pages for people and what is for operators stay closed.
 CORS_ALLOWED_ORIGINS = ENV["CORS_ALLOWED_ORIGINS"]
-CORS_URLS_REGEX = r"^/(?!admin|docs|static|metrics|healthz|readyz)"
+CORS_URLS_REGEX = r"^/(?!admin|cells|docs|static|metrics|healthz|readyz)"
 CORS_ALLOW_HEADERS = (
     *default_headers,
     "idempotency-key",
@@ -209,16 +211,14 @@ JWT_JWKS_URL = ENV["JWT_JWKS_URL"]
 JWT_AUDIENCE = ENV["JWT_AUDIENCE"]
 JWT_ISSUER = ENV["JWT_ISSUER"]
 
+# Cells --------------------------------------------------------------------------------------------
+FEED_CELLS = cellmap.read(ENV["FEED_CELLS"])
+FEED_CELLS_FILE = cellmap.file_of(ENV["FEED_CELLS"])
+# The cell of this process; where that has none, as the API, the one that ids come from.
+FEED_CELL = ENV["FEED_CELL"] or FEED_CELLS.ids
+
 # PostgreSQL ---------------------------------------------------------------------------------------
-DATABASES: dict[str, Any] = {
-    "default": {
-        **environment.database(
-            ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed"
-        ),
-        "ENGINE": "feedsite.postgresql",
-        "CONN_HEALTH_CHECKS": True,
-    }
-}
+DATABASE_ROUTERS = ["eventbus.cells.Router"]
 DATABASE_SESSION = " ".join(
     [
         # A worker that freezes inside a transaction must not hold its locks for ever.
@@ -230,42 +230,70 @@ DATABASE_SESSION = " ".join(
         "-c client_connection_check_interval=2000",
     ]
 )
-DATABASE_URL_OPTIONS = DATABASES["default"].get("OPTIONS", {})
-DATABASES["default"]["OPTIONS"] = {
-    "connect_timeout": 5,  # seconds
-    # Of several hosts, and after a failover, the one that can be written to.
-    "target_session_attrs": "read-write",
-    # A server that vanished without a word is noticed within about 15 s.
-    "keepalives_idle": 5,
-    "keepalives_interval": 3,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,  # milliseconds
-    "isolation_level": IsolationLevel.READ_COMMITTED,
-    **DATABASE_URL_OPTIONS,
-    # The last -c wins, so those of the URL do.
-    "options": f"{DATABASE_SESSION} {DATABASE_URL_OPTIONS.get('options', '')}".rstrip(),
-    "pool": {
-        "connection_class": postgresql.Connection,
-        "min_size": 1,
-        "max_size": ENV["DATABASE_POOL_MAX"],
-        "timeout": 5,  # seconds
-        "max_idle": 60,  # seconds
-        # The pool tries again ever more rarely for so long; after that, at the next request. Its
-        # default of 300 s would keep a process down for a minute after an outage of a minute.
-        "reconnect_timeout": 2,  # seconds
-    },
-}
+
+
+def _database(url: str, source: str) -> dict[str, Any]:
+    """Return how connections to the PostgreSQL at `url` are made."""
+    address = environment.database(url, source)
+    of_url = address.get("OPTIONS", {})
+    options = {
+        "connect_timeout": 5,  # seconds
+        # Of several hosts, and after a failover, the one that can be written to.
+        "target_session_attrs": "read-write",
+        # A server that vanished without a word is noticed within about 15 s.
+        "keepalives_idle": 5,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,  # milliseconds
+        "isolation_level": IsolationLevel.READ_COMMITTED,
+        **of_url,
+        # The last -c wins, so those of the URL do.
+        "options": f"{DATABASE_SESSION} {of_url.get('options', '')}".rstrip(),
+        "pool": {
+            "connection_class": postgresql.Connection,
+            "min_size": 1,
+            "max_size": ENV["DATABASE_POOL_MAX"],
+            "timeout": 5,  # seconds
+            "max_idle": 60,  # seconds
+            # The pool tries again ever more rarely for so long; after that, at the next request.
+            # Its default of 300 s would keep a process down for a minute after an outage of a
+            # minute.
+            "reconnect_timeout": 2,  # seconds
+        },
+    }
+    return {
+        **address,
+        "ENGINE": "feedsite.postgresql",
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": options,
+    }
+
+
+if FEED_CELLS.has_names:
+    DATABASES = {
+        cells.alias_of(name, FEED_CELL): _database(place.database, f"FEED_CELLS: cell {name}")
+        for name, place in FEED_CELLS.places.items()
+    }
+else:
+    DATABASES = {
+        "default": _database(
+            ENV["DATABASE_URL"] or "postgresql://embedded-servers-not-started/feed", "DATABASE_URL"
+        )
+    }
 DATABASE_POOL_MAX = ENV["DATABASE_POOL_MAX"]
-CONNECTIONS_NEEDED = connections.needs(ENV)
+CONNECTIONS_NEEDED = connections.needs(ENV, has_cells=FEED_CELLS.has_names)
 # For how long a request may wait for PostgreSQL, in seconds.
 DATABASE_ANSWER_SECONDS = 5.0
 
 # Redis --------------------------------------------------------------------------------------------
 REDIS_TIMEOUT = 0.5  # seconds
-CACHES: dict[str, Any] = {
-    "default": {
+
+
+def _cache(url: str) -> dict[str, Any]:
+    """Return how connections to the Redis at `url` are made."""
+    return {
         "BACKEND": "django_redis.cache.RedisCache",
-        "LOCATION": ENV["REDIS_URL"] or "redis://embedded-servers-not-started",
+        "LOCATION": url,
         "KEY_PREFIX": "feed",
         "OPTIONS": {
             "SOCKET_CONNECT_TIMEOUT": REDIS_TIMEOUT,
@@ -279,7 +307,15 @@ CACHES: dict[str, Any] = {
             },
         },
     }
-}
+
+
+if FEED_CELLS.has_names:
+    CACHES = {
+        cells.alias_of(name, FEED_CELL): _cache(place.redis)
+        for name, place in FEED_CELLS.places.items()
+    }
+else:
+    CACHES = {"default": _cache(ENV["REDIS_URL"] or "redis://embedded-servers-not-started")}
 
 # Kafka --------------------------------------------------------------------------------------------
 KAFKA_BOOTSTRAP_SERVERS = ENV["KAFKA_BOOTSTRAP_SERVERS"]

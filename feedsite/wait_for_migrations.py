@@ -13,9 +13,12 @@ import time
 
 import django
 import structlog
-from django.db import OperationalError, connection
+from django.conf import settings
+from django.db import OperationalError, connections
 from django.db.migrations.executor import MigrationExecutor
 
+from eventbus import cells
+from eventbus.cells import Cell
 from feedsite.postgresql.connection import answer_within
 
 UNREACHABLE_SECONDS = 15.0
@@ -26,11 +29,19 @@ log = structlog.get_logger(__name__)
 
 
 def wait(unreachable_seconds: float) -> None:
-    """Return once all migrations are applied, or PostgreSQL could not be reached for so long."""
+    """Return once all migrations are applied in each cell that this process is of, or its
+    PostgreSQL could not be reached for so long.
+    """
+    own_alone = settings.ENV["FEED_CELL"]
+    for cell in [cells.own()] if own_alone else cells.every().values():
+        _wait_for(cell, unreachable_seconds)
+
+
+def _wait_for(cell: Cell, unreachable_seconds: float) -> None:
     reached_at = time.monotonic()
     while True:
         try:
-            missing = _missing()
+            missing = _missing(cell)
         except OperationalError as error:
             if time.monotonic() - reached_at >= unreachable_seconds:
                 log.warning("migrations_not_looked_at", error=str(error))
@@ -44,7 +55,8 @@ def wait(unreachable_seconds: float) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def _missing() -> int:
+def _missing(cell: Cell) -> int:
+    connection = connections[cell.alias]
     try:
         with answer_within(ANSWER_SECONDS):
             executor = MigrationExecutor(connection)

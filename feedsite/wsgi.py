@@ -11,9 +11,11 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "feedsite.settings")
 try:
     application = get_wsgi_application()
 
+    from feedsite.cell_check import require_cells
     from feedsite.checks import require_keys
 
     require_keys()
+    require_cells()
 except ImproperlyConfigured as error:
     sys.exit(f"error: {error}")
 

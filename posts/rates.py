@@ -11,13 +11,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from django.conf import settings
-from django_redis import get_redis_connection
 from redis import RedisError
 from rest_framework.exceptions import Throttled
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
-from eventbus.breaker import REDIS
+from eventbus import breaker, cells
+from eventbus.database import current
 from eventbus.exceptions import ServerAway
 from posts.errors import Unprocessable
 from posts.principal import principal
@@ -101,19 +101,20 @@ def take(user_id: int, limit: Limit | None, count: int = 1) -> Standing | None:
     """Count so many of the user's, all or none; None where nothing is counted."""
     if limit is None:
         return None
+    server = breaker.of(cells.here()).redis
     try:
-        trial = REDIS.enter()
+        trial = server.enter()
     except ServerAway:
         return None
-    redis = get_redis_connection("default")
+    redis = current.redis()
     try:
-        answer = redis.execute_command(*command(user_id, limit, count))
+        answer = redis.execute_command(*command(user_id, limit, count))  # type: ignore[no-untyped-call]
     except RedisError as error:
-        REDIS.failed(error, trial)
+        server.failed(error, trial)
         # Such as a master that has become a replica: a new connection leads to its successor.
         redis.connection_pool.disconnect(inuse_connections=False)
         return None
-    REDIS.succeeded()
+    server.succeeded()
     return standing(limit, answer)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import factory
-from django.db import transaction
 
+from eventbus.database.current import atomic
 from eventbus.ids.snowflake import EPOCH_MS, compose, time_of
 from feeds import handlers
 from feeds.events import (
@@ -133,7 +133,7 @@ class UserErasedFactory(factory.Factory):
     actor_id = factory.SelfAttribute("user_id")
 
 
-@transaction.atomic
+@atomic()
 def apply(*facts: Any, careful: bool = False) -> None:
     """Apply facts as one batch, as a worker's transaction does."""
     handlers.FeedHandlers().apply(facts, careful=careful, resume_after=None)

@@ -14,12 +14,13 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from django import db
 from django.conf import settings
-from django.db import close_old_connections, connection
+from django.db import close_old_connections
 
 from eventbus import kafka, metrics, retry
 from eventbus.consume.lanes import Batch, Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.positions import Positions
+from eventbus.database.current import connection
 from eventbus.exceptions import WorkerHangs, WorkerStopping
 from eventbus.record import Record
 from eventbus.subscription import Membership

@@ -14,9 +14,8 @@ from concurrent.futures import Future
 from contextvars import Context, copy_context
 from queue import SimpleQueue
 
-from django.db import connection
-
 from eventbus.consume.leaving import Leaving
+from eventbus.database.current import connection
 from eventbus.exceptions import WorkerStopping
 from eventbus.record import Delivery, Record
 from eventbus.subscription import Burial, Membership, Turn, Work

@@ -17,11 +17,12 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
-from django.db import transaction
 
 from eventbus import envelope, metrics, retry
 from eventbus.consume.slowest import Slowest
 from eventbus.database import locks
+from eventbus.database.current import atomic
+from eventbus.dead_letter_headers import is_for_another
 from eventbus.deadletters import letters
 from eventbus.event import Event
 from eventbus.exceptions import DeadLetterFlood, UndecodableEvent, WorkerStopping
@@ -95,12 +96,29 @@ class Processor(Work):
                 )
                 delivery.fact = self._handlers.to_fact(delivery.event)
             except Exception as error:  # noqa: BLE001 - a bug in `to_fact` would fail again
-                self._bury(turn, record, error, delivery)
+                # What is of another cell has been buried here before, or will be.
+                if not is_for_another(record):
+                    self._bury(turn, record, error, delivery)
             else:
                 first = deliveries.setdefault(delivery.event.event_id, delivery)
                 if first is not delivery and letters.entry_of(record) is not None:
                     first.replays.append(record)
-        return list(deliveries.values())
+        return self._without_replays_for_others(turn, list(deliveries.values()))
+
+    def _without_replays_for_others(self, turn: Turn, deliveries: list[Delivery]) -> list[Delivery]:
+        """Leave out what another cell replays and is a dead letter here too: it waits for a replay
+        of ours.
+
+        What was processed here is not processed again anyway; what has never come here is an event
+        like any other.
+        """
+        replays = {
+            delivery.event.event_id for delivery in deliveries if is_for_another(delivery.record)
+        }
+        if not replays:
+            return deliveries
+        waiting = retry.until_possible(turn.wait, letters.unresolved_among, replays)
+        return [delivery for delivery in deliveries if delivery.event.event_id not in waiting]
 
     def _commit_neighbours(
         self, turn: Turn, deliveries: list[Delivery], culprits: dict[int, Chain]
@@ -219,7 +237,7 @@ class Processor(Work):
                 break
         retry.until_possible(turn.wait, self._handlers.after_commit, facts)
 
-    @transaction.atomic
+    @atomic()
     def _transaction(self, deliveries: list[Delivery], careful: bool, resume_after: Any) -> Any:
         events = [delivery.event for delivery in deliveries]
         locks.acquire_keys(self._handlers.locked_keys([delivery.fact for delivery in deliveries]))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from django.db import connection
+from eventbus.database.current import connection
 
 
 def execute(statement: str, values: Any = None) -> int:

@@ -8,7 +8,7 @@ that entry.
 """
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from eventbus import kafka
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
@@ -60,6 +60,12 @@ def proven_entries(records: Iterable[Record]) -> set[int]:
         if token is not None and claim.is_proven(token, record):
             proven.add(claim.entry_id)
     return proven
+
+
+def unresolved_among(event_ids: Collection[int]) -> set[int]:
+    """Return those of the events that are dead letters here. Raises `DatabaseError`."""
+    found = DeadLetter.objects.unresolved().filter(event_id__in=event_ids)
+    return {event_id for (event_id,) in found.values_list("event_id") if event_id is not None}
 
 
 def close_replayed(records: Iterable[Record]) -> None:

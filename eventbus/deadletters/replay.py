@@ -14,13 +14,13 @@ from functools import partial
 
 import structlog
 from confluent_kafka import KafkaError
-from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
-from eventbus import kafka, producer
+from eventbus import cells, kafka, producer
+from eventbus.database.current import atomic
 from eventbus.database.sql import as_bytes
-from eventbus.dead_letter_headers import Claim
+from eventbus.dead_letter_headers import Claim, cell_header
 from eventbus.exceptions import RecordTooLarge
 from eventbus.models import DeadLetter
 
@@ -62,7 +62,7 @@ def replay(
             time.sleep(max(0.0, len(ids) / rate - (time.monotonic() - started)))
 
 
-@transaction.atomic
+@atomic()
 def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool, overdue: bool) -> None:
     # The rows stay locked until Kafka has answered: nobody else replays them meanwhile, and the
     # worker that processes one waits for its new state.
@@ -135,7 +135,7 @@ def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
         (name, None if value is None else base64.b64decode(value)) for name, value in entry.headers
     ]
     claim = Claim.make(entry.id, entry.token, as_bytes(entry.key), as_bytes(entry.value))
-    return [*own, claim.to_header()]
+    return [*own, claim.to_header(), *cell_header(cells.here())]
 
 
 def _batches(ids: list[int], size: int) -> Iterator[list[int]]:

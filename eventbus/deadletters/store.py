@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError
 from django.db.models import F
 from django.db.models.functions import Now
 
-from eventbus import retry
+from eventbus import cells, retry
+from eventbus.database.current import atomic, connection
 from eventbus.database.sql import as_bytes, execute
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.deadletters import erasing
@@ -61,15 +62,17 @@ class DeadLetterStore(Work):
             self._portion.went_well(len(records))
 
 
-@transaction.atomic
+@atomic()
 def store(records: Sequence[Record]) -> None:
-    """Store dead letters: a new entry each, or one more failure of the entry that a replay belongs
-    to; none of users who were erased after it.
+    """Store the dead letters of our cell: a new entry each, or one more failure of the entry that a
+    replay belongs to; none of users who were erased after it.
     """
     # Before it is asked who was erased: an erasure waits for those who hold it. Keeps nobody out.
     execute("LOCK TABLE dead_letters IN ROW EXCLUSIVE MODE")
     for record in records:
-        _store(record, Failure.of(record))
+        failure = Failure.of(record)
+        if cells.owner_of(failure.group) == cells.here():
+            _store(record, failure)
 
 
 def fingerprint(event_type: str, exception: str, message: str) -> str:

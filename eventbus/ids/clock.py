@@ -14,8 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from django.db import connection
-
+from eventbus.database.current import connection
 from eventbus.database.sql import fetch
 from eventbus.exceptions import IdsUnavailable
 
@@ -66,18 +65,14 @@ _reading: Reading | None = None
 
 
 def read() -> int:
-    """Read PostgreSQL's clock, remember the reading for this process, and return its time in
-    milliseconds.
+    """Read the clock of the PostgreSQL we are on, remember the reading for this process, and return
+    its time in milliseconds. Who mints is on the one that ids come from (`eventbus.ids.node_lease`).
 
     A server that is slow to answer is asked again, and a reading that knows better is kept. Raises
     `DatabaseError`.
     """
     global _reading
-    connection.ensure_connection()  # connecting is not to count
-    reading = _read()
-    for _ in range(READINGS - 1):
-        if reading.round_trip_ms > MAX_ROUND_TRIP_MS:
-            reading = min(reading, _read(), key=Reading.doubt_ms)
+    reading = _best_reading()
     known = _reading
     is_exact = reading.round_trip_ms <= MAX_ROUND_TRIP_MS
     if (
@@ -138,6 +133,15 @@ def forget() -> None:
 def host_ms() -> int:
     """Return milliseconds since the Unix epoch by this host's clock, which anyone may set."""
     return time.time_ns() // NS_PER_MS
+
+
+def _best_reading() -> Reading:
+    connection.ensure_connection()  # connecting is not to count
+    reading = _read()
+    for _ in range(READINGS - 1):
+        if reading.round_trip_ms > MAX_ROUND_TRIP_MS:
+            reading = min(reading, _read(), key=Reading.doubt_ms)
+    return reading
 
 
 def _read() -> Reading:

@@ -4,8 +4,8 @@ often it is imported.
 
 from typing import NamedTuple, Self
 
-from django.db import transaction
-
+from eventbus import cells
+from eventbus.database.current import atomic
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock, node_lease
 from eventbus.ids.idempotency import Ids
@@ -32,7 +32,8 @@ class IdRange(NamedTuple):
     @classmethod
     def lease(cls, writes: int) -> Self:
         """Take so many ids that nobody else has or ever gets. Raises `IdsUnavailable`."""
-        return cls(_lease(2 * writes))
+        with cells.on(cells.of_ids()):
+            return cls(_lease(2 * writes))
 
 
 class Reserved(NamedTuple):
@@ -48,6 +49,11 @@ def reserve(name: str, writes: int) -> Reserved:
 
     Raises `IdsUnavailable`.
     """
+    with cells.on(cells.of_ids()):
+        return _reserve(name, writes)
+
+
+def _reserve(name: str, writes: int) -> Reserved:
     kept = IdempotencyKey.objects.filter(user_id=NOBODY, key=name).first()
     if kept is not None:
         return Reserved(IdRange(kept.object_id), is_known=True)
@@ -63,7 +69,7 @@ def reserve(name: str, writes: int) -> Reserved:
 
 def _lease(count: int) -> int:
     node_lease.next_id()  # makes the rows of the nodes where there are none yet
-    with transaction.atomic():
+    with atomic():
         now = clock.exact_now_ms()
         node = (
             SnowflakeNode.objects.select_for_update(skip_locked=True)

@@ -7,8 +7,11 @@ second of writes would let a post be made twice.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from eventbus import cells
+from eventbus.cells import Cell
 from eventbus.database.sql import execute
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import node_lease
@@ -70,6 +73,27 @@ def reserve_run(user_id: int, key: str, request: str, count: int) -> range:
 
 def _reserve(user_id: int, key: str, request: str, ids: Ids) -> Ids:
     fingerprint = hashlib.sha256(request.encode()).hexdigest()
+    holders = cells.holding(user_id)
+    if len(holders) > 1:
+        # While readers move: whichever of the cells serves the user when the request comes again.
+        ids = _kept_in_any(holders, user_id, key) or ids
+    for cell in holders:
+        # Of two requests at the same time the one decides that comes first in the first cell.
+        ids = _keep(cell, user_id, key, fingerprint, ids)
+    return ids
+
+
+def _kept_in_any(holders: Iterable[Cell], user_id: int, key: str) -> Ids | None:
+    for cell in holders:
+        with cells.on(cell):
+            kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
+        if kept is not None:
+            return Ids(kept.event_id, kept.object_id)
+    return None
+
+
+def _keep(cell: Cell, user_id: int, key: str, fingerprint: str, ids: Ids) -> Ids:
+    """Return the ids that the cell has under the key: these, if it had none."""
     values = {
         "user": user_id,
         "key": key,
@@ -77,9 +101,10 @@ def _reserve(user_id: int, key: str, request: str, ids: Ids) -> Ids:
         "event": ids.event_id,
         "object": ids.object_id,
     }
-    if execute(_RESERVE, values):
-        return ids
-    kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
+    with cells.on(cell):
+        if execute(_RESERVE, values):
+            return ids
+        kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
     if kept is None:
         # Erased since the ids were made: the write is from before that and has no effect.
         return ids

@@ -19,12 +19,14 @@ from contextlib import contextmanager
 
 import structlog
 from django import db
-from django.db import close_old_connections, connection, transaction
+from django.db import close_old_connections
 
+from eventbus import cells
+from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute, fetch
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock
-from eventbus.ids.snowflake import NODES, Generator
+from eventbus.ids.snowflake import NODES, Generator, milliseconds_of
 from eventbus.models import SnowflakeNode
 
 # A range reaches ten times as far ahead as its lease has lasted. So a process that crashes again
@@ -36,6 +38,8 @@ AHEAD_FACTOR = 10
 # Renewed when a quarter of what is ahead has passed; after a failure as soon as this.
 RENEWALS_A_LEASE = 4
 RETRY_SECONDS = 2.0
+# By so much may the clocks of two cells differ, or a lease reach further.
+TAKEOVER_MARGIN_MS = 60_000
 # The longest that `next_id` waits for the keeper.
 WAIT_SECONDS = 2.0
 
@@ -56,6 +60,11 @@ WHERE node_id = %(node)s AND owner = %(owner)s
 RETURNING leased_until_ms
 """
 _RELEASE = "UPDATE snowflake_nodes SET leased_until_ms = %s, owner = NULL WHERE node_id = %s AND owner = %s"
+_NEWEST_EVENT = "SELECT max(event_id) FROM processed_events"
+_LAST_LEASE = "SELECT max(leased_until_ms) FROM snowflake_nodes"
+_KEEP_ALL = (
+    "UPDATE snowflake_nodes SET owner = NULL, leased_until_ms = greatest(leased_until_ms, %s)"
+)
 _FREE_AT = "SELECT min(leased_until_ms) FROM snowflake_nodes"
 
 log = structlog.get_logger(__name__)
@@ -144,7 +153,9 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            pause = self._turn()
+            # Of the map as it is now: another cell may have become the one of the ids.
+            with cells.on(cells.of_ids()):
+                pause = self._turn()
             if self._failure:
                 # Everybody who is refused an id asks for a turn; PostgreSQL is not asked as often.
                 self._stopping.wait(pause)
@@ -152,7 +163,8 @@ class Keeper:
                 self._wake.wait(pause)
             self._wake.clear()
         if self._releasing:
-            self._release()
+            with cells.on(cells.of_ids()):
+                self._release()
 
     def _turn(self) -> float:
         """Lease or renew once; return the seconds until the next turn."""
@@ -230,7 +242,7 @@ def _durably() -> Iterator[None]:
     """Run a transaction that outlasts a crash of PostgreSQL once it has committed, however the
     server is set.
     """
-    with transaction.atomic():
+    with atomic():
         execute("SET LOCAL synchronous_commit = on")
         yield
 
@@ -240,6 +252,8 @@ def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
     if not SnowflakeNode.objects.exists():
         nodes = [SnowflakeNode(node_id=number) for number in range(NODES)]
         SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
+    if len(cells.every()) > 1:
+        _outlast_other_cells(now_ms)
     until_ms = start_ms + FIRST_LEASE_MS
     with _durably():
         leased = fetch(
@@ -249,6 +263,23 @@ def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
         raise IdsUnavailable(_all_leased(now_ms))
     [(node_id,)] = leased
     return Generator(node_id, start_ms=start_ms, until_ms=until_ms, clock=clock.exact_now_ms)
+
+
+def _outlast_other_cells(now_ms: int) -> None:
+    """Have no node be free here before all leases of another cell, which ids came from until now,
+    have run out.
+
+    This cell does not know them; but it has seen ids of a later time than any lease of its own, so
+    there are some. Processes mint on by them meanwhile.
+    """
+    [(newest_id,)] = fetch(_NEWEST_EVENT)
+    [(leased_until_ms,)] = fetch(_LAST_LEASE)
+    newest_ms = milliseconds_of(newest_id or 0)
+    if newest_id is None or newest_ms <= leased_until_ms:
+        return
+    until_ms = max(now_ms, newest_ms) + LEASE_MS + TAKEOVER_MARGIN_MS
+    log.warning("ids_come_from_here_now", free_in_seconds=(until_ms - now_ms) // 1_000)
+    execute(_KEEP_ALL, [until_ms])
 
 
 def _is_near(generator: Generator, now_ms: int) -> bool:

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import structlog
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from django.conf import settings
 from django.db import DatabaseError
-from django_redis import get_redis_connection
 from redis import RedisError
 
-from eventbus import kafka
+from eventbus import cells, kafka
+from eventbus.database import current
 from eventbus.database.sql import execute
 
 KAFKA_SECONDS = 2.0
@@ -70,9 +71,36 @@ class Watch:
         return self._state
 
 
+class Servers(NamedTuple):
+    """How the servers are that a cell has for itself."""
+
+    postgresql: str
+    redis: str
+
+
 def dependencies() -> Health:
-    """Ask all servers, and return whether PostgreSQL and Kafka can be used."""
-    return summary({"postgresql": postgresql(), "kafka": kafka_brokers(), "redis": redis()})
+    """Ask the servers of all cells, and return what `of_cells` makes of it."""
+    found: dict[str, Servers] = {}
+    for cell in cells.every().values():
+        with cells.on(cell):
+            found[cell.name] = Servers(postgresql(), redis())
+    return of_cells(kafka_brokers(), found)
+
+
+def of_cells(kafka_state: str, found: Mapping[str, Servers]) -> Health:
+    """Return whether Kafka can be used, and PostgreSQL in one cell at least.
+
+    A cell that is away is so for all processes: if they were not ready for it, the readers of all
+    others would go with it. Redis may be away: reads then come from PostgreSQL.
+    """
+    every = cells.every()
+    lines = {every[name].named("postgresql"): one.postgresql for name, one in found.items()}
+    lines["kafka"] = kafka_state
+    for name, one in found.items():
+        redis_state = OK if one.redis == OK else f"degraded, {one.redis}"
+        lines[every[name].named("redis")] = redis_state
+    good = kafka_state == OK and any(one.postgresql == OK for one in found.values())
+    return Health(good, "".join(f"{name}: {state}\n" for name, state in lines.items()))
 
 
 def summary(states: Mapping[str, str]) -> Health:
@@ -99,7 +127,7 @@ def kafka_brokers() -> str:
 
 def redis() -> str:
     """Return `OK`, or what is wrong."""
-    return _state(get_redis_connection("default").ping)
+    return _state(current.redis().ping)
 
 
 def _state(ask: Callable[[], object]) -> str:

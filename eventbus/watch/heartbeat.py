@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 from django.db.models.functions import Now
 
+from eventbus import cells
 from eventbus.background import Repeating
 from eventbus.consume.consumer import EventConsumer
 from eventbus.consume.slowest import Slowest
@@ -53,6 +54,7 @@ class Heart:
         )
 
     def _turn(self) -> None:
+        cells.refresh()
         self.beat()
         clock.read()  # by which the worker tells ids from the future
         if next(self._beats) % PRUNE_EVERY_BEATS == 0:

@@ -166,13 +166,14 @@ def dead_letters() -> DeadLetters:
     """
     rows = list(DeadLetterGroup.objects.order_by("-last_seen")[:GROUPS_SHOWN])
     counts = unresolved([row.id for row in rows])
-    [[waiting]], [[last_hour]] = (
-        fetch(_WAITING, [COUNTED + 1]),
-        fetch(_FAILED_LAST_HOUR, [COUNTED + 1]),
-    )
-    return DeadLetters(
-        at_most(waiting), at_most(last_hour), [Group(row, counts[row.id]) for row in rows]
-    )
+    [[last_hour]] = fetch(_FAILED_LAST_HOUR, [COUNTED + 1])
+    return DeadLetters(waiting(), at_most(last_hour), [Group(row, counts[row.id]) for row in rows])
+
+
+def waiting() -> str:
+    """Return how many entries wait for someone. Raises `DatabaseError`."""
+    [[count]] = fetch(_WAITING, [COUNTED + 1])
+    return at_most(count)
 
 
 def unresolved(groups: Sequence[int]) -> dict[int, int]:

@@ -26,11 +26,13 @@ from typing import Any, cast
 import structlog
 from django import db
 from django.db.models.functions import Now
-from django_redis import get_redis_connection
 from redis import Connection, ConnectionPool, Redis, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from eventbus import cells
+from eventbus.cells import Cell
+from eventbus.database import current
 from feeds.models import CacheState, new_generation
 
 TRUST_SECONDS = 1.0
@@ -76,10 +78,10 @@ def ask_identity(connection: Connection) -> str:
     return identity_of(info)
 
 
-def connection_pool() -> ConnectionPool:
-    """Return how connections to Redis are made."""
-    client: Redis = get_redis_connection("default")
-    return client.connection_pool
+def connection_pool(cell: Cell) -> ConnectionPool:
+    """Return how connections to the Redis of this cell are made."""
+    with cells.on(cell):
+        return current.redis().connection_pool
 
 
 class CountedRedis:
@@ -183,13 +185,16 @@ def _close(state: CacheState) -> None:
 
 
 class Trust:
-    """The era as this process last read it, never relied on for longer than `TRUST_SECONDS`.
+    """The era of a cell as this process last read it, never relied on for longer than
+    `TRUST_SECONDS`.
 
-    With one exception, which is bounded too: see `_without_postgresql`.
+    With one exception, which is bounded too: see `_without_postgresql`. Whoever calls is on that
+    cell, except for what waits for nobody: `now` and `distrust`.
     """
 
-    def __init__(self, pool: ConnectionPool | None = None) -> None:
+    def __init__(self, pool: ConnectionPool | None = None, cell: Cell | None = None) -> None:
         self._pool = pool
+        self.cell = cell or cells.own()
         self._lock = threading.Lock()
         self._closure_lock = threading.Lock()
         self.forget()
@@ -251,7 +256,7 @@ class Trust:
 
     @property
     def pool(self) -> ConnectionPool:
-        return self._pool or connection_pool()
+        return self._pool or connection_pool(self.cell)
 
     def distrust(self, error: Exception) -> None:
         """Do without Redis for a moment: each read that waits for a dead one costs its time-out."""

@@ -1,9 +1,48 @@
-"""What this process has of the cache: what it knows of the era, and the pages that it finds
-there.
+"""What this process has of the cache of each cell: what it knows of the era, and the pages that it
+finds there.
 """
 
+from typing import Any, NamedTuple, cast
+
+from eventbus import cells
+from eventbus.cells import Cell
 from feeds.read.era import Trust
 from feeds.read.pages import Pages
 
-trust = Trust()
-pages = Pages(trust)
+
+class Known(NamedTuple):
+    """What is known of one cell."""
+
+    trust: Trust
+    pages: Pages
+
+
+_of_cells: dict[str, Known] = {}
+
+
+def of(cell: Cell) -> Known:
+    """Return what this process has of the cache of a cell, always the same."""
+    found = _of_cells.get(cell.name)
+    if found is None:
+        trust = Trust(cell=cell)
+        # Of two threads that come first, the one that is later takes what the other has made.
+        found = _of_cells.setdefault(cell.name, Known(trust, Pages(trust)))
+    return found
+
+
+class _Trust:
+    """That of the cell we are on."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(of(cells.here()).trust, name)
+
+
+class _Pages:
+    """Those of the cell we are on."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(of(cells.here()).pages, name)
+
+
+trust = cast(Trust, _Trust())
+pages = cast(Pages, _Pages())

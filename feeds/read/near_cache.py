@@ -16,6 +16,7 @@ from typing import Any
 
 from redis import Connection, RedisError
 
+from eventbus import breaker
 from feeds.loop_redis import SILENT_SECONDS, LoopRedis, Silent
 from feeds.read.era import Trust, ask_identity
 from feeds.read.page import (
@@ -29,7 +30,7 @@ from feeds.read.page import (
 )
 from feeds.read.pages import KEYS_A_COMMAND
 
-KEPT_BYTES = 64 * 1024 * 1024
+KEPT_BYTES = 64 * 1024 * 1024  # in a process, of all cells
 # Of what keeps a value, beside the value: keys, dictionaries, objects.
 OVERHEAD_BYTES = 600
 # At most that many addresses of the same page, such as by HTTP and HTTPS.
@@ -80,14 +81,17 @@ class Reading:
 
 
 class NearCache:
-    """Finds first pages without waiting for anyone else; all methods are for the loop it was made
-    for.
+    """Finds first pages of a cell without waiting for anyone else; all methods are for the loop it
+    was made for.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, trust: Trust) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, trust: Trust, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         self._loop = loop
         self._trust = trust
-        self.redis = LoopRedis(loop, trust.pool, self)
+        self._most_bytes = kept_bytes
+        self.redis = LoopRedis(loop, trust.pool, breaker.of(trust.cell).redis, self)
         self._pages: dict[bytes, KeptPage] = {}
         self._tokens: dict[bytes, bytes] = {}
         self._bytes = 0
@@ -255,10 +259,10 @@ class NearCache:
 
     def _keep_within_bounds(self) -> None:
         # The oldest goes first; one that is read much comes back at its next read.
-        while self._bytes > KEPT_BYTES and self._pages:
+        while self._bytes > self._most_bytes and self._pages:
             key = next(iter(self._pages))
             self._bytes -= self._pages.pop(key).bytes
-        while self._bytes > KEPT_BYTES and self._tokens:
+        while self._bytes > self._most_bytes and self._tokens:
             self._drop_token(next(iter(self._tokens)))
 
     def _drop_token(self, key: bytes) -> None:

@@ -9,9 +9,9 @@ import structlog
 from django.core.handlers.wsgi import WSGIHandler
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
-from eventbus import producer
+from eventbus import cells, producer
 from feeds.read import here
-from feeds.read.near_cache import NearCache
+from feeds.read.near_cache import KEPT_BYTES, NearCache
 from feedsite import errors
 from feedsite.front.bridge import Bridge, Overloaded
 from feedsite.front.cross_origin import CrossOrigin
@@ -44,7 +44,11 @@ class Application:
         """Begin; called once, before the first request."""
         self._loop = loop
         self._body_clock = BodyClock(loop)
-        self._near = NearCache(loop, here.trust)
+        every = cells.every()
+        kept_bytes = KEPT_BYTES // len(every)
+        self._near = {
+            name: NearCache(loop, here.of(cell).trust, kept_bytes) for name, cell in every.items()
+        }
         self._live = LiveFeeds(loop)
         self._tally = Tally(loop)
         self._keepers = Keepers()
@@ -53,7 +57,8 @@ class Application:
         self._bridge = Bridge(self._handler)
         if self._is_hot:
             producer.attach(loop)
-            self._near.start()
+            for near in self._near.values():
+                near.start()
             self._live.start()
         self._tally.start()
         self._keepers.start()
@@ -69,7 +74,8 @@ class Application:
         """End; called once, after the last request."""
         self._closed = True
         self._live.end()
-        self._near.close()
+        for near in self._near.values():
+            near.close()
         self._tally.close()
         self._bridge.close()
         self._keepers.stop()

@@ -8,18 +8,21 @@ refused without being begun.
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import chain
 from typing import Any, TypeVar
 
 from django import db
 from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 
-from eventbus import metrics
+from eventbus import cells, metrics
+from eventbus.cells import Cell
+from feedsite import whose
 from feedsite.front.http import Answer, HeaderList, Request
-from feedsite.front.limits import ADMIN, LOCAL, READS, WRITES, thread_counts
+from feedsite.front.limits import ADMIN, LOCAL, OVER_ALL, READS, WRITES, thread_counts
 from feedsite.front.spool import FileAnswer, Pieces, Spool
 from feedsite.postgresql.connection import answer_within
 
@@ -29,6 +32,7 @@ WAITING_SECONDS = 5.0
 ADMIN_ANSWER_SECONDS = 30.0
 
 API_PATHS = ("/posts", "/feeds", "/users", "/follows", "/mutes", "/blocks", "/events")
+ADMIN_PATHS = ("/admin", "/cells/")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 IDEMPOTENCY_KEY = "idempotency-key"
 
@@ -79,6 +83,15 @@ class DjangoThreads:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+class CellThreads:
+    """The threads for requests that wait for the servers of one cell."""
+
+    def __init__(self, cell: Cell, counts: Mapping[str, int]) -> None:
+        seconds = settings.DATABASE_ANSWER_SECONDS
+        self.reads = DjangoThreads(cell.named(READS), counts[READS], seconds)
+        self.writes = DjangoThreads(cell.named(WRITES), counts[WRITES], seconds)
+
+
 class Bridge:
     """Hands requests over to Django."""
 
@@ -86,8 +99,9 @@ class Bridge:
         self._handler = handler
         counts = thread_counts(settings.BLOCKING_THREADS)
         seconds = settings.DATABASE_ANSWER_SECONDS
-        self._reads = DjangoThreads(READS, counts[READS], seconds)
-        self._writes = DjangoThreads(WRITES, counts[WRITES], seconds)
+        self._of_cells = {name: CellThreads(cell, counts) for name, cell in cells.every().items()}
+        # Where there is but one cell nobody asks for these threads, and none is begun.
+        self._over_all = DjangoThreads(OVER_ALL, counts[OVER_ALL], seconds)
         self._admin = DjangoThreads(ADMIN, counts[ADMIN], ADMIN_ANSWER_SECONDS)
         self._local = DjangoThreads(LOCAL, counts[LOCAL], seconds)
         self._spool = Spool()
@@ -102,17 +116,23 @@ class Bridge:
         return answer
 
     def _threads_for(self, request: Request) -> DjangoThreads:
-        if request.path.startswith("/admin"):
+        if request.path.startswith(ADMIN_PATHS):
             return self._admin
         if not request.path.startswith(API_PATHS):
             return self._local
-        if request.method in SAFE_METHODS:
-            return self._reads
-        return self._writes
+        if whose.is_over_all_cells(request.path):
+            return self._over_all
+        cell = whose.cell_of(request.path, request.headers.get("authorization") or "")
+        threads = self._of_cells[cell.name]
+        return threads.reads if request.method in SAFE_METHODS else threads.writes
 
     @property
     def _all(self) -> Iterable[DjangoThreads]:
-        return self._reads, self._writes, self._admin, self._local
+        of_cells = [(threads.reads, threads.writes) for threads in self._of_cells.values()]
+        shared = [self._admin, self._local]
+        if not whose.is_alone():
+            shared.append(self._over_all)
+        return *chain(*of_cells), *shared
 
     def export(self) -> None:
         """Set the gauges of all threads."""
@@ -120,7 +140,7 @@ class Bridge:
             threads.export()
 
     def close(self) -> None:
-        for threads in self._all:
+        for threads in (*self._all, self._over_all):
             threads.close()
 
 

@@ -23,7 +23,7 @@ from redis import RedisError
 from rest_framework.exceptions import APIException, Throttled
 from rest_framework.views import APIView
 
-from eventbus import producer
+from eventbus import cells, producer
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.ids import idempotency
 from eventbus.ids.snowflake import number_in
@@ -89,9 +89,13 @@ class HotAnswers:
     """Answers on one event loop."""
 
     def __init__(
-        self, near: NearCache, tally: Tally, keepers: Keepers, cross_origin: CrossOrigin
+        self,
+        near: Mapping[str, NearCache],
+        tally: Tally,
+        keepers: Keepers,
+        cross_origin: CrossOrigin,
     ) -> None:
-        self._near = near
+        self._near = near  # by cell
         self._tally = tally
         self._keepers = keepers
         self._cross_origin = cross_origin
@@ -125,7 +129,8 @@ class HotAnswers:
         wanted = _wanted_feed(request)
         if wanted is None:
             return None
-        kept = self._near.kept(wanted.user_id) or await self._near.find(wanted.user_id)
+        near = self._near_of(wanted.user_id)
+        kept = near.kept(wanted.user_id) or await near.find(wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
 
     def live(self, request: Request) -> LiveOpening | None:
@@ -213,12 +218,16 @@ class HotAnswers:
         self._tally.count("POST", "posts", 202, time.perf_counter() - started)
         return Answer(202, headers, accepted_body(post.event_id, accepted_post_json(post)))
 
+    def _near_of(self, user_id: int) -> NearCache:
+        return self._near[cells.of(user_id).name]
+
     async def _standing(self, principal: Principal) -> Standing | None:
         limit = rates.write_limit()
         if limit is None:
             return None
         try:
-            answer = await self._near.redis.ask(*rates.command(principal.user_id, limit))
+            redis = self._near_of(principal.user_id).redis
+            answer = await redis.ask(*rates.command(principal.user_id, limit))
         except RedisError:
             return None
         return rates.standing(limit, answer)

@@ -11,13 +11,15 @@ import structlog
 from confluent_kafka import KafkaException
 from django.conf import settings
 from django.db import Error as DatabaseFailure
-from django.db import connection
 
-from eventbus import kafka, producer, topics
-from eventbus.breaker import KAFKA, REDIS
+from eventbus import breaker, cells, kafka, producer, topics
+from eventbus.breaker import KAFKA
+from eventbus.cells import Cell
+from eventbus.database.current import connection
 from eventbus.database.sql import fetch
 from eventbus.ids import node_lease
-from eventbus.watch.health import OK, Health, Watch
+from eventbus.watch import health
+from eventbus.watch.health import OK, Health, Servers, Watch
 from feeds.read import here
 from feedsite.postgresql.connection import answer_within
 
@@ -35,25 +37,33 @@ log = structlog.get_logger(__name__)
 
 
 class Keeper(threading.Thread):
-    """A thread that does one thing again and again until it is stopped, and holds no connection in
-    between.
+    """A thread that does one thing again and again until it is stopped, on one cell, and holds no
+    connection in between.
     """
 
-    def __init__(self, name: str, act: Callable[[], object], every_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        act: Callable[[], object],
+        every_seconds: float,
+        cell: Cell | None = None,
+    ) -> None:
         super().__init__(name=name, daemon=True)
+        self._cell = cell or cells.own()
         self._act = act
         self._every_seconds = every_seconds
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._act()
-            except Exception:
-                log.exception("keeper_failed", keeper=self.name)
-            finally:
-                connection.close()
-            self._stopped.wait(self._every_seconds)
+        with cells.on(self._cell):
+            while not self._stopped.is_set():
+                try:
+                    self._act()
+                except Exception:
+                    log.exception("keeper_failed", keeper=self.name)
+                finally:
+                    connection.close()
+                self._stopped.wait(self._every_seconds)
 
     def stop(self) -> None:
         """Have the thread end after what it is about."""
@@ -64,13 +74,13 @@ class Keepers:
     """The threads of one API process."""
 
     def __init__(self) -> None:
-        self._postgresql = Watch("postgresql", _ask_postgresql)
         self._kafka = Watch("kafka", KafkaQuestion().ask)
-        self._threads = [
-            Keeper("watch-postgresql", self._postgresql.look, WATCH_EVERY_SECONDS),
-            Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS),
-            Keeper("cache-era", _refresh_era, ERA_EVERY_SECONDS),
-        ]
+        self._of_cells = {name: CellKeepers(cell) for name, cell in cells.every().items()}
+        self._threads = [Keeper("watch-kafka", self._kafka.look, WATCH_EVERY_SECONDS)]
+        if settings.FEED_CELLS_FILE is not None:
+            self._threads.append(Keeper("cell-map", cells.refresh, WATCH_EVERY_SECONDS))
+        for of_cell in self._of_cells.values():
+            self._threads += of_cell.threads
 
     def start(self) -> None:
         """Begin; until the topics have been looked at, nothing is published to them."""
@@ -88,18 +98,26 @@ class Keepers:
             thread.join(KAFKA_ANSWER_SECONDS)
 
     def readiness(self) -> Health:
-        """Tell at once whether this process can read and write.
+        """Tell at once whether this process can write, and read for the readers of a cell."""
+        found = {name: of_cell.servers() for name, of_cell in self._of_cells.items()}
+        return health.of_cells(self._kafka.state(), found)
 
-        Redis may be away: reads then come from PostgreSQL.
-        """
-        redis = "degraded, unreachable" if REDIS.is_open else OK
-        found = {
-            "postgresql": self._postgresql.state(),
-            "kafka": self._kafka.state(),
-            "redis": redis,
-        }
-        good = found["postgresql"] == OK and found["kafka"] == OK
-        return Health(good, "".join(f"{name}: {state}\n" for name, state in found.items()))
+
+class CellKeepers:
+    """Those that ask the servers of one cell."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self.postgresql = Watch(cell.named("postgresql"), _ask_postgresql)
+        self.threads = [
+            Keeper(cell.named("watch-postgresql"), self.postgresql.look, WATCH_EVERY_SECONDS, cell),
+            Keeper(cell.named("cache-era"), _refresh_era, ERA_EVERY_SECONDS, cell),
+        ]
+
+    def servers(self) -> Servers:
+        """Tell how the servers of the cell are."""
+        redis = "unreachable" if breaker.of(self._cell).redis.is_open else OK
+        return Servers(self.postgresql.state(), redis)
 
 
 def _ask_postgresql() -> str:

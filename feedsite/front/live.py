@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import orjson
 from django.conf import settings
 from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
-from eventbus import metrics
+from eventbus import cells, metrics
+from eventbus.cells import Cell
 from feeds.announcements import MARK, Change
 from feeds.live import MOST_COUNTED, Counting, Found, Hearing, NewPosts, Wanted
 from feedsite.front import unread
@@ -201,39 +202,25 @@ class LiveFeeds:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._feeds: dict[int, OpenFeed] = {}
+        self._cells = {name: CellStreams(loop, cell) for name, cell in cells.every().items()}
         self._open = 0
-        self._is_hearing = True
         self._ending = False
-        self._pulled_heard_at = 0.0
         self._sent: Counter[str] = Counter()
-        self._hearing = Hearing(self)
-        self._counting = Counting(self)
         self._unread = unread.Unread()
         self._to_break: deque[str] = deque()  # connections of streams that were cut off
         self._unread_keeper = Keeper("live-unread", self._look_for_unread, UNREAD_EVERY_SECONDS)
 
     def start(self) -> None:
-        threading.Thread(target=self._keep_hearing, name="live-hearing", daemon=True).start()
-        threading.Thread(target=self._keep_counting, name="live", daemon=True).start()
+        for of_cell in self._cells.values():
+            of_cell.start()
         self._unread_keeper.start()
-
-    def _keep_hearing(self) -> None:
-        while not self._ending:
-            self._hearing.turn()
-        self._hearing.close()
-
-    def _keep_counting(self) -> None:
-        while not self._ending:
-            with answer_within(COUNT_SECONDS):
-                self._counting.turn()
 
     def end(self) -> None:
         """End all streams, and refuse new ones."""
         self._ending = True
         self._unread_keeper.stop()
-        for stream in self._streams():
-            stream.wake()
+        for of_cell in self._cells.values():
+            of_cell.end()
 
     @property
     def is_full(self) -> bool:
@@ -247,22 +234,21 @@ class LiveFeeds:
         self._sent.clear()
 
     def open(self, wanted: Wanted, transport: Any, expires_at: float, peer: str) -> None:
-        """Send events until the token expires, the client leaves or does not read, or the process
-        ends.
+        """Send events until the token expires, the client leaves or does not read, the feed moves
+        to another cell, or the process ends.
 
         In a task of its own, so that granian can let go of the request: its headers and the task
         that answered it are a quarter of what a stream costs.
         """
         stream = Stream(wanted, peer)
         self._open += 1
-        feed = self._feeds.setdefault(stream.user_id, OpenFeed())
-        feed.streams.add(stream)
-        if not self._is_hearing:
-            stream.tell("polling")
-        self._counting.ask([stream.ask()])
-        stream.task = self._loop.create_task(self._serve(stream, transport, expires_at))
+        of_cell = self._cells[cells.of(stream.user_id).name]
+        of_cell.add(stream)
+        stream.task = self._loop.create_task(self._serve(stream, of_cell, transport, expires_at))
 
-    async def _serve(self, stream: Stream, transport: Any, expires_at: float) -> None:
+    async def _serve(
+        self, stream: Stream, of_cell: "CellStreams", transport: Any, expires_at: float
+    ) -> None:
         try:
             await transport.send_bytes(b": open\n" + _retry())
             left = expires_at - time.time()
@@ -273,22 +259,90 @@ class LiveFeeds:
                 left = expires_at - time.time()
                 if not stream.is_cut_off:
                     await transport.send_bytes(stream.take(self._sent) or HEARTBEAT)
+                if not of_cell.serves(stream):
+                    break
             if not stream.is_cut_off:
                 await transport.send_bytes(_retry() + b"event: end\ndata: {}\n\n")
         except ProtocolClosed:
             pass
         finally:
-            self._close(stream)
+            self._open -= 1
+            of_cell.remove(stream)
 
-    def _close(self, stream: Stream) -> None:
-        self._open -= 1
+    def _look_for_unread(self) -> None:
+        """Cut off the streams whose clients do not read; in a thread."""
+        _call(self._loop, self._cut_off, self._unread.look())
+        while self._to_break:
+            unread.close(self._to_break.popleft())
+
+    def _cut_off(self, peers: set[str]) -> None:
+        if not peers:
+            return
+        for stream in [one for of_cell in self._cells.values() for one in of_cell.streams()]:
+            if stream.peer in peers and not stream.is_cut_off:
+                stream.is_cut_off = True
+                metrics.live_streams_cut_off_total.inc()
+                stream.wake()
+                self._to_break.append(stream.peer)
+
+
+class CellStreams:
+    """The open streams of one loop for the readers of a cell, and the threads that hear and count
+    there.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, cell: Cell) -> None:
+        self._loop = loop
+        self._cell = cell
+        self._feeds: dict[int, OpenFeed] = {}
+        self.is_hearing = True
+        self._ending = False
+        self._pulled_heard_at = 0.0
+        self._hearing = Hearing(self)
+        self._counting = Counting(self)
+
+    def start(self) -> None:
+        for name, act in (("live-hearing", self._keep_hearing), ("live", self._keep_counting)):
+            threading.Thread(target=act, name=self._cell.named(name), daemon=True).start()
+
+    def end(self) -> None:
+        """End the threads, and have all streams look whether they go on."""
+        self._ending = True
+        for stream in self.streams():
+            stream.wake()
+
+    def add(self, stream: Stream) -> None:
+        """Tell the stream from now on of its feed."""
+        feed = self._feeds.setdefault(stream.user_id, OpenFeed())
+        feed.streams.add(stream)
+        if not self.is_hearing:
+            stream.tell("polling")
+        self._counting.ask([stream.ask()])
+
+    def remove(self, stream: Stream) -> None:
         feed = self._feeds[stream.user_id]
         feed.streams.discard(stream)
         if not feed.streams:
             del self._feeds[stream.user_id]
 
-    def _streams(self) -> list[Stream]:
+    def serves(self, stream: Stream) -> bool:
+        """Tell whether the feed of the stream is this cell's still."""
+        return cells.of(stream.user_id).name == self._cell.name
+
+    def streams(self) -> list[Stream]:
         return [stream for feed in self._feeds.values() for stream in feed.streams]
+
+    def _keep_hearing(self) -> None:
+        with cells.on(self._cell):
+            while not self._ending:
+                self._hearing.turn()
+            self._hearing.close()
+
+    def _keep_counting(self) -> None:
+        with cells.on(self._cell):
+            while not self._ending:
+                with answer_within(COUNT_SECONDS):
+                    self._counting.turn()
 
     # What the threads call: a copy of the dictionary is made in one step, all else is for the loop.
 
@@ -296,21 +350,17 @@ class LiveFeeds:
         return set(self._feeds.copy())
 
     def announced(self, changes: Sequence[Change]) -> None:
-        self._on_the_loop(self._announced, changes)
+        _call(self._loop, self._announced, changes)
 
     def missed(self) -> None:
-        self._on_the_loop(self._ask_all)
+        _call(self._loop, self._ask_all)
 
     def heard(self, is_hearing: bool) -> None:
-        if is_hearing != self._is_hearing:
-            self._on_the_loop(self._heard, is_hearing)
+        if is_hearing != self.is_hearing:
+            _call(self._loop, self._heard, is_hearing)
 
     def found(self, found: dict[Wanted, Found], asked_at: float) -> None:
-        self._on_the_loop(self._found, found, asked_at)
-
-    def _on_the_loop(self, act: Any, *values: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(act, *values)
+        _call(self._loop, self._found, found, asked_at)
 
     # On the loop.
 
@@ -337,7 +387,7 @@ class LiveFeeds:
         return [stream for feed in feeds for stream in feed.streams]
 
     def _ask_all(self) -> None:
-        self._counting.ask([stream.ask() for stream in self._streams()])
+        self._counting.ask([stream.ask() for stream in self.streams()])
 
     def _found(self, found: dict[Wanted, Found], asked_at: float) -> None:
         for wanted, of_feed in found.items():
@@ -360,27 +410,17 @@ class LiveFeeds:
                 self._counting.ask([stream.ask()])
 
     def _heard(self, is_hearing: bool) -> None:
-        if is_hearing == self._is_hearing:
+        if is_hearing == self.is_hearing:
             return
-        self._is_hearing = is_hearing
-        for stream in self._streams():
+        self.is_hearing = is_hearing
+        for stream in self.streams():
             stream.tell("live" if is_hearing else "polling")
 
-    def _look_for_unread(self) -> None:
-        """Cut off the streams whose clients do not read; in a thread."""
-        self._on_the_loop(self._cut_off, self._unread.look())
-        while self._to_break:
-            unread.close(self._to_break.popleft())
 
-    def _cut_off(self, peers: set[str]) -> None:
-        if not peers:
-            return
-        for stream in self._streams():
-            if stream.peer in peers and not stream.is_cut_off:
-                stream.is_cut_off = True
-                metrics.live_streams_cut_off_total.inc()
-                stream.wake()
-                self._to_break.append(stream.peer)
+def _call(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *values: Any) -> None:
+    """Have the loop call `act`; from a thread."""
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(act, *values)
 
 
 def _retry() -> bytes:

@@ -14,7 +14,8 @@ from django.db.backends.postgresql import base
 from psycopg import IsolationLevel
 from psycopg_pool import PoolTimeout
 
-from eventbus.breaker import POSTGRESQL
+from eventbus import breaker, cells
+from eventbus.breaker import Breaker
 from eventbus.exceptions import ServerAway
 from feedsite.postgresql.connection import answer_within, deadline, failure_since
 
@@ -25,27 +26,32 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Take a connection that was just seen to answer. Raises `OperationalError`."""
         asked_at = time.monotonic()
-        if deadline() is None or not self.pool:
-            try:
-                return super().get_new_connection(conn_params)
-            except PoolTimeout as error:
-                raise _with_reason(error, asked_at) from error
+        server = breaker.of(cells.at(self.alias)).postgresql
         try:
-            trial = POSTGRESQL.enter()
+            if deadline() is None or not self.pool:
+                connection = super().get_new_connection(conn_params)
+            else:
+                connection = self._try(server)
+        except PoolTimeout as error:
+            raise _with_reason(error, conn_params, asked_at) from error
+        connection.breaker = server
+        return connection
+
+    def _try(self, server: Breaker) -> Any:
+        """Take a connection unless the server is away, and say how that went."""
+        try:
+            trial = server.enter()
         except ServerAway as error:
             raise OperationalError(str(error)) from error
         try:
             connection = self._take()
-        except PoolTimeout as error:
-            POSTGRESQL.failed(error, trial)
-            raise _with_reason(error, asked_at) from error
-        except psycopg.OperationalError as error:
-            POSTGRESQL.failed(error, trial)
+        except psycopg.OperationalError as error:  # `PoolTimeout` is one
+            server.failed(error, trial)
             raise
         except BaseException:
-            POSTGRESQL.gave_up(trial)
+            server.gave_up(trial)
             raise
-        POSTGRESQL.succeeded()
+        server.succeeded()
         return connection
 
     def _take(self) -> Any:
@@ -63,7 +69,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return connection
 
 
-def _with_reason(error: PoolTimeout, asked_at: float) -> psycopg.OperationalError:
+def _with_reason(
+    error: PoolTimeout, conn_params: dict[str, Any], asked_at: float
+) -> psycopg.OperationalError:
     """Return what to raise for a pool that had no connection: why it got none, if that is why."""
-    reason = failure_since(asked_at)
+    reason = failure_since(asked_at, conn_params)
     return psycopg.OperationalError(reason) if reason else error

@@ -8,15 +8,15 @@ it.
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import ReadOnlySqlTransaction
 
-from eventbus.breaker import POSTGRESQL
+from eventbus.breaker import Breaker
 
 T = TypeVar("T")
 
@@ -46,21 +46,27 @@ def deadline() -> float | None:
     return until
 
 
-class _Failure:
-    at = -math.inf  # monotonic seconds
-    reason = ""
+class _Failure(NamedTuple):
+    at: float  # monotonic seconds
+    reason: str
 
 
-_last_failure = _Failure()
+_NEVER = _Failure(-math.inf, "")
+_last_failures: dict[tuple[object, ...], _Failure] = {}
 
 
-def failure_since(moment: float) -> str:
-    """Return in one line why connecting failed last, if it did after that moment (monotonic
-    seconds).
+def failure_since(moment: float, address: Mapping[str, Any]) -> str:
+    """Return in one line why connecting to that server failed last, if it did after that moment
+    (monotonic seconds).
     """
-    if _last_failure.at < moment:
+    failure = _last_failures.get(_place_of(address), _NEVER)
+    if failure.at < moment:
         return ""
-    return _last_failure.reason.strip().partition("\n")[0]
+    return failure.reason.strip().partition("\n")[0]
+
+
+def _place_of(address: Mapping[str, Any]) -> tuple[object, ...]:
+    return address.get("host"), address.get("port"), address.get("dbname")
 
 
 class Connection(psycopg.Connection[Any]):
@@ -69,6 +75,7 @@ class Connection(psycopg.Connection[Any]):
     """
 
     _expire_at: float  # monotonic seconds; the pool's
+    breaker: Breaker | None = None  # of the server; the pool does not know it
 
     @classmethod
     def connect(cls, *args: Any, **options: Any) -> Self:
@@ -78,7 +85,7 @@ class Connection(psycopg.Connection[Any]):
         try:
             return super().connect(*args, **options)
         except psycopg.OperationalError as error:
-            _last_failure.at, _last_failure.reason = time.monotonic(), str(error)
+            _last_failures[_place_of(options)] = _Failure(time.monotonic(), str(error))
             raise
 
     def wait(
@@ -100,6 +107,7 @@ class Connection(psycopg.Connection[Any]):
             if until is not None and time.monotonic() >= until:
                 # The answer may still come, and would be taken for that to the next question.
                 self.close()
-                POSTGRESQL.failed("no answer in time")
+                if self.breaker is not None:
+                    self.breaker.failed("no answer in time")
                 raise psycopg.OperationalError("PostgreSQL did not answer in time.") from error
             raise

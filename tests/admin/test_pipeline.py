@@ -30,6 +30,12 @@ from tests.factories import PostCreatedFactory, UserFollowedFactory
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+def shown(client: Client) -> Any:
+    """Return what the page shows of the only cell."""
+    [only] = context_of(client, PIPELINE)["cells"]
+    return only
+
+
 def a_processor() -> Processor:
     return Processor(handlers.FeedHandlers())
 
@@ -70,7 +76,7 @@ def test_events_of_a_transaction_that_failed_are_not_counted(admin_client: Clien
     finally:
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE posts DROP CONSTRAINT none_by_9")
-    assert [rate.total for rate in context_of(admin_client, PIPELINE)["rates"].value] == [1]
+    assert [rate.total for rate in shown(admin_client)["rates"].value] == [1]
 
 
 def test_the_chart_has_a_bar_where_something_happened(admin_client: Client) -> None:
@@ -123,7 +129,7 @@ def test_what_nobody_looks_at_any_more_is_forgotten(heart: Heart) -> None:
 def test_the_lag_is_known_without_any_worker(admin_client: Client, feed_events: str) -> None:
     for author in range(1, 6):
         producer.publish(PostCreatedFactory(author_id=author).to_event())
-    lag = context_of(admin_client, PIPELINE)["lags"][0]
+    lag = shown(admin_client)["lags"][0]
     assert (lag.total, len(lag.partitions), lag.unowned) == (5, 6, 6)
     assert "6 partitions without a worker" in text_of(admin_client, PIPELINE)
 
@@ -136,10 +142,7 @@ def test_dead_letters_are_grouped_by_cause(admin_client: Client) -> None:
 
 
 def states(client: Client) -> dict[str, str]:
-    return {
-        name: answer.problem
-        for name, answer, _remark in context_of(client, PIPELINE)["dependencies"]
-    }
+    return {name: answer.problem for name, answer, _remark in shown(client)["dependencies"]}
 
 
 def test_everything_is_there(admin_client: Client, feed_events: str) -> None:

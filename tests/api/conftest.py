@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import pytest
 from pytest_django import DjangoDbBlocker
 
-from eventbus import kafka, producer
-from eventbus.breaker import KAFKA, POSTGRESQL, REDIS
+from eventbus import breaker, cells, kafka, producer
 from feeds.models import CacheState
 from tests.api.server import ApiServer, Current
 
@@ -36,8 +35,8 @@ def servers(
 def api(request: pytest.FixtureRequest, servers: dict[str, ApiServer]) -> Iterator[ApiServer]:
     """The API, once with its front and once by Django alone."""
     yield servers[request.param]
-    for breaker in (KAFKA, POSTGRESQL, REDIS):
-        breaker.succeeded()
+    for one in (breaker.KAFKA, *breaker.of(cells.own())):
+        one.succeeded()
 
 
 @pytest.fixture

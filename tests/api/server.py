@@ -71,7 +71,7 @@ class ApiServer:
     @property
     def is_hearing(self) -> bool:
         """Tell whether live streams hear announcements."""
-        return self._application._live._is_hearing
+        return all(one.is_hearing for one in self._application._live._cells.values())
 
     @property
     def open_streams(self) -> int:

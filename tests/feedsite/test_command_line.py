@@ -168,6 +168,7 @@ SAYING = [
     "import_posts posts.csv",
     "issue_token 1",
     "keep_partitions",
+    "migrate",
     "prune --dry-run",
     "rebuild_feeds --all",
     "verify_feeds",

@@ -9,17 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.db import InternalError, OperationalError, connection
 
-from eventbus.breaker import FAILURES, POSTGRESQL
+from eventbus import breaker, cells
+from eventbus.breaker import FAILURES
 from feedsite.postgresql.connection import answer_within
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+SERVER = breaker.of(cells.own()).postgresql
+
 
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
-    POSTGRESQL.succeeded()
+    SERVER.succeeded()
     yield
-    POSTGRESQL.succeeded()
+    SERVER.succeeded()
     connection.close()
 
 
@@ -37,7 +40,7 @@ def backend() -> object:
 def test_a_query_ends_with_the_time_its_thread_has() -> None:
     with pytest.raises(OperationalError, match="did not answer in time"), answer_within(0.3):
         ask("SELECT pg_sleep(30)")
-    assert POSTGRESQL._failures == 1
+    assert SERVER._failures == 1
 
 
 def test_a_connection_is_waited_for_no_longer_than_its_thread_has_time() -> None:
@@ -78,16 +81,16 @@ def test_without_a_deadline_a_query_takes_as_long_as_it_takes() -> None:
 def test_while_postgresql_is_away_one_thread_at_a_time_asks_it() -> None:
     connection.close()
     for _ in range(FAILURES):
-        POSTGRESQL.failed("away")
-    trial = POSTGRESQL.enter()  # somebody tries
+        SERVER.failed("away")
+    trial = SERVER.enter()  # somebody tries
     with pytest.raises(OperationalError, match="has not answered"), answer_within(5):
         ask("SELECT 1")
     assert ask("SELECT 1") == 1, "who has no deadline, such as a worker, waits and asks"
     connection.close()
-    POSTGRESQL.gave_up(trial)
+    SERVER.gave_up(trial)
     with answer_within(5):
         assert ask("SELECT 1") == 1, "the next tries"
-    assert not POSTGRESQL.is_open
+    assert not SERVER.is_open
 
 
 def test_a_session_that_can_only_read_is_given_up() -> None:

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Count, Q
 from tqdm import tqdm
 
-from eventbus import arguments, producer
+from eventbus import arguments, identity, producer
 from eventbus.deadletters import payloads, replay
 from eventbus.exceptions import PublishFailed
 from eventbus.ids import node_lease
@@ -48,6 +48,7 @@ class Command(BaseCommand):
             command.add_argument("--yes", action="store_true", help="do not ask")
 
     def handle(self, *_args: Any, command: str, **options: Any) -> None:
+        identity.require()
         {"list": self._list, "show": self._show, "replay": self._replay, "discard": self._discard}[
             command
         ](options)

@@ -1,11 +1,12 @@
 """`manage.py run_dlq`"""
 
+import time
 from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import arguments, worker
+from eventbus import arguments, identity, retry, worker
 from eventbus.database import pool
 
 
@@ -19,5 +20,6 @@ class Command(BaseCommand):
         self, *_args: Any, metrics_port: int | None, metrics_host: str, **_options: Any
     ) -> None:
         pool.require("run_dlq")
+        retry.until_possible(time.sleep, identity.require)
         metrics = arguments.metrics_address(metrics_host, metrics_port)
         worker.run_dead_letter_store(metrics)

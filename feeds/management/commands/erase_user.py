@@ -6,7 +6,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from eventbus import arguments
+from eventbus import arguments, cells
+from eventbus.cells import Cell
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.ids import idempotency
 from eventbus.terminal import agreed
@@ -38,13 +39,18 @@ class Command(BaseCommand):
             self._wait(fact.event_id)
 
     def _wait(self, event_id: int) -> None:
+        for cell in cells.every().values():
+            with cells.on(cell):
+                self._wait_in(cell, event_id)
+        self.stdout.write("erased")
+
+    def _wait_in(self, cell: Cell, event_id: int) -> None:
         told = ""
         while (outcome := outcome_of(event_id)) and outcome.state == "pending":
             step = outcome.step or "waiting for a worker"
             if step != told:
-                self.stdout.write(step)
+                self.stdout.write(f"cell {cell.name}: {step}" if cell.name else step)
                 told = step
             time.sleep(POLL_SECONDS)
         if outcome and outcome.state == "dead_lettered":
             raise CommandError(f"Event {event_id} is a dead letter: see manage.py dlq list.")
-        self.stdout.write("erased")

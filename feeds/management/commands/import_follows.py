@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import arguments, envelope
+from eventbus import arguments, envelope, identity
 from eventbus.exceptions import InvalidEvent
 from eventbus.terminal import count_of
 from feeds import imports
@@ -50,6 +50,7 @@ class Command(BaseCommand):
         skip_invalid: Path | None,
         **_options: Any,
     ) -> None:
+        identity.require()
         event_id = _event_id(as_of)
         try:
             with bad_lines_to(skip_invalid, source=file) as bad_lines, open_csv(file) as lines:

@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
-from eventbus import retry
+from eventbus import identity, retry
 from eventbus.ids.snowflake import time_of
 from eventbus.terminal import TIME
 from feeds.partitions import keep_up, layout
@@ -18,6 +18,7 @@ class Command(BaseCommand):
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
+        identity.require()
         try:
             keep_up()
         except DatabaseError as error:

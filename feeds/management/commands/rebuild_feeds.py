@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import arguments
+from eventbus import arguments, cells, identity
 from eventbus.terminal import count_of
 from feeds.models import Feed, FeedQuerySet
 from feeds.rebuild import rebuild
@@ -30,6 +30,13 @@ class Command(BaseCommand):
         whose.add_argument("--all", action="store_true", help="every feed that does not rest")
 
     def handle(self, *_args: Any, user: list[int] | None, **_options: Any) -> None:
+        identity.require()
+        if user:
+            strangers = set(cells.here().strangers(user))
+            user = [user_id for user_id in user if user_id not in strangers]
+            if not user:
+                self.stdout.write("Another cell holds these feeds.")
+                return
         feeds = Feed.objects.filter(user_id__in=user) if user else Feed.objects.filter(idle=False)
         done = 0
         with tqdm(total=feeds.count(), unit=" feeds", disable=None) as progress:

@@ -8,7 +8,7 @@ from confluent_kafka import KafkaException
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import retry
+from eventbus import identity, retry
 from eventbus.consume import topic_replay
 from eventbus.exceptions import DeadLetterFlood
 from eventbus.ids import clock
@@ -27,6 +27,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
+        identity.require()
         try:
             # By it ids are told to be from the future.
             retry.until_possible(time.sleep, clock.read)

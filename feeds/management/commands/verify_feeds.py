@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from tqdm import tqdm
 
-from eventbus import arguments
+from eventbus import arguments, identity
 from feeds import verification
 from feeds.verification import Report, Scope
 
@@ -29,6 +29,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_args: Any, user: list[int] | None, repair: bool, **_options: Any) -> None:
+        identity.require()
         report = verification.verify(user, _progress)
         self._print(report)
         if repair and not report.equal:

@@ -1,0 +1,86 @@
+"""Commands and cells: `manage.py COMMAND --cell NAME` is about that cell, and without it about each.
+
+All of it is settled before Django reads its settings: a process is of one cell from its start.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from django.core.exceptions import ImproperlyConfigured
+
+from eventbus import cellmap
+
+OPTION = "--cell"
+
+# They never end, so there is one process for each cell.
+WORKERS = frozenset({"run_fanout", "run_dlq"})
+# About what each cell has a copy or a part of. Any other command does its work once: what is
+# published reaches all cells.
+FOR_EACH = frozenset(
+    {
+        "dlq",
+        "import_follows",
+        "keep_partitions",
+        "migrate",
+        "prune",
+        "rebuild_feeds",
+        "replay_topic",
+        "verify_feeds",
+    }
+)
+
+
+def take_cell(arguments: Sequence[str]) -> list[str]:
+    """Return the command line without `--cell NAME`, which becomes this process's `FEED_CELL`."""
+    rest: list[str] = []
+    given = iter(arguments)
+    for word in given:
+        name, _, value = word.partition("=")
+        if name == OPTION:
+            os.environ["FEED_CELL"] = value or next(given, "")
+            if not os.environ["FEED_CELL"]:
+                raise ImproperlyConfigured("--cell needs the name of a cell.")
+        else:
+            rest.append(word)
+    return rest
+
+
+def is_for_each(arguments: Sequence[str]) -> bool:
+    """Tell whether the command is to be run for one cell after the other.
+
+    Raises `ImproperlyConfigured` for a worker of which nobody has said whose it is.
+    """
+    command = arguments[1] if len(arguments) > 1 else ""
+    if not os.environ.get("FEED_CELLS") or os.environ.get("FEED_CELL"):
+        return False
+    if {"-h", "--help"} & set(arguments):
+        return False
+    if command in WORKERS:
+        _refuse("Say whose worker it is")
+    if command == "dlq" and {"show", "--id", "--group"} & set(arguments):
+        _refuse("Numbers of dead letters are a cell's own: say which cell")
+    return command in FOR_EACH
+
+
+def _refuse(sentence: str) -> NoReturn:
+    names = ", ".join(cellmap.read(os.environ["FEED_CELLS"]).places)
+    raise ImproperlyConfigured(f"{sentence}, with --cell and one of {names}.")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command for each cell in turn, a process and a headline each; return the worst exit
+    status.
+    """
+    worst = 0
+    for name in cellmap.read(os.environ["FEED_CELLS"]).places:
+        sys.stdout.write(f"cell {name}:\n")
+        sys.stdout.flush()
+        done = subprocess.run(  # noqa: S603 - our own arguments
+            [sys.executable, *arguments], env={**os.environ, "FEED_CELL": name}, check=False
+        )
+        # Of a process that a signal has ended it is negative.
+        worst = max(worst, abs(done.returncode))
+    return worst
