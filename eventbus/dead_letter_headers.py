@@ -142,10 +142,15 @@ def cell_header(cell: Cell) -> Headers:
 def is_for_another(record: Record) -> bool:
     """Tell whether the record says that it replays a dead letter of another cell than ours.
 
-    Nothing proves it, for the proof is in that cell: nobody may lose an event by it.
+    Nothing proves it, for the proof is in that cell: nobody may lose an event by it. So a cell that
+    is not in the map, which would not take it either, is no other cell.
     """
-    own = cells.here().name.encode()
-    return any(name == CELL and value != own for name, value in record.headers)
+    return any(name == CELL and _is_another(value or b"") for name, value in record.headers)
+
+
+def _is_another(cell_name: bytes) -> bool:
+    name = cell_name.decode("ascii", "replace")
+    return name != cells.here().name and name in cells.every()
 
 
 def _proof(entry_id: int, token: UUID, key: bytes | None, value: bytes | None) -> str:

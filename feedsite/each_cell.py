@@ -32,6 +32,9 @@ FOR_EACH = frozenset(
     }
 )
 
+# Options of `dlq` that name entries or groups by number.
+NUMBERED = ("--id", "--group")
+
 
 def take_cell(arguments: Sequence[str]) -> list[str]:
     """Return the command line without `--cell NAME`, which becomes this process's `FEED_CELL`."""
@@ -60,9 +63,18 @@ def is_for_each(arguments: Sequence[str]) -> bool:
         return False
     if command in WORKERS:
         _refuse("Say whose worker it is")
-    if command == "dlq" and {"show", "--id", "--group"} & set(arguments):
+    if command == "dlq" and any(map(_says_a_number, arguments[2:])):
         _refuse("Numbers of dead letters are a cell's own: say which cell")
     return command in FOR_EACH
+
+
+def _says_a_number(word: str) -> bool:
+    """Tell whether the word of a `dlq` command has to do with numbers that each cell gives for
+    itself. As argparse has it, options may be abbreviated and have their values behind a `=`.
+    """
+    option = word.partition("=")[0]
+    is_option = len(option) > len("--") and option.startswith("--")
+    return word == "show" or (is_option and any(one.startswith(option) for one in NUMBERED))
 
 
 def _refuse(sentence: str) -> NoReturn:

@@ -81,10 +81,7 @@ class Processor(Work):
         return self._plan(turn, facts[:middle]) + self._plan(turn, facts[middle:])
 
     def _decode(self, turn: Turn, records: Iterable[Record]) -> list[Delivery]:
-        """Decode records; what can never be applied is a dead letter at once.
-
-        The first of twins wins.
-        """
+        """Decode records; what can never be applied is a dead letter at once."""
         deliveries: dict[int, Delivery] = {}
         for record in records:
             delivery = None
@@ -100,14 +97,12 @@ class Processor(Work):
                 if not is_for_another(record):
                     self._bury(turn, record, error, delivery)
             else:
-                first = deliveries.setdefault(delivery.event.event_id, delivery)
-                if first is not delivery and letters.entry_of(record) is not None:
-                    first.replays.append(record)
+                _add(deliveries, delivery)
         return self._without_replays_for_others(turn, list(deliveries.values()))
 
     def _without_replays_for_others(self, turn: Turn, deliveries: list[Delivery]) -> list[Delivery]:
         """Leave out what another cell replays and is a dead letter here too: it waits for a replay
-        of ours.
+        of ours, or was discarded.
 
         What was processed here is not processed again anyway; what has never come here is an event
         like any other.
@@ -117,8 +112,8 @@ class Processor(Work):
         }
         if not replays:
             return deliveries
-        waiting = retry.until_possible(turn.wait, letters.unresolved_among, replays)
-        return [delivery for delivery in deliveries if delivery.event.event_id not in waiting]
+        failed = retry.until_possible(turn.wait, letters.not_resolved_among, replays)
+        return [delivery for delivery in deliveries if delivery.event.event_id not in failed]
 
     def _commit_neighbours(
         self, turn: Turn, deliveries: list[Delivery], culprits: dict[int, Chain]
@@ -256,6 +251,18 @@ class Processor(Work):
             letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
+
+
+def _add(deliveries: dict[int, Delivery], delivery: Delivery) -> None:
+    """Add a delivery by its event: the first of twins wins, but for what another cell replays."""
+    record = delivery.record
+    first = deliveries.setdefault(delivery.event.event_id, delivery)
+    if first is delivery or is_for_another(record):
+        return
+    if is_for_another(first.record):
+        deliveries[delivery.event.event_id] = delivery
+    elif letters.entry_of(record) is not None:
+        first.replays.append(record)
 
 
 def _chains(deliveries: Iterable[Delivery]) -> list[Chain]:

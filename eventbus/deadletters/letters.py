@@ -62,9 +62,12 @@ def proven_entries(records: Iterable[Record]) -> set[int]:
     return proven
 
 
-def unresolved_among(event_ids: Collection[int]) -> set[int]:
-    """Return those of the events that are dead letters here. Raises `DatabaseError`."""
-    found = DeadLetter.objects.unresolved().filter(event_id__in=event_ids)
+def not_resolved_among(event_ids: Collection[int]) -> set[int]:
+    """Return those of the events that are dead letters here or were discarded. Raises
+    `DatabaseError`.
+    """
+    found = DeadLetter.objects.filter(event_id__in=event_ids)
+    found = found.exclude(state=DeadLetter.State.RESOLVED)
     return {event_id for (event_id,) in found.values_list("event_id") if event_id is not None}
 
 

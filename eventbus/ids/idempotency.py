@@ -76,19 +76,20 @@ def _reserve(user_id: int, key: str, request: str, ids: Ids) -> Ids:
     holders = cells.holding(user_id)
     if len(holders) > 1:
         # While readers move: whichever of the cells serves the user when the request comes again.
-        ids = _kept_in_any(holders, user_id, key) or ids
+        ids = _kept_in_any(holders, user_id, key, fingerprint) or ids
     for cell in holders:
         # Of two requests at the same time the one decides that comes first in the first cell.
         ids = _keep(cell, user_id, key, fingerprint, ids)
     return ids
 
 
-def _kept_in_any(holders: Iterable[Cell], user_id: int, key: str) -> Ids | None:
+def _kept_in_any(holders: Iterable[Cell], user_id: int, key: str, fingerprint: str) -> Ids | None:
     for cell in holders:
         with cells.on(cell):
             kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
         if kept is not None:
-            return Ids(kept.event_id, kept.object_id)
+            # Before another cell has taken it for this request.
+            return _ids_of(kept, fingerprint)
     return None
 
 
@@ -108,6 +109,10 @@ def _keep(cell: Cell, user_id: int, key: str, fingerprint: str, ids: Ids) -> Ids
     if kept is None:
         # Erased since the ids were made: the write is from before that and has no effect.
         return ids
+    return _ids_of(kept, fingerprint)
+
+
+def _ids_of(kept: IdempotencyKey, fingerprint: str) -> Ids:
     if kept.fingerprint != fingerprint:
         raise IdempotencyKeyReused
     return Ids(kept.event_id, kept.object_id)

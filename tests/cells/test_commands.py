@@ -44,6 +44,8 @@ def test_a_command_without_a_cell_is_about_each_of_them(
     [
         (["run_fanout"], "Say whose worker it is, with --cell and one of a, b."),
         (["run_dlq", "--cell", "c"], "There is no cell c in FEED_CELLS, which has a, b."),
+        (["dlq", "discard", "--group=5", "--reason", "x", "--yes"], "say which cell"),
+        (["dlq", "replay", "--i", "5", "--yes"], "say which cell"),
         (["dlq", "show", "5"], "say which cell, with --cell and one of a, b."),
         (["run_fanout", "--cell"], "--cell needs the name of a cell."),
     ],

@@ -1,11 +1,14 @@
 """Dead letters of cells: each stores its own, and a replay is for the cell whose it is."""
 
+from typing import Any
+
 import pytest
 
 from eventbus import cells, envelope
 from eventbus.cells import Cell
 from eventbus.consume.processing import Processor
 from eventbus.deadletters import replay, store
+from eventbus.exceptions import InvalidEvent
 from eventbus.models import DeadLetter, ProcessedEvent
 from eventbus.record import Record
 from feeds.handlers import FeedHandlers
@@ -95,6 +98,75 @@ def test_what_says_it_is_a_replay_for_another_cell_is_not_lost(
     record = a_record_of(post, feed_events, headers=[("dlq.cell", b"a")])
     process(two_cells[1], record)
     assert processed(two_cells[1]) == {post.event_id}
+
+
+def test_a_replay_of_ours_counts_beside_one_of_another_cell(
+    two_cells: list[Cell], feed_events: str
+) -> None:
+    """As when `dlq replay` went over all cells while the workers of b were away."""
+    post = PostCreatedFactory(author_id=1)
+    fail_in_both(two_cells, post, feed_events)
+    for cell in two_cells:
+        with cells.on(cell):
+            [*replay.replay(DeadLetter.objects.values_list("id", flat=True))]
+    of_a, of_b = broker.read_all(feed_events)
+    for cell, others_first in zip(two_cells, ([of_b, of_a], [of_a, of_b]), strict=True):
+        process(cell, *others_first)
+        assert states(cell) == {post.event_id: "resolved"}
+
+
+def test_a_replay_of_another_cell_is_no_second_dead_letter(
+    two_cells: list[Cell], feed_events: str
+) -> None:
+    """Our replay fails again; only that is told, whatever is in the batch beside it."""
+    post = PostCreatedFactory(author_id=1)
+    fail_in_both(two_cells, post, feed_events)
+    for cell in two_cells:
+        with cells.on(cell):
+            [*replay.replay(DeadLetter.objects.values_list("id", flat=True))]
+    of_a, of_b = broker.read_all(feed_events)
+    for records in ((of_a, of_b), (of_b, of_a)):
+        turn = FreeTurn()
+        with cells.on(two_cells[1]):
+            Processor(Failing()).process(records, turn)
+        assert len(turn.buried) == 1
+
+
+def test_what_was_discarded_here_stays_so_when_another_cell_replays_it(
+    two_cells: list[Cell], feed_events: str
+) -> None:
+    post = PostCreatedFactory(author_id=1)
+    fail_in_both(two_cells, post, feed_events)
+    a, b = two_cells
+    with cells.on(b):
+        replay.discard(DeadLetter.objects.values_list("id", flat=True), reason="not wanted")
+    with cells.on(a):
+        [*replay.replay(DeadLetter.objects.values_list("id", flat=True))]
+    process(b, *broker.read_all(feed_events))
+    assert (states(b), processed(b)) == ({post.event_id: "discarded"}, set())
+
+
+@pytest.mark.django_db
+def test_what_cannot_be_read_is_a_dead_letter_whatever_cell_it_names() -> None:
+    """Where there is one cell, or none of that name, nobody else has it as one."""
+    record = Record("feed-events", 0, 0, b"1", b"no event", [("dlq.cell", b"a")], 0)
+    turn = FreeTurn()
+    Processor(FeedHandlers()).process([record], turn)
+    assert len(turn.buried) == 1
+
+
+class Failing(FeedHandlers):
+    """Fails as for a mistake in an event."""
+
+    def apply(self, *_args: Any, **_options: Any) -> None:
+        raise InvalidEvent("It cannot be applied.")
+
+
+def fail_in_both(two_cells: list[Cell], post: object, topic: str) -> None:
+    """Store the post as a dead letter of each cell."""
+    for cell in two_cells:
+        with cells.on(cell):
+            store.store([letter_of(cell.named("fanout"), post, topic, 0)])
 
 
 def a_record_of(

@@ -1,5 +1,8 @@
-"""Ids come from one cell: what happens while it is away, and when another takes over."""
+"""Ids come from one cell: what happens while it is away, and when another takes over; keys of
+readers who move.
+"""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,8 +11,8 @@ from django.db import connections
 
 from eventbus import cellmap, cells
 from eventbus.cells import Cell
-from eventbus.exceptions import IdsUnavailable
-from eventbus.ids import clock, node_lease
+from eventbus.exceptions import IdempotencyKeyReused, IdsUnavailable
+from eventbus.ids import clock, idempotency, node_lease
 from eventbus.ids.snowflake import compose, milliseconds_of
 from eventbus.models import ProcessedEvent, SnowflakeNode
 from tests.cells.maps import DATABASES
@@ -111,3 +114,18 @@ def away(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def closed(cell: Cell) -> None:
     connections[cell.alias].close()
     connections[cell.alias].close_pool()  # type: ignore[attr-defined]
+
+
+def test_a_key_of_another_request_is_not_taken_by_the_cell_that_a_reader_moves_to(
+    two_cells: list[Cell], the_map: str
+) -> None:
+    """Or the request that the key is of would be refused from then on."""
+    reader = 4
+    assert cells.of(reader).name == "b"
+    first = idempotency.reserve(reader, "key", "the first request")
+    moving = json.loads(the_map)
+    moving["cells"]["a"]["holds"] = "0-1023"
+    cells.use(cellmap.read(json.dumps(moving)), "a")
+    with pytest.raises(IdempotencyKeyReused):
+        idempotency.reserve(reader, "key", "another request")
+    assert idempotency.reserve(reader, "key", "the first request") == first
