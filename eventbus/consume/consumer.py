@@ -16,7 +16,7 @@ from django import db
 from django.conf import settings
 from django.db import close_old_connections
 
-from eventbus import kafka, metrics, retry
+from eventbus import identity, kafka, metrics, retry
 from eventbus.consume.lanes import Batch, Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.positions import Positions
@@ -215,6 +215,8 @@ class EventConsumer(Membership):
         self._resume()
 
     def _go_to_starts(self) -> None:
+        # Not before there are partitions: a worker starts without PostgreSQL, and says so.
+        self._ask(identity.require)
         partitions = {partition for _topic, partition in self._unsettled}
         out_of_range = {partition for _topic, partition in self._out_of_range}
         starts = self._ask(self._positions.starts, partitions, out_of_range & partitions)

@@ -3,8 +3,8 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -80,13 +80,18 @@ def frozen(server: Server) -> Iterator[None]:
     leader = psutil.Process(state.read(data_dir())[server.variable].pid)
     leader.send_signal(signal.SIGSTOP)  # first, so that it has no child that is not found
     family = [leader, *leader.children(recursive=True)]
-    for process in family[1:]:
-        process.send_signal(signal.SIGSTOP)
     try:
+        _send(signal.SIGSTOP, family[1:])
         yield
     finally:
-        for process in family:
-            process.send_signal(signal.SIGCONT)
+        _send(signal.SIGCONT, family)
+
+
+def _send(number: signal.Signals, processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        # A child may have been about to end by itself.
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def copy_of_postgres() -> Path:

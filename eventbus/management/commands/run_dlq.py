@@ -1,12 +1,13 @@
 """`manage.py run_dlq`"""
 
-import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from typing import Any
 
 from django.core.management.base import BaseCommand
+from django.db import DatabaseError
 
-from eventbus import arguments, identity, retry, worker
+from eventbus import arguments, identity, worker
 from eventbus.database import pool
 
 
@@ -20,6 +21,8 @@ class Command(BaseCommand):
         self, *_args: Any, metrics_port: int | None, metrics_host: str, **_options: Any
     ) -> None:
         pool.require("run_dlq")
-        retry.until_possible(time.sleep, identity.require)
+        # A database that does not answer now is looked at before anything is taken from Kafka.
+        with suppress(DatabaseError):
+            identity.require()
         metrics = arguments.metrics_address(metrics_host, metrics_port)
         worker.run_dead_letter_store(metrics)
