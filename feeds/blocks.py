@@ -19,7 +19,7 @@ from eventbus.models import BEFORE_ERASURE
 from feeds import follows
 from feeds.events import BlockFact, UserBlocked
 from feeds.follows import Changed, Pair
-from feeds.models import BLOCKED, BLOCKS_OF_FOLLOW, IN_FEED, LATER_THAN_BLOCKS, users_beyond
+from feeds.models import BLOCKED, IN_FEED, LATER_THAN_BLOCKS, users_beyond
 from posts.models import Block
 from posts.pagination import Position
 
@@ -50,16 +50,25 @@ DELETE FROM blocks USING unnest(%(blockers)s::bigint[], %(blocked)s::bigint[]) A
 WHERE blocker_id = blocker AND blocked_id = blocked AND blocked_event_id = 0 AND unblocked_event_id = 0
 """
 
-# Each pair is looked up by its key, and is of two users that are locked.
+# Each pair is looked up by its key, one after the other, whatever statistics say of the tables. Both
+# users of each are locked.
 _SETTLE = f"""
-UPDATE follows SET active = wanted AND NOT blocked, held = wanted AND blocked
-FROM (
+WITH truth AS MATERIALIZED (
     SELECT follows.follower_id AS follower, follows.followee_id AS followee, active AS was_active,
         (active OR held) AND {LATER_THAN_BLOCKS} AS wanted, {BLOCKED} AS blocked
     FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[]) AS pair (follower, followee)
-    JOIN follows ON follower_id = follower AND followee_id = followee
-    {BLOCKS_OF_FOLLOW}
-) AS truth
+    CROSS JOIN LATERAL (
+        SELECT * FROM follows WHERE follower_id = follower AND followee_id = followee OFFSET 0
+    ) AS follows
+    LEFT JOIN LATERAL (
+        SELECT * FROM blocks WHERE blocker_id = follower AND blocked_id = followee OFFSET 0
+    ) AS one_way ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM blocks WHERE blocker_id = followee AND blocked_id = follower OFFSET 0
+    ) AS other_way ON true
+)
+UPDATE follows SET active = wanted AND NOT blocked, held = wanted AND blocked
+FROM truth
 WHERE follower_id = follower AND followee_id = followee
     AND (active, held) <> (wanted AND NOT blocked, wanted AND blocked)
 RETURNING follower_id, followee_id, active, {IN_FEED}, was_active
@@ -131,6 +140,8 @@ def forget(pairs: Sequence[Pair], before: int) -> None:
 def _settle(pairs: Iterable[Pair]) -> None:
     """Have the follows of these pairs, both ways, be what the blocks allow now."""
     both_ways = {way for one, other in pairs for way in ((one, other), (other, one))}
+    # Each by an index, also where statistics say that the tables are empty.
+    execute("SET LOCAL enable_seqscan = off")
     rows = fetch(
         _SETTLE,
         {

@@ -94,6 +94,8 @@ class Stream:
                 self._heard = sorted(self._heard)[-MOST_COUNTED:]
         is_unread = self.unread_posts is not None and self.unread_posts.add(post_ids)
         if self.posts is not None and self.posts.add(post_ids):
+            # If a count is awaited, this is told from before it, and may have to be set right.
+            self._change_is_told = False
             self.tell("new")
         elif is_unread:
             self.tell("seen")

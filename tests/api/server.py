@@ -78,6 +78,12 @@ class ApiServer:
         """Return how many live streams are open now, of which the gauge tells now and then."""
         return self._application._live._open
 
+    @property
+    def awaits_counts(self) -> bool:
+        """Tell whether a live stream has not heard yet what its feed has."""
+        of_cells = self._application._live._cells.values()
+        return any(stream.asked_at for of_cell in of_cells for stream in of_cell.streams())
+
     def client(self, user: int = 1, scope: str = "") -> "ApiClient":
         """Return a client with a token of this user."""
         return ApiClient(self._http, {"Authorization": f"Bearer {issue_token(user, scope, 60)}"})

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from array import array
+from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 
@@ -19,6 +20,7 @@ from eventbus.models import ProcessedEvent
 from feeds import live as live_feeds
 from feeds import live_tickets
 from feeds.announcements import CHANNEL, Change
+from feeds.live import Found, Wanted
 from feeds.models import Feed
 from feeds.read import here
 from feedsite.authentication import issue_token
@@ -262,11 +264,27 @@ def test_a_deletion_and_an_unfollow_are_changes(front: ApiServer, worker: Worker
     assert live.new() == (second.post_id, 2)
     worker.process(PostDeletedFactory(author_id=AUTHOR, post_id=second.post_id))
     assert live.event() == ("changed", {})
+    eventually(lambda: not front.awaits_counts)
     worker.process(third)
     assert live.new() == (third.post_id, 2)
     worker.process(UserUnfollowedFactory(follower_id=READER, followee_id=AUTHOR))
     assert live.event() == ("changed", {})
     live.close()
+
+
+def test_what_is_told_before_a_deletion_is_counted_is_set_right() -> None:
+    stream = streams.Stream(Wanted(READER, 0), peer="")
+    stream.ask()
+    stream.counted(Found(0, [2, 1], [], None))
+    stream.changed()
+    stream.ask()
+    stream.take(Counter())
+    stream.announced([3])
+    assert b'"count":3' in stream.take(Counter()), "the one that was deleted as well"
+    stream.counted(Found(0, [3, 1], [], None))
+    assert b"event: changed" in stream.take(Counter())
+    assert stream.posts is not None
+    assert stream.posts.count == 2
 
 
 def test_who_follows_a_star_meanwhile_hears_of_their_posts(

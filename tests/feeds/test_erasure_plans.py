@@ -11,6 +11,7 @@ from eventbus.models import Erasure
 from feeds import erasure
 from tests.factories import (
     PostCreatedFactory,
+    UserBlockedFactory,
     UserErasedFactory,
     UserFollowedFactory,
     UserMutedFactory,
@@ -33,6 +34,12 @@ INSERT INTO idempotency_keys (user_id, key, fingerprint, event_id, object_id)
     SELECT n % 5000 + 1, n, '', 1, 1 FROM generate_series(1, 50000) AS n;
 INSERT INTO erasures (user_id, event_id, step, finished_at)
     SELECT n, n, 'feed', now() FROM generate_series(100000, 150000) AS n;
+"""
+
+EMPTY_BY_STATISTICS = """
+SELECT pg_restore_relation_stats(
+    'schemaname', current_schema()::text, 'relname', %s, 'relpages', 1000, 'reltuples', 0::real
+)
 """
 
 
@@ -63,6 +70,20 @@ def test_each_step_finds_its_rows_by_an_index(large_tables: None, step: str) -> 
     assert [scan for scan in seen if scan[0] == "Seq Scan" and scan[1] in large] == []
     if step not in ("withdrawals", "writers", "dead letters", "feed"):
         assert {table for _, table in seen} & set(large)
+
+
+def test_blocks_are_looked_up_by_their_keys_where_statistics_take_the_tables_to_be_empty(
+    large_tables: None,
+) -> None:
+    # As when they were made while an import was under way.
+    for table in ("follows", "blocks"):
+        execute(EMPTY_BY_STATISTICS, [table])
+    execute("SET LOCAL statement_timeout = '20s'")
+    blocked = [UserBlockedFactory(blocker_id=USER, blocked_id=n) for n in range(1_000, 1_040)]
+    plans = plans_of(lambda: apply(*blocked))
+    updates = [plan for plan in plans if plan.get("Relation Name") == "follows"]
+    assert updates
+    assert not [scan for plan in updates for scan in scans(plan) if scan[0] == "Seq Scan"]
 
 
 def test_the_guards_look_each_user_up(large_tables: None) -> None:
