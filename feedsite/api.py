@@ -61,13 +61,13 @@ def parse_json(body: bytes) -> Any:
             f"The body is not JSON: {error}", code="malformed_json"
         ) from error
     if isinstance(found, dict) and "data" in found:
-        return _read_exactly(body)
+        return _read_exactly(body, found)
     return found
 
 
-def _read_exactly(body: bytes) -> Any:
+def _read_exactly(body: bytes, parsed: object) -> Any:
     try:
-        return data.read_exactly(body)
+        return data.read_exactly(body, parsed)
     except data.DataRefused as error:
         raise Unprocessable(str(error), code=error.code) from error
 

@@ -40,15 +40,15 @@ def text_of(data: object) -> str:
     return text.decode()
 
 
-def read_exactly(body: bytes) -> Any:
-    """Return what `body` says, which is JSON, as far as it can be kept as it is written: a number
-    that cannot is NaN.
+def read_exactly(body: bytes, parsed: object) -> Any:
+    """Return what `body` says, which is the JSON of `parsed`, as far as it can be kept as it is
+    written: a number that cannot is NaN.
 
     Raises `DataRefused` for a key that an object has twice, of which other parsers keep the last,
     and for a body that is nested deeper than data may be, one level below: how deep `json` reads
     depends on the version of Python.
     """
-    if _is_deeper(orjson.loads(body), MAX_DEPTH + 1):
+    if _is_deeper(parsed, MAX_DEPTH + 1):
         raise _too_deep()
     return json.loads(body.decode(), object_pairs_hook=_object, parse_float=_fraction)
 
@@ -56,10 +56,10 @@ def read_exactly(body: bytes) -> Any:
 def compact(text: str) -> str:
     """Return data that is written as JSON as compact JSON. Raises `DataRefused`."""
     try:
-        orjson.loads(text)
+        parsed = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise DataRefused("malformed_json", f"data is not JSON: {error}") from error
-    return text_of(read_exactly(text.encode()))
+    return text_of(read_exactly(text.encode(), parsed))
 
 
 def fragment(text: str | None) -> orjson.Fragment | None:
