@@ -19,7 +19,7 @@ from eventbus.models import BEFORE_ERASURE
 from feeds import follows
 from feeds.events import BlockFact, UserBlocked
 from feeds.follows import Changed, Pair
-from feeds.models import BLOCKED, IN_FEED, LATER_THAN_BLOCKS, users_beyond
+from feeds.models import BLOCKED, BLOCKS_OF_PAIR, IN_FEED, LATER_THAN_BLOCKS, users_beyond
 from posts.models import Block
 from posts.pagination import Position
 
@@ -60,12 +60,7 @@ WITH truth AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT * FROM follows WHERE follower_id = follower AND followee_id = followee OFFSET 0
     ) AS follows
-    LEFT JOIN LATERAL (
-        SELECT * FROM blocks WHERE blocker_id = follower AND blocked_id = followee OFFSET 0
-    ) AS one_way ON true
-    LEFT JOIN LATERAL (
-        SELECT * FROM blocks WHERE blocker_id = followee AND blocked_id = follower OFFSET 0
-    ) AS other_way ON true
+    {BLOCKS_OF_PAIR}
 )
 UPDATE follows SET active = wanted AND NOT blocked, held = wanted AND blocked
 FROM truth

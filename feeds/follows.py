@@ -15,7 +15,7 @@ from eventbus.database.sql import bigints, execute, fetch
 from eventbus.models import BEFORE_ERASURE
 from feeds import fanout
 from feeds.events import FollowFact, UserFollowed, UserUnfollowed
-from feeds.models import BLOCKED, BLOCKS_OF, FLOOR, IN_FEED, LAST_BLOCK, TO_DELIVER
+from feeds.models import BLOCKED, BLOCKS_OF_PAIR, FLOOR, IN_FEED, LAST_BLOCK, TO_DELIVER
 from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
@@ -54,7 +54,7 @@ FROM (
     SELECT follower, followee, event, %(wanted)s AND event > {LAST_BLOCK} AS wanted, {BLOCKED} AS blocked
     FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[])
         AS fact (follower, followee, event)
-    {BLOCKS_OF.format(follower="follower", followee="followee")}
+    {BLOCKS_OF_PAIR}
 ) AS new
 JOIN feeds ON user_id = follower
 WHERE NOT {BEFORE_ERASURE.format(user="follower", id="event")}

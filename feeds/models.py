@@ -36,6 +36,15 @@ BLOCKS_OF = """
 LEFT JOIN blocks AS one_way ON one_way.blocker_id = {follower} AND one_way.blocked_id = {followee}
 LEFT JOIN blocks AS other_way ON other_way.blocker_id = {followee} AND other_way.blocked_id = {follower}
 """
+# The same of few pairs: each is looked up by its key, whatever statistics say of the table.
+BLOCKS_OF_PAIR = """
+LEFT JOIN LATERAL (
+    SELECT * FROM blocks WHERE blocker_id = follower AND blocked_id = followee OFFSET 0
+) AS one_way ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM blocks WHERE blocker_id = followee AND blocked_id = follower OFFSET 0
+) AS other_way ON true
+"""
 BLOCKS_OF_FOLLOW = BLOCKS_OF.format(follower="follows.follower_id", followee="follows.followee_id")
 BLOCKED = (
     "(coalesce(one_way.blocked_event_id > one_way.unblocked_event_id, false)"
