@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 
 from eventbus import metrics
-from eventbus.cells import Cell
+from eventbus.cells import Cell, OfEach
 from eventbus.exceptions import ServerAway
 
 FAILURES = 3
@@ -111,17 +111,16 @@ class Breakers(NamedTuple):
     redis: Breaker
 
 
-_of_cells: dict[str, Breakers] = {}
+def _make(cell: Cell) -> Breakers:
+    return Breakers(Breaker(cell.named("postgresql")), Breaker(cell.named("redis"), failures=1))
+
+
+_breakers = OfEach(_make)
 
 
 def of(cell: Cell) -> Breakers:
     """Return the breakers of a cell: another one that is away keeps nobody from these servers."""
-    found = _of_cells.get(cell.name)
-    if found is None:
-        made = Breakers(Breaker(cell.named("postgresql")), Breaker(cell.named("redis"), failures=1))
-        # Of two threads that come first, the one that is later takes what the other has made.
-        found = _of_cells.setdefault(cell.name, made)
-    return found
+    return _breakers.of(cell)
 
 
 KAFKA = Breaker("kafka")

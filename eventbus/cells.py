@@ -9,13 +9,13 @@ The one place that says which cell code is about is `on`: connections to Postgre
 starts on the cell of its process (`own`), whatever the thread that started it was on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import structlog
 from django.conf import settings
@@ -31,6 +31,8 @@ MODULUS = 2**31 - 1
 MULTIPLIER = 48_271
 # The same in SQL, of a bigint from 0 on: nothing in it comes near 2^63.
 SLOT_SQL = f"mod(mod(mod({{user}}::bigint, {MODULUS}) * {MULTIPLIER}, {MODULUS}), {SLOTS})"
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -237,6 +239,22 @@ def _require_same_servers(found: CellMap, known: CellMap) -> None:
         one, other = found.places.get(name), known.places.get(name)
         if not one or not other or (one.database, one.redis) != (other.database, other.redis):
             cellmap.refuse(f"Cell {name} is new, gone or elsewhere: that needs a restart")
+
+
+class OfEach(Generic[T]):
+    """Something that a process has once for each cell, made when it is first asked for."""
+
+    def __init__(self, make: Callable[[Cell], T]) -> None:
+        self._make = make
+        self._made: dict[str, T] = {}
+
+    def of(self, cell: Cell) -> T:
+        """Return what there is of a cell, always the same."""
+        found = self._made.get(cell.name)
+        if found is None:
+            # Of two threads that come first, the one that is later takes what the other has made.
+            found = self._made.setdefault(cell.name, self._make(cell))
+        return found
 
 
 class Router:

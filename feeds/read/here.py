@@ -5,7 +5,7 @@ finds there.
 from typing import Any, NamedTuple, cast
 
 from eventbus import cells
-from eventbus.cells import Cell
+from eventbus.cells import Cell, OfEach
 from feeds.read.era import Trust
 from feeds.read.pages import Pages
 
@@ -17,17 +17,17 @@ class Known(NamedTuple):
     pages: Pages
 
 
-_of_cells: dict[str, Known] = {}
+def _make(cell: Cell) -> Known:
+    trust = Trust(cell=cell)
+    return Known(trust, Pages(trust))
+
+
+_known = OfEach(_make)
 
 
 def of(cell: Cell) -> Known:
     """Return what this process has of the cache of a cell, always the same."""
-    found = _of_cells.get(cell.name)
-    if found is None:
-        trust = Trust(cell=cell)
-        # Of two threads that come first, the one that is later takes what the other has made.
-        found = _of_cells.setdefault(cell.name, Known(trust, Pages(trust)))
-    return found
+    return _known.of(cell)
 
 
 class _Trust:
