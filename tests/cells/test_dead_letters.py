@@ -105,11 +105,7 @@ def test_a_replay_of_ours_counts_beside_one_of_another_cell(
 ) -> None:
     """As when `dlq replay` went over all cells while the workers of b were away."""
     post = PostCreatedFactory(author_id=1)
-    fail_in_both(two_cells, post, feed_events)
-    for cell in two_cells:
-        with cells.on(cell):
-            [*replay.replay(DeadLetter.objects.values_list("id", flat=True))]
-    of_a, of_b = broker.read_all(feed_events)
+    of_a, of_b = replays_of_both(two_cells, post, feed_events)
     for cell, others_first in zip(two_cells, ([of_b, of_a], [of_a, of_b]), strict=True):
         process(cell, *others_first)
         assert states(cell) == {post.event_id: "resolved"}
@@ -120,11 +116,7 @@ def test_a_replay_of_another_cell_is_no_second_dead_letter(
 ) -> None:
     """Our replay fails again; only that is told, whatever is in the batch beside it."""
     post = PostCreatedFactory(author_id=1)
-    fail_in_both(two_cells, post, feed_events)
-    for cell in two_cells:
-        with cells.on(cell):
-            [*replay.replay(DeadLetter.objects.values_list("id", flat=True))]
-    of_a, of_b = broker.read_all(feed_events)
+    of_a, of_b = replays_of_both(two_cells, post, feed_events)
     for records in ((of_a, of_b), (of_b, of_a)):
         turn = FreeTurn()
         with cells.on(two_cells[1]):
@@ -167,6 +159,15 @@ def fail_in_both(two_cells: list[Cell], post: object, topic: str) -> None:
     for cell in two_cells:
         with cells.on(cell):
             store.store([letter_of(cell.named("fanout"), post, topic, 0)])
+
+
+def replays_of_both(two_cells: list[Cell], post: object, topic: str) -> list[Record]:
+    """Have the post be a dead letter of each cell, replay it in each, and return what that wrote."""
+    fail_in_both(two_cells, post, topic)
+    for cell in two_cells:
+        with cells.on(cell):
+            [*replay.replay(DeadLetter.objects.values_list("id", flat=True))]
+    return broker.read_all(topic)
 
 
 def a_record_of(
