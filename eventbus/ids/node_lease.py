@@ -110,6 +110,17 @@ class Keeper:
         if self._failure:
             raise IdsUnavailable(self._failure) from error
 
+    def trouble(self) -> str:
+        """Return why no id can be had at the moment, or nothing. Never waits."""
+        generator = self.generator
+        if generator is None:
+            return self._failure or "has given no lease to mint ids by yet"
+        try:
+            has_run_out = clock.exact_now_ms() > generator.until_ms
+        except IdsUnavailable as error:
+            return str(error)
+        return "the lease to mint ids by has run out" if has_run_out else ""
+
     def next_id(self) -> int:
         """Return a new id, as `next_run` does several."""
         return self.next_run(1)[0]

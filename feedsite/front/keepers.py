@@ -117,7 +117,15 @@ class CellKeepers:
     def servers(self) -> Servers:
         """Tell how the servers of the cell are."""
         redis = "unreachable" if breaker.of(self._cell).redis.is_open else OK
-        return Servers(self.postgresql.state(), redis)
+        return Servers(self._postgresql(), redis)
+
+    def _postgresql(self) -> str:
+        state = self.postgresql.state()
+        if state != OK or self._cell != cells.of_ids():
+            return state
+        # It answers, and still no post can be accepted before it has given a lease.
+        trouble = node_lease.keep().trouble()
+        return f"gives no ids: {trouble}" if trouble else OK
 
 
 def _ask_postgresql() -> str:

@@ -1,5 +1,5 @@
 """A process that has just started publishes nothing before it knows that the topics keep what a
-`202` promises.
+`202` promises, and is not ready before it has ids to give.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,9 @@ from pytest_django import Settings
 
 from eventbus import kafka, producer
 from eventbus.breaker import KAFKA
+from eventbus.ids import clock, node_lease
+from eventbus.ids.snowflake import NODES
+from eventbus.models import SnowflakeNode
 from feedsite.embedded.processes import free_port
 from tests.api.server import ApiServer
 from tests.e2e.system import wait_until
@@ -109,3 +112,29 @@ def test_who_allows_unsafe_topics_waits_for_no_check(
     open_the_way(way_to_kafka, kafka_address)
     wait_until(lambda: posted(starting).status_code == 202)
     assert starting.client().get("/readyz").status_code == 200
+
+
+@pytest.fixture
+def without_ids() -> Iterator[ApiServer]:
+    """An API that was started while others held all leases of ids."""
+    hour_ms = 3_600_000
+    nodes = [
+        SnowflakeNode(node_id=number, leased_until_ms=clock.host_ms() + hour_ms)
+        for number in range(NODES)
+    ]
+    SnowflakeNode.objects.all().delete()
+    SnowflakeNode.objects.bulk_create(nodes)
+    node_lease.forget()
+    api = ApiServer(is_hot=True, wait_for="/healthz")
+    yield api
+    api.stop()
+
+
+def test_a_process_is_ready_only_once_it_has_ids_to_give(without_ids: ApiServer) -> None:
+    api = without_ids
+    wait_until(lambda: "gives no ids: All 1024" in api.client().get("/readyz").text)
+    assert api.client().get("/readyz").status_code == 503
+    assert told(posted(api)) == (503, "database_unavailable")
+    SnowflakeNode.objects.update(leased_until_ms=0)
+    wait_until(lambda: api.client().get("/readyz").status_code == 200)
+    assert posted(api).status_code == 202

@@ -48,7 +48,9 @@ def lines_about(log: Path, event_id: str) -> dict[str, dict[str, Any]]:
 
 def post(system: System, content: str, **headers: str) -> httpx.Response:
     with system.client(1) as client:
-        return client.post("/posts", json={"content": content}, headers=headers).raise_for_status()
+        answer = client.post("/posts", json={"content": content}, headers=headers)
+    assert answer.status_code == 202, answer.text
+    return answer
 
 
 def test_every_line_about_an_event_names_it_and_its_request_and_trace_on_both_sides(
