@@ -139,8 +139,8 @@ def _place(name: str, fields: object) -> Place:
     if unknown or missing:
         wrong = f"no {min(missing)}" if missing else f"{min(unknown)!r}, which means nothing"
         refuse(f"Cell {name} has {wrong}")
-    slots = _slots(name, fields["slots"])
-    holds = _slots(name, fields["holds"]) if "holds" in fields else slots
+    slots = slots_of(name, fields["slots"])
+    holds = slots_of(name, fields["holds"]) if "holds" in fields else slots
     if not slots <= holds:
         refuse(f"Cell {name} serves slots that it does not hold")
     return Place(
@@ -148,7 +148,7 @@ def _place(name: str, fields: object) -> Place:
     )
 
 
-def _slots(name: str, text: str) -> Slots:
+def slots_of(name: str, text: str) -> Slots:
     slots: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
         found = RANGE.fullmatch(part)

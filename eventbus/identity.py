@@ -4,11 +4,18 @@ It knows whose feeds it keeps up to date too: of two workers with different maps
 what the other applies.
 """
 
-from eventbus import cells
+from eventbus import cells, kafka
 from eventbus.cellmap import refuse, written
 from eventbus.cells import Cell
-from eventbus.database.current import connection
+from eventbus.database.current import atomic, connection
+from eventbus.database.sql import execute
 from eventbus.models import CellIdentity
+
+_DROP_OFFSETS = 'DELETE FROM consumer_offsets WHERE "group" = %s'
+_TAKE_OFFSETS = """
+INSERT INTO consumer_offsets ("group", topic, partition, next_offset, topic_id)
+SELECT %s, topic, partition, next_offset, topic_id FROM consumer_offsets WHERE "group" = %s
+"""
 
 
 def require() -> None:
@@ -66,7 +73,24 @@ def require_claimable() -> None:
 def claim() -> None:
     """Make the database that of our cell, if it is of none and cells have names."""
     cell = cells.here()
-    if cell.name:
-        CellIdentity.objects.get_or_create(
-            id=1, defaults={"name": cell.name, "holds": written(cell.holds)}
-        )
+    if not cell.name:
+        return
+    defaults = {"name": cell.name, "holds": written(cell.holds)}
+    with atomic():
+        _, is_new = CellIdentity.objects.get_or_create(id=1, defaults=defaults)
+        if is_new:
+            go_on_from(cells.NO_CELL)
+
+
+def go_on_from(former: str) -> None:
+    """Have the groups of our cell go on from where those of the cell that this database was of have
+    come; in a transaction.
+
+    The rows of the former stay: by them dead letters of before are told from those after
+    (`eventbus.deadletters.store`).
+    """
+    own = cells.here().name
+    for group in kafka.groups():
+        base = group.removesuffix(f".{own}")
+        execute(_DROP_OFFSETS, [group])
+        execute(_TAKE_OFFSETS, [group, f"{base}.{former}" if former else base])

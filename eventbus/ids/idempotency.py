@@ -95,15 +95,8 @@ def _kept_in_any(holders: Iterable[Cell], user_id: int, key: str, fingerprint: s
 
 def _keep(cell: Cell, user_id: int, key: str, fingerprint: str, ids: Ids) -> Ids:
     """Return the ids that the cell has under the key: these, if it had none."""
-    values = {
-        "user": user_id,
-        "key": key,
-        "fingerprint": fingerprint,
-        "event": ids.event_id,
-        "object": ids.object_id,
-    }
     with cells.on(cell):
-        if execute(_RESERVE, values):
+        if _insert(user_id, key, fingerprint, ids):
             return ids
         kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
     if kept is None:
@@ -116,3 +109,25 @@ def _ids_of(kept: IdempotencyKey, fingerprint: str) -> Ids:
     if kept.fingerprint != fingerprint:
         raise IdempotencyKeyReused
     return Ids(kept.event_id, kept.object_id)
+
+
+def give(cell: Cell, kept: IdempotencyKey) -> None:
+    """Have the cell keep these ids too, unless it has some under the key, or the user was erased
+    since.
+    """
+    ids = Ids(kept.event_id, kept.object_id)
+    with cells.on(cell):
+        if _insert(kept.user_id, kept.key, kept.fingerprint, ids):
+            given = IdempotencyKey.objects.filter(user_id=kept.user_id, key=kept.key)
+            given.update(created_at=kept.created_at)  # it is kept for no longer by that
+
+
+def _insert(user_id: int, key: str, fingerprint: str, ids: Ids) -> bool:
+    values = {
+        "user": user_id,
+        "key": key,
+        "fingerprint": fingerprint,
+        "event": ids.event_id,
+        "object": ids.object_id,
+    }
+    return bool(execute(_RESERVE, values))

@@ -5,18 +5,19 @@ Each has a Valkey of its own.
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from django.core.cache import caches
 from django.db import connection, connections
-from pytest_django import DjangoDbBlocker
+from pytest_django import DjangoDbBlocker, Settings
 
 from eventbus import cellmap, cells, identity
 from eventbus.cells import Cell
-from tests.cells.maps import manage, map_of
+from eventbus.models import CellIdentity
+from tests.cells.maps import ALIAS, manage, map_of
+from tests.cells.split import ALL, Split
 from tests.feeds.valkeys import Server
-
-ALIAS = "cell_b"
 
 
 @pytest.fixture(scope="package")
@@ -63,3 +64,12 @@ def two_cells(the_map: str) -> list[Cell]:
         with cells.on(cell):
             identity.claim()
     return list(cells.every().values())
+
+
+@pytest.fixture
+def split(the_map: str, tmp_path: Path, settings: Settings) -> Split:
+    made = Split(tmp_path / "cells.json", the_map)
+    settings.FEED_CELLS_FILE = made.file
+    made.go_by_file()
+    CellIdentity.objects.update_or_create(id=1, defaults={"name": "a", "holds": ALL})
+    return made

@@ -9,8 +9,9 @@ from django.conf import settings
 
 from tests.e2e.system import environment
 
+ALIAS = "cell_b"
 # Of the marker `django_db`, for tests of both cells.
-DATABASES = ["default", "cell_b"]
+DATABASES = ["default", ALIAS]
 A_SLOTS, B_SLOTS = "0-511", "512-1023"
 
 
