@@ -4,9 +4,14 @@ All of it is settled before Django reads its settings: a process is of one cell 
 """
 
 import os
+import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
@@ -31,6 +36,13 @@ FOR_EACH = frozenset(
         "verify_feeds",
     }
 )
+
+# Those of them that read a file, which each cell needs whole.
+READING = frozenset({"import_follows"})
+# So long a command has to end once it was told to; after that it is ended.
+END_SECONDS = 30.0
+LOOK_SECONDS = 0.2
+SIGNALLED = 128  # and the number of the signal: what a shell shows of a program that one has ended
 
 # Options of `dlq` that name entries or groups by number.
 NUMBERED = ("--id", "--group")
@@ -65,7 +77,17 @@ def is_for_each(arguments: Sequence[str]) -> bool:
         _refuse("Say whose worker it is")
     if command == "dlq" and any(map(_says_a_number, arguments[2:])):
         _refuse("Numbers of dead letters are a cell's own: say which cell")
+    if command in READING and any(map(_can_be_read_once, arguments[2:])):
+        _refuse("What comes through a pipe can be read once: give a file, or say which cell")
     return command in FOR_EACH
+
+
+def _can_be_read_once(word: str) -> bool:
+    try:
+        mode = Path(word).stat().st_mode
+    except OSError:
+        return False  # of what it is the command tells
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def _says_a_number(word: str) -> bool:
@@ -87,12 +109,50 @@ def run(arguments: Sequence[str]) -> int:
     status.
     """
     worst = 0
-    for name in cellmap.read(os.environ["FEED_CELLS"]).places:
-        sys.stdout.write(f"cell {name}:\n")
-        sys.stdout.flush()
-        done = subprocess.run(  # noqa: S603 - our own arguments
-            [sys.executable, *arguments], env={**os.environ, "FEED_CELL": name}, check=False
-        )
-        # Of a process that a signal has ended it is negative.
-        worst = max(worst, abs(done.returncode))
+    with _told_to_end() as told:
+        for name in cellmap.read(os.environ["FEED_CELLS"]).places:
+            sys.stdout.write(f"cell {name}:\n")
+            sys.stdout.flush()
+            worst = max(worst, _run_in(name, arguments, told))
+            if told:
+                return SIGNALLED + told[0]
     return worst
+
+
+def _run_in(name: str, arguments: Sequence[str], told: list[int]) -> int:
+    """Run the command for one cell; pass on to it what this process is told, and end it if it does
+    not end by that.
+    """
+    child = subprocess.Popen(  # noqa: S603 - our own arguments
+        [sys.executable, *arguments], env={**os.environ, "FEED_CELL": name}
+    )
+    while not told:
+        try:
+            # Of a process that a signal has ended it is negative.
+            return abs(child.wait(LOOK_SECONDS))
+        except subprocess.TimeoutExpired:
+            continue
+    # A terminal has told the child too, and a second time would be to end at once.
+    if told[0] != signal.SIGINT or not os.isatty(0):
+        child.send_signal(told[0])
+    try:
+        return abs(child.wait(END_SECONDS))
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return abs(child.wait())
+
+
+@contextmanager
+def _told_to_end() -> Iterator[list[int]]:
+    """Yield the signals that have told this process to end, as they come."""
+    told: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
