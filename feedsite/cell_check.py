@@ -34,7 +34,7 @@ def _require_databases() -> None:
             with answer_within(CELL_ANSWER_SECONDS):
                 sentence = identity.problem(cell)
         except DatabaseError as error:
-            log.warning("cell_not_checked", cell=cell.name, error=str(error))
+            log.warning("database_not_checked", cell=cell.name, error=str(error))
             continue
         finally:
             connections[cell.alias].close()

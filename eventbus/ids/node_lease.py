@@ -268,8 +268,9 @@ def _durably() -> Iterator[None]:
         yield
 
 
-def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
-    """Lease a node that is free now, for ids from `start_ms` on.
+def prepare(now_ms: int) -> None:
+    """Have the nodes there, and none of them be free that may not be leased yet: to be called before
+    one is looked for.
 
     Raises `ImproperlyConfigured` on a database that is not that of the cell we are on: its leases
     have nothing to do with those of ours.
@@ -281,6 +282,11 @@ def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
         SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
     if len(cells.every()) > 1:
         _outlast_other_cells(now_ms)
+
+
+def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
+    """Lease a node that is free now, for ids from `start_ms` on."""
+    prepare(now_ms)
     until_ms = start_ms + FIRST_LEASE_MS
     with _durably():
         leased = fetch(

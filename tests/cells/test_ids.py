@@ -15,6 +15,7 @@ from eventbus import cellmap, cells
 from eventbus.cells import Cell
 from eventbus.exceptions import IdempotencyKeyReused, IdsUnavailable
 from eventbus.ids import clock, idempotency, node_lease
+from eventbus.ids.id_ranges import IdRange
 from eventbus.ids.snowflake import NODES, compose, milliseconds_of
 from eventbus.models import ProcessedEvent, SnowflakeNode
 from tests.cells.maps import DATABASES
@@ -133,6 +134,18 @@ def test_a_cell_that_ids_come_back_to_outlasts_the_leases_given_meanwhile(
     leases_end(b, b_until)
     assert_gives_none()
     assert free_at(a) == b_until + node_lease.TAKEOVER_MARGIN_MS
+
+
+def test_an_import_takes_no_ids_while_there_are_leases_of_the_cell_before(
+    two_cells: list[Cell], the_map: str
+) -> None:
+    """Nor by nodes that the cell has leased when ids came from it long ago."""
+    b = two_cells[1]
+    node_lease.next_id()
+    leases_end(b, clock.now_ms() - 3_600_000)
+    with ids_from("b", the_map), pytest.raises(IdsUnavailable):
+        IdRange.lease(10)
+    node_lease.forget()
 
 
 def test_processes_start_anew_while_another_cell_is_away(
