@@ -362,7 +362,7 @@ def told_in(name: str, author: int) -> int:
     post = PostCreatedFactory(author_id=author)
     with cells.on(cells.every()[name]):
         Worker().process(post)
-    return post.post_id
+    return int(post.post_id)
 
 
 # The map ------------------------------------------------------------------------------------------

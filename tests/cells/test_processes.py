@@ -207,6 +207,7 @@ def test_the_api_starts_without_the_cell_that_ids_come_from(
     without_b = json.loads(the_map) | {"ids": "b"}
     without_b["cells"]["b"] |= nowhere
     in_a, in_b = 1, 4
+    kafka.create_topics()
     with running(tmp_path) as system:
         system.api(FEED_CELLS=json.dumps(without_b), WORKERS="1")
         near, far = system.client(in_a), system.client(in_b)
