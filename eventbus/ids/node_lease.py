@@ -111,15 +111,25 @@ class Keeper:
             raise IdsUnavailable(self._failure) from error
 
     def trouble(self) -> str:
-        """Return why no id can be had at the moment, or nothing. Never waits."""
+        """Return why no id can be had at the moment, or nothing, and have the keeper see to it: a
+        process that says it is not ready gets no request that would. Never waits.
+        """
+        trouble = self._trouble()
+        if trouble:
+            self.renew_soon()
+        return trouble
+
+    def _trouble(self) -> str:
         generator = self.generator
         if generator is None:
             return self._failure or "has given no lease to mint ids by yet"
         try:
             has_run_out = clock.exact_now_ms() > generator.until_ms
         except IdsUnavailable as error:
-            return str(error)
-        return "the lease to mint ids by has run out" if has_run_out else ""
+            return self._failure or str(error)
+        if has_run_out:
+            return self._failure or "the lease to mint ids by has run out"
+        return ""
 
     def next_id(self) -> int:
         """Return a new id, as `next_run` does several."""
