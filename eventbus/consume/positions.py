@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 from eventbus import kafka, metrics
 from eventbus.consume import offsets
 from eventbus.consume.offsets import Kept, Move
+from eventbus.database import pool
 
 TIMEOUT = 5.0  # seconds
 
@@ -46,6 +47,10 @@ class Positions:
         committed = self._committed(partitions)
         # The server before what it keeps: if it changes in between, `advance` notices.
         server = offsets.server()
+        if server != self._server:
+            # The one before may still answer on the sessions that we have with it. What a lane
+            # commits there is not where the offsets are.
+            pool.renew()
         kept = offsets.kept(self._group, self._topic, partitions)
         starts: dict[int, int] = {}
         for number in partitions:

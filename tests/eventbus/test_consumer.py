@@ -9,7 +9,7 @@ from threading import Barrier, Event
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from django.db import transaction
+from django.db import connection, transaction
 from pytest_django import Settings
 
 from eventbus import kafka, producer
@@ -417,6 +417,27 @@ def test_a_batch_during_which_the_server_was_another_one_comes_again(group: Grou
     member = group.join(restart, batch_max_wait=0.5)
     eventually(lambda: group.committed() == {0: 3})
     assert member.handled == 2 * values(3)
+
+
+def test_no_lane_goes_on_with_a_session_from_before_the_server_was_found(
+    group: Group, threads: ThreadPoolExecutor
+) -> None:
+    """It may be one with the server before, which was not stopped when another took its place."""
+
+    def pid_of_an_idle_session() -> int:
+        with closing(connection):
+            [(pid,)] = execute("SELECT pg_backend_pid()")
+            return int(pid)
+
+    def lives(pid: int) -> bool:
+        return bool(execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
+
+    old = threads.submit(pid_of_an_idle_session).result()
+    publish(group.topic, *values(1))
+    assert lives(old)
+    member = group.join()
+    eventually(lambda: member.handled == values(1))
+    eventually(lambda: not lives(old))
 
 
 def test_a_kafka_offset_below_postgresqls_counts_too(group: Group) -> None:
