@@ -39,7 +39,7 @@ RETURNING kept.partition
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptOffset:
     """What PostgreSQL keeps of a partition."""
 
     next_offset: int
@@ -61,10 +61,12 @@ def server() -> str:
     return str(answer)
 
 
-def kept(group: str, topic: str, partitions: Iterable[int]) -> dict[int, Kept]:
+def kept(group: str, topic: str, partitions: Iterable[int]) -> dict[int, KeptOffset]:
     """Return what is kept of each of `partitions` of which something is. Raises `DatabaseError`."""
     rows = fetch(_KEPT, [group, topic, bigints(partitions)])
-    return {partition: Kept(next_offset, topic_id) for partition, next_offset, topic_id in rows}
+    return {
+        partition: KeptOffset(next_offset, topic_id) for partition, next_offset, topic_id in rows
+    }
 
 
 def put(group: str, topic: str, topic_id: str, offsets: Mapping[int, int]) -> None:

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from eventbus import kafka, metrics
 from eventbus.consume import offsets
-from eventbus.consume.offsets import Kept, Move
+from eventbus.consume.offsets import KeptOffset, Move
 from eventbus.database import pool
 
 TIMEOUT = 5.0  # seconds
@@ -65,7 +65,7 @@ class Positions:
         changed = {
             number: start
             for number, start in starts.items()
-            if kept.get(number) != Kept(start, topic_id)
+            if kept.get(number) != KeptOffset(start, topic_id)
         }
         if changed:
             offsets.put(self._group, self._topic, topic_id, changed)
@@ -91,13 +91,15 @@ class Positions:
         Raises `KafkaException` and `DatabaseError`.
         """
         kept = offsets.kept(self._group, self._topic, partitions)
-        expected = {number: Kept(self._left_at[number], self._topic_id) for number in partitions}
+        expected = {
+            number: KeptOffset(self._left_at[number], self._topic_id) for number in partitions
+        }
         if kafka.topic_id(self._admin, self._topic) != self._topic_id:
             return set(partitions)
         return {number for number in partitions if kept.get(number) != expected[number]}
 
     def _known_start(
-        self, number: int, kept: Kept | None, committed: int | None, first: int, topic_id: str
+        self, number: int, kept: KeptOffset | None, committed: int | None, first: int, topic_id: str
     ) -> int:
         """Return the lower of PostgreSQL's offset and Kafka's.
 

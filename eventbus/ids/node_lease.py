@@ -70,7 +70,7 @@ _FREE_AT = "SELECT min(leased_until_ms) FROM snowflake_nodes"
 log = structlog.get_logger(__name__)
 
 
-class Keeper:
+class LeaseKeeper:
     """Holds a lease from its start until `stop`; a thread of its own gets it, renews it and gives
     it back.
     """
@@ -331,11 +331,11 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-_keeper: Keeper | None = None
+_keeper: LeaseKeeper | None = None
 _keeper_lock = threading.Lock()  # nobody waits for PostgreSQL under it
 
 
-def keep() -> Keeper:
+def keep() -> LeaseKeeper:
     """Start this process's keeper, unless it has one: a lease is there as soon as PostgreSQL can be
     reached.
 
@@ -347,7 +347,7 @@ def keep() -> Keeper:
         return keeper
     with _keeper_lock:
         if _keeper is None:
-            _keeper = Keeper()
+            _keeper = LeaseKeeper()
         return _keeper
 
 

@@ -5,7 +5,7 @@ were.
 import pytest
 
 from eventbus.consume import offsets
-from eventbus.consume.offsets import Kept, Move
+from eventbus.consume.offsets import KeptOffset, Move
 from eventbus.models import ConsumerOffset
 
 pytestmark = pytest.mark.django_db
@@ -27,9 +27,12 @@ def advance(moves: dict[int, Move], topic_id: str = TOPIC_ID, server: str = "") 
 
 
 def test_what_was_put_is_kept_with_the_topic_it_belongs_to() -> None:
-    assert offsets.kept(GROUP, TOPIC, [0, 7]) == {0: Kept(10, TOPIC_ID)}
+    assert offsets.kept(GROUP, TOPIC, [0, 7]) == {0: KeptOffset(10, TOPIC_ID)}
     offsets.put(GROUP, TOPIC, "another", {0: 3})
-    assert offsets.kept(GROUP, TOPIC, [0, 1]) == {0: Kept(3, "another"), 1: Kept(20, TOPIC_ID)}
+    assert offsets.kept(GROUP, TOPIC, [0, 1]) == {
+        0: KeptOffset(3, "another"),
+        1: KeptOffset(20, TOPIC_ID),
+    }
 
 
 def test_offsets_move_from_where_they_were_left() -> None:
