@@ -104,11 +104,13 @@ class Positions:
         """Return the lower of PostgreSQL's offset and Kafka's.
 
         Where PostgreSQL has none that is Kafka's, which is also how a group from before this table
-        goes on; the oldest record's, `first`, for a group that has neither and for a topic that is
+        goes on; the oldest record's, `first`, for a group that has neither, and for a topic that is
         another one.
         """
         if kept is None:
             return first if committed is None else committed
+        if kept.is_untouched and committed is None:
+            return first
         if kept.topic_id and topic_id and kept.topic_id != topic_id:
             self._tell_rewind("topic_recreated", number, kept.next_offset, first)
             return first

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 from pytest_django import Settings
 
 from eventbus import kafka, producer
-from eventbus.consume import consumer
+from eventbus.consume import consumer, offsets
 from eventbus.consume.consumer import EventConsumer
 from eventbus.consume.lanes import EVENTS_WORTH_A_LANE, Lanes
 from eventbus.consume.leaving import Leaving
@@ -457,6 +457,19 @@ def test_a_group_from_before_the_table_goes_on_where_kafka_has_it(group: Group) 
     member = group.join()
     eventually(lambda: kept(group) == {0: 11})
     assert member.handled == [b"10"]
+
+
+def test_a_database_from_before_the_first_worker_has_everything_processed_again(
+    group: Group,
+) -> None:
+    """As `migrate` has made it, and a copy of then has it: Kafka's offsets are another database's."""
+    work_off(group, *values(10))
+    ConsumerOffset.objects.all().delete()
+    offsets.begin(group.name, group.topic, 1)
+    successor = group.join()
+    eventually(lambda: kept(group) == {0: 10})
+    assert successor.handled == values(10)
+    assert rewinds(group, "database_behind") == 1
 
 
 def test_what_kafka_has_forgotten_postgresql_knows(group: Group) -> None:
