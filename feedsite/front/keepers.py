@@ -16,12 +16,12 @@ from eventbus import breaker, cells, kafka, producer, topics
 from eventbus.breaker import KAFKA
 from eventbus.cells import Cell
 from eventbus.database.current import connection
+from eventbus.database.deadline import answer_within
 from eventbus.database.sql import fetch
 from eventbus.ids import node_lease
 from eventbus.watch import health
 from eventbus.watch.health import OK, Health, Servers, Watch
 from feeds.read import here
-from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25
 # With the pause less than the second for which an era is trusted: a PostgreSQL that stands still is
