@@ -7,6 +7,7 @@ is external and left alone.
 import fcntl
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def stop(data_dir: Path, say: Say = print) -> None:
         return
     with _locked(data_dir):
         for server in reversed(SERVERS):
-            say(f"{server.name}: {_stop(server, data_dir)}")
+            say(f"{server.name}: {_end(server, data_dir, server.stop_signal)}")
 
 
 def status(data_dir: Path, say: Say = print) -> bool:
@@ -82,10 +83,15 @@ def users(data_dir: Path) -> str:
 
 
 def remove(data_dir: Path, say: Say = print) -> None:
-    """Stop the servers and delete what they and this package wrote; other files in `data_dir`
+    """End the servers and delete what they and this package wrote; other files in `data_dir`
     stay.
     """
-    stop(data_dir, say)
+    if not data_dir.exists():
+        return
+    with _locked(data_dir):
+        for server in reversed(SERVERS):
+            # Nothing they would put in order before they leave is kept.
+            say(f"{server.name}: {_end(server, data_dir, server.drop_signal)}")
     postgres.remove(data_dir)
     for server in SERVERS:
         server.log(data_dir).unlink(missing_ok=True)
@@ -136,11 +142,11 @@ def _wait(server: Server, record: ServerRecord) -> bool:
     return False
 
 
-def _stop(server: Server, data_dir: Path) -> str:
+def _end(server: Server, data_dir: Path, with_signal: signal.Signals) -> str:
     record = state.read(data_dir).get(server.variable)
     if not record or not _runs(server, record):
         return "not running"
-    end(record.pid, server.program, record.port, server.stop_signal)
+    end(record.pid, server.program, record.port, with_signal)
     _save(data_dir, server, replace(record, pid=0))
     return "stopped"
 
