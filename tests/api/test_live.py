@@ -19,7 +19,7 @@ from eventbus.database.sql import execute
 from eventbus.models import ProcessedEvent
 from feeds import live as live_feeds
 from feeds import live_tickets
-from feeds.announcements import CHANNEL, Change
+from feeds.announcements import Change, announce, channel_of
 from feeds.live import Found, Wanted
 from feeds.models import Feed
 from feeds.read import here
@@ -245,8 +245,12 @@ def test_a_new_post_is_told_without_a_question_to_postgresql(
 def test_what_is_no_announcement_of_ours_is_passed_over(front: ApiServer, worker: Worker) -> None:
     live = Live(front, "?since=0")
     redis = get_redis_connection("default")
+    era = here.trust.era()
+    assert era
     for message in (b"x", b"12345678", b"\xff" * 24, announcement([10**6, 10**6, 10**6])):
-        redis.publish(CHANNEL, message)
+        redis.publish(channel_of(era.name), message)
+    # Of others who use this Redis for feeds of their own, whose users have the same ids.
+    announce(redis, "another era", [Change([READER], 0, [next_id()])])
     post = PostCreatedFactory(author_id=AUTHOR)
     worker.process(post)
     assert live.new() == (post.post_id, 1)
