@@ -31,6 +31,7 @@ from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
 from feeds import live_tickets
 from feeds.live import Wanted
+from feeds.read import first_page
 from feeds.read.near_cache import KeptPage, NearCache
 from feeds.read.page import new_posts_body, seen_of, with_links
 from feeds.views import (
@@ -130,7 +131,7 @@ class HotAnswers:
         if wanted is None:
             return None
         near = self._near_of(wanted.user_id)
-        kept = near.kept(wanted.user_id) or await near.find(wanted.user_id)
+        kept = await first_page.find(near, wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
 
     def live(self, request: Request) -> LiveOpening | None:
