@@ -139,7 +139,9 @@ class HotAnswers:
         what is wrong.
         """
         path = request.path
-        if request.method != "GET" or not (path.startswith(FEEDS) and path.endswith(LIVE)):
+        if request.method not in ("GET", "HEAD"):
+            return None
+        if not (path.startswith(FEEDS) and path.endswith(LIVE)):
             return None
         user_id = _user_id(path[len(FEEDS) : -len(LIVE)])
         if user_id is None or _is_redirected(request) or not has_good_host(request):
@@ -153,7 +155,7 @@ class HotAnswers:
         except APIException:
             return None
         headers = [EVENT_STREAM, *NOT_BUFFERED, *self._headers(request, LiveView)]
-        self._tally.count("GET", "live", 200, 0.0)
+        self._tally.count(request.method, "live", 200, 0.0)
         return LiveOpening(Wanted(user_id, since), expires_at, headers)
 
     def _page(

@@ -348,6 +348,13 @@ def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
         assert refused.status_code == 401
 
 
+def test_head_tells_of_a_stream_without_opening_one(front: ApiServer) -> None:
+    eventually(lambda: front.open_streams == 0)
+    told = front.client(READER).head(f"/feeds/{READER}/live")
+    assert (told.status_code, told.headers["content-type"]) == (200, "text/event-stream")
+    assert front.open_streams == 0
+
+
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:
     eventually(lambda: front.open_streams == 0)
     settings.LIVE_MAX_STREAMS = 1
