@@ -46,7 +46,6 @@ from eventbus.watch import charts, pipeline
 HISTORY_HOURS = 24
 HISTORY_FAILURES = 50_000
 LISTED = ("id", "state", "group", "event_id", "attempts", "last_failed_at")
-DISCARDED_AT_ONCE = 2_000
 # What an action was asked with, beside its selection.
 KEPT = ("reason", "parked", "overdue", "from_entry")
 
@@ -226,7 +225,7 @@ class DeadLetterActions(ReadOnlyAdmin):
         if "confirmed" not in request.POST or not reason:
             return self._confirm(request, entries, "Discard")
         job = self._job(request, queryset, entries, "Discard")
-        for ids in job.batches(entries, DISCARDED_AT_ONCE):
+        for ids in job.batches(entries, replays.DISCARDED_AT_ONCE):
             job.done += replays.discard(ids, reason=reason)
         self._write_log(job, f"Discarded {job.done} dead letters: {reason}")
         if not job.finished:
