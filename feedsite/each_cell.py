@@ -8,10 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from django.core.exceptions import ImproperlyConfigured
@@ -24,10 +23,11 @@ OPTION = "--cell"
 WORKERS = frozenset({"run_fanout", "run_dlq"})
 # About what each cell has a copy or a part of. Any other command does its work once: what is
 # published reaches all cells.
+IMPORT = "import_follows"
 FOR_EACH = frozenset(
     {
+        IMPORT,
         "dlq",
-        "import_follows",
         "keep_partitions",
         "migrate",
         "prune",
@@ -37,12 +37,12 @@ FOR_EACH = frozenset(
     }
 )
 
-# Those of them that read a file, which each cell needs whole.
-READING = frozenset({"import_follows"})
+# As shells tell it.
+EXIT_BY_SIGNAL = 128
+TOLD_TO_END = (EXIT_BY_SIGNAL + signal.SIGINT, EXIT_BY_SIGNAL + signal.SIGTERM)
+
 # So long a command has to end once it was told to; after that it is ended.
 END_SECONDS = 30.0
-LOOK_SECONDS = 0.2
-SIGNALLED = 128  # and the number of the signal: what a shell shows of a program that one has ended
 
 # Options of `dlq` that name entries or groups by number.
 NUMBERED = ("--id", "--group")
@@ -77,17 +77,17 @@ def is_for_each(arguments: Sequence[str]) -> bool:
         _refuse("Say whose worker it is")
     if command == "dlq" and any(map(_says_a_number, arguments[2:])):
         _refuse("Numbers of dead letters are a cell's own: say which cell")
-    if command in READING and any(map(_can_be_read_once, arguments[2:])):
-        _refuse("What comes through a pipe can be read once: give a file, or say which cell")
+    if command == IMPORT and any(map(_can_be_read_once, arguments[2:])):
+        _refuse("A pipe can be read only once: give a file, or say which cell")
     return command in FOR_EACH
 
 
 def _can_be_read_once(word: str) -> bool:
+    """Tell whether the word names a file that is a pipe or the like."""
     try:
-        mode = Path(word).stat().st_mode
-    except OSError:
-        return False  # of what it is the command tells
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+        return not stat.S_ISREG(Path(word).stat().st_mode) and not Path(word).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _says_a_number(word: str) -> bool:
@@ -106,53 +106,38 @@ def _refuse(sentence: str) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command for each cell in turn, a process and a headline each; return the worst exit
-    status.
+    status. What is told to end by a signal goes on to no further cell.
     """
     worst = 0
-    with _told_to_end() as told:
-        for name in cellmap.read(os.environ["FEED_CELLS"]).places:
-            sys.stdout.write(f"cell {name}:\n")
-            sys.stdout.flush()
-            worst = max(worst, _run_in(name, arguments, told))
-            if told:
-                return SIGNALLED + told[0]
+    for name in cellmap.read(os.environ["FEED_CELLS"]).places:
+        sys.stdout.write(f"cell {name}:\n")
+        sys.stdout.flush()
+        status = _run_for(name, arguments)
+        worst = max(worst, status)
+        if status in TOLD_TO_END:
+            return status
     return worst
 
 
-def _run_in(name: str, arguments: Sequence[str], told: list[int]) -> int:
-    """Run the command for one cell; pass on to it what this process is told, and end it if it does
-    not end by that.
-    """
+def _run_for(name: str, arguments: Sequence[str]) -> int:
+    """Run the command for one cell to its end, and return its exit status as a shell tells it."""
     child = subprocess.Popen(  # noqa: S603 - our own arguments
         [sys.executable, *arguments], env={**os.environ, "FEED_CELL": name}
     )
-    while not told:
-        try:
-            # Of a process that a signal has ended it is negative.
-            return abs(child.wait(LOOK_SECONDS))
-        except subprocess.TimeoutExpired:
-            continue
-    # A terminal has told the child too, and a second time would be to end at once.
-    if told[0] != signal.SIGINT or not os.isatty(0):
-        child.send_signal(told[0])
+
+    def pass_on(number: int, _frame: object) -> None:
+        # The terminal has told the child of Ctrl-C itself.
+        if number == signal.SIGTERM:
+            child.terminate()
+        ending = threading.Timer(END_SECONDS, child.kill)
+        ending.daemon = True
+        ending.start()
+
+    # Whoever ends this process means the command: it is not left behind, and may clear up.
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return abs(child.wait(END_SECONDS))
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return abs(child.wait())
-
-
-@contextmanager
-def _told_to_end() -> Iterator[list[int]]:
-    """Yield the signals that have told this process to end, as they come."""
-    told: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
+        status = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return status if status >= 0 else EXIT_BY_SIGNAL - status

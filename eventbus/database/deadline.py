@@ -10,7 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
+
 _thread = threading.local()
+
+
+class AnswerTooLate(psycopg.OperationalError):
+    """PostgreSQL did not answer in time."""
 
 
 @contextmanager
@@ -32,3 +38,24 @@ def deadline() -> float | None:
     """
     until: float | None = getattr(_thread, "deadline", None)
     return until
+
+
+@contextmanager
+def each_answer_within(seconds: float) -> Iterator[None]:
+    """Have each question of this thread to PostgreSQL in here fail with `OperationalError` once it
+    has waited so long, however many there are.
+    """
+    outer = getattr(_thread, "patience", None)
+    _thread.patience = seconds
+    try:
+        yield
+    finally:
+        _thread.patience = outer
+
+
+def answer_by() -> float | None:
+    """Return until when the answer to what is asked now is waited for, as `deadline` does."""
+    patience: float | None = getattr(_thread, "patience", None)
+    if patience is None:
+        return deadline()
+    return min(time.monotonic() + patience, deadline() or math.inf)

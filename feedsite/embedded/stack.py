@@ -18,7 +18,7 @@ from feedsite.embedded import addresses, postgres, state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.processes import EmbeddedError, Server, end, free_port, is_running, spawn
-from feedsite.embedded.state import Record
+from feedsite.embedded.state import ServerRecord
 from feedsite.embedded.valkey import VALKEY
 
 SERVERS = (POSTGRES, VALKEY, KAFKA)
@@ -120,10 +120,10 @@ def _start(server: Server, data_dir: Path) -> str:
     raise EmbeddedError(f"{server.name} did not start; see {server.log(data_dir)}.")
 
 
-def _launch(server: Server, data_dir: Path, last: Record | None) -> Record:
+def _launch(server: Server, data_dir: Path, last: ServerRecord | None) -> ServerRecord:
     port = free_port(last.port if last else 0)
     password = last.password if last else secrets.token_urlsafe(24)
-    record = Record(server.url(port, password), port, password, pid=0)
+    record = ServerRecord(server.url(port, password), port, password, pid=0)
     # Before the first start, so that a cluster never exists without its password.
     _save(data_dir, server, record)
     command = server.command(data_dir, port, password)
@@ -132,7 +132,7 @@ def _launch(server: Server, data_dir: Path, last: Record | None) -> Record:
     return record
 
 
-def _wait(server: Server, record: Record) -> bool:
+def _wait(server: Server, record: ServerRecord) -> bool:
     """Wait until the server answers; false if it leaves, or does not answer in time."""
     deadline = time.monotonic() + START_TIMEOUT
     while _runs(server, record) and time.monotonic() < deadline:
@@ -151,20 +151,20 @@ def _end(server: Server, data_dir: Path, with_signal: signal.Signals) -> str:
     return "stopped"
 
 
-def _runs(server: Server, record: Record) -> bool:
+def _runs(server: Server, record: ServerRecord) -> bool:
     return is_running(record.pid, server.program, record.port)
 
 
-def _is_external(server: Server, record: Record | None) -> bool:
+def _is_external(server: Server, record: ServerRecord | None) -> bool:
     given = os.environ.get(server.variable)
     return bool(given) and (record is None or given != record.url)
 
 
-def _place(record: Record) -> str:
+def _place(record: ServerRecord) -> str:
     return f"127.0.0.1:{record.port}, pid {record.pid}"
 
 
-def _save(data_dir: Path, server: Server, record: Record) -> None:
+def _save(data_dir: Path, server: Server, record: ServerRecord) -> None:
     state.write(data_dir, {**state.read(data_dir), server.variable: record})
 
 

@@ -121,7 +121,8 @@ class CellKeepers:
 
     def _postgresql(self) -> str:
         state = self.postgresql.state()
-        if state != OK or self._cell != cells.of_ids():
+        # By name: what a cell serves may have changed since this process started.
+        if state != OK or self._cell.name != cells.of_ids().name:
             return state
         # It answers, and still no post can be accepted before it has given a lease.
         trouble = node_lease.keep().trouble()

@@ -15,7 +15,7 @@ from psycopg.abc import PQGen
 from psycopg.errors import ReadOnlySqlTransaction
 
 from eventbus.breaker import Breaker
-from eventbus.database.deadline import deadline
+from eventbus.database.deadline import AnswerTooLate, answer_by
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Connection(psycopg.Connection[Any]):
         self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None
     ) -> T:
         """Do as psycopg's method does, which all queries go through."""
-        until = deadline()
+        until = answer_by()
         if until is not None:
             seconds_left = max(0.0, until - time.monotonic())
             timeout = seconds_left if timeout is None else min(timeout, seconds_left)
@@ -85,5 +85,5 @@ class Connection(psycopg.Connection[Any]):
                 self.close()
                 if self.breaker is not None:
                     self.breaker.failed("no answer in time")
-                raise psycopg.OperationalError("PostgreSQL did not answer in time.") from error
+                raise AnswerTooLate("PostgreSQL did not answer in time.") from error
             raise
