@@ -4,7 +4,10 @@ It knows whose feeds it keeps up to date too, and its word counts, not that of t
 workers that have read the map at different times, one would leave out what the other applies.
 """
 
+import time
 from functools import lru_cache
+
+from django.conf import settings
 
 from eventbus import cellmap, cells, kafka
 from eventbus.cellmap import Slots, refuse, written
@@ -12,6 +15,8 @@ from eventbus.cells import Cell
 from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute, fetch
 from eventbus.models import CellIdentity
+
+MAP_PATIENCE_SECONDS, LOOK_SECONDS = 2.0, 0.1
 
 _KEPT = "SELECT name, holds FROM cell_identity"
 _DROP_OFFSETS = 'DELETE FROM consumer_offsets WHERE "group" = %s'
@@ -24,10 +29,16 @@ SELECT %s, topic, partition, next_offset, topic_id FROM consumer_offsets WHERE "
 def require() -> None:
     """Raise `ImproperlyConfigured` unless the database we are on is that of the cell we are on.
 
-    Raises `DatabaseError`.
+    While what a cell holds is changed (`manage.py cells tidy`), it takes a moment until the map's
+    file, the database and this process say the same. Raises `DatabaseError`.
     """
-    if sentence := problem(cells.here()):
-        refuse(sentence)
+    deadline = time.monotonic() + MAP_PATIENCE_SECONDS
+    while sentence := problem(cells.here()):
+        can_change = settings.FEED_CELLS_FILE is not None and not mistaken(cells.here())
+        if not can_change or time.monotonic() > deadline:
+            refuse(sentence)
+        time.sleep(LOOK_SECONDS)
+        cells.refresh()
 
 
 def problem(cell: Cell) -> str:
