@@ -13,12 +13,14 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoDbBlocker
 
 from eventbus import breaker, cellmap, cells, kafka, producer
-from eventbus.ids import node_lease
+from eventbus.ids import clock, node_lease
+from eventbus.ids.snowflake import NODES
 from eventbus.models import (
     CellIdentity,
     DeadLetter,
@@ -26,6 +28,7 @@ from eventbus.models import (
     Erasure,
     IdempotencyKey,
     ProcessedEvent,
+    SnowflakeNode,
 )
 from feeds.models import CacheState, Follow
 from feeds.read import here
@@ -76,8 +79,13 @@ def both(two: TwoCells) -> Iterator[dict[str, ApiServer]]:
 
 @pytest.fixture(autouse=True)
 def known_databases(two: TwoCells, transactional_db: None) -> None:
-    """Have each database say whose it is, as `migrate` has, and the end of each test has not."""
+    """Have each database say whose it is, and have somebody hold a lease, which the end of each test
+    has forgotten: a cell that has given none asks the others before it gives its first.
+    """
     identify(a="a", b="b")
+    nodes = [SnowflakeNode(node_id=number) for number in range(NODES)]
+    nodes[-1].leased_until_ms = clock.host_ms() + node_lease.LEASE_MS
+    SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
 
 
 @pytest.fixture(params=["front on", "front off"])
@@ -432,6 +440,7 @@ def identify(**names: str) -> None:
     for name, said in names.items():
         with cells.on(cells.every()[name]):
             CellIdentity.objects.update_or_create(id=1, defaults={"name": said, "holds": "0-1023"})
+    connections[ALIAS_B].close()  # its server may be killed
 
 
 def test_a_changed_map_is_noticed_and_a_wrong_one_is_not_taken(
