@@ -13,7 +13,7 @@ from django.utils import timezone
 from eventbus.dead_letter_headers import ENTRY, Claim
 from eventbus.deadletters import letters, payloads
 from eventbus.deadletters import store as dead_letter_store
-from eventbus.exceptions import UndecodableEvent
+from eventbus.exceptions import UndecodableEvent, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.record import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
@@ -250,21 +250,29 @@ def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
     assert "robot" not in group.message
 
 
-@pytest.mark.django_db(transaction=True)
-def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def store_at_most(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have more than `count` dead letters be too much for one transaction; return how many were
+    tried in each.
+    """
     sizes: list[int] = []
     whole = dead_letter_store.store
 
     def store_a_few(records: Sequence[Record]) -> None:
         sizes.append(len(records))
-        if len(records) > 2:
+        if len(records) > count:
             with transaction.atomic():
                 raises("53200")
         whole(records)
 
     monkeypatch.setattr(dead_letter_store, "store", store_a_few)
+    return sizes
+
+
+@pytest.mark.django_db(transaction=True)
+def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = store_at_most(2, monkeypatch)
     work = dead_letter_store.DeadLetterStore()
     work.process([a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn())
     assert DeadLetter.objects.count() == 4
@@ -273,3 +281,17 @@ def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
     work.process([a_dead_letter(origin_offset=n) for n in range(4, 8)], FreeTurn())
     assert DeadLetter.objects.count() == 8
     assert sizes[4:] == [2, 2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_store_told_to_stop_does_so_between_any_two_transactions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store_at_most(1, monkeypatch)
+    turn = FreeTurn()
+    monkeypatch.setattr(turn, "stopping", DeadLetter.objects.exists)
+    with pytest.raises(WorkerStopping):
+        dead_letter_store.DeadLetterStore().process(
+            [a_dead_letter(origin_offset=n) for n in range(4)], turn
+        )
+    assert DeadLetter.objects.count() == 1
