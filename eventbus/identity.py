@@ -4,12 +4,18 @@ It knows whose feeds it keeps up to date too: of two workers with different maps
 what the other applies.
 """
 
+import time
+
+from django.conf import settings
+
 from eventbus import cells, kafka
 from eventbus.cellmap import refuse, written
 from eventbus.cells import Cell
 from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute
 from eventbus.models import CellIdentity
+
+MAP_PATIENCE_SECONDS, LOOK_SECONDS = 2.0, 0.1
 
 _DROP_OFFSETS = 'DELETE FROM consumer_offsets WHERE "group" = %s'
 _TAKE_OFFSETS = """
@@ -21,10 +27,16 @@ SELECT %s, topic, partition, next_offset, topic_id FROM consumer_offsets WHERE "
 def require() -> None:
     """Raise `ImproperlyConfigured` unless the database we are on is that of the cell we are on.
 
-    Raises `DatabaseError`.
+    While what a cell holds is changed (`manage.py cells tidy`), it takes a moment until the map's
+    file, the database and this process say the same. Raises `DatabaseError`.
     """
-    if sentence := problem(cells.here()):
-        refuse(sentence)
+    deadline = time.monotonic() + MAP_PATIENCE_SECONDS
+    while sentence := problem(cells.here()):
+        can_change = settings.FEED_CELLS_FILE is not None and not mistaken(cells.here())
+        if not can_change or time.monotonic() > deadline:
+            refuse(sentence)
+        time.sleep(LOOK_SECONDS)
+        cells.refresh()
 
 
 def problem(cell: Cell) -> str:
