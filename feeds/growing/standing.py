@@ -103,25 +103,22 @@ def _offsets(cell: Cell) -> Offsets:
         return {row.partition: (row.next_offset, row.topic_id) for row in kept}
 
 
-def _unstored_dead_letters(cell: Cell) -> int:
-    """Return how many records of the dead-letter topic the cell has still to look at."""
-    topic = kafka.DEAD_LETTER_EVENTS
-    with cells.on(cell):
-        group = kafka.dlq_group()
-        kept = dict(
-            ConsumerOffset.objects.filter(group=group, topic=topic).values_list(
-                "partition", "next_offset"
-            )
-        )
+def to_come(topic: str, group: str) -> int:
+    """Return how many records of the topic the group has not processed, by the offsets in the database
+    that we are on: Kafka hears of none before the first record after a copy.
+
+    Raises `KafkaException` and `DatabaseError`.
+    """
+    kept = ConsumerOffset.objects.filter(group=group, topic=topic)
+    reached = dict(kept.values_list("partition", "next_offset"))
     with closing(Backlog(topic, group)) as log:
         partitions = log.read()
     oldest = kafka.oldest_offsets(topic, partitions)
-    unstored = 0
+    records = 0
     for number, standing in partitions.items():
-        # Kafka hears of no offset before the first record after the copy, so ours count.
         end = max(standing.committed, oldest[number]) + standing.lag
-        unstored += max(0, end - max(kept.get(number, 0), oldest[number]))
-    return unstored
+        records += max(0, end - max(reached.get(number, 0), oldest[number]))
+    return records
 
 
 def _missing(goal: Offsets, found: Offsets) -> int:
@@ -170,7 +167,9 @@ def _follows_among(cell: Cell, pairs: set[Pair]) -> set[Pair]:
 
 def _require_no_dead_letters(source: Cell, copy: Cell) -> None:
     """Refuse to have readers miss what was processed where they are now."""
-    if unstored := _unstored_dead_letters(copy):
+    with cells.on(copy):
+        unstored = to_come(kafka.DEAD_LETTER_EVENTS, kafka.dlq_group())
+    if unstored:
         refuse(
             f"Cell {copy.name} has {unstored} dead letters still to store: see to it that its run_dlq "
             "is running"

@@ -164,9 +164,8 @@ def test_a_copy_that_cannot_go_on_is_not_adopted(split: Split) -> None:
     with cells.on(cells.every()["b"]):
         ConsumerOffset.objects.update(next_offset=0)
     with read_only(ALIAS):  # as a standby that nobody has promoted
-        for command in (("adopt", "b"), ("adopt", "b", "--dry-run"), FLIP):
-            with pytest.raises(OperationalError, match="session is read-only"):
-                split.run(*command)
+        with pytest.raises(OperationalError, match="session is read-only"):
+            split.run("adopt", "b")
     assert "is now that of cell b" in split.done("adopt", "b")
 
 

@@ -61,8 +61,6 @@ def test_two_cells_become_one_that_is_made_from_the_log(
             import_into("c", follows)
             load.is_flipping = True
             three_cells.done(*FROM_A)
-            a.kill()
-            a = worker("a")
             three_cells.done(*FROM_B)
         three_cells.go_by_file()
         three = list(cells.every().values())

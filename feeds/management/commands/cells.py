@@ -16,7 +16,6 @@ from eventbus.cellfile import Draft
 from eventbus.cellmap import Slots, refuse
 from eventbus.cells import Cell
 from eventbus.models import CellIdentity, DeadLetter
-from eventbus.watch import backlog
 from feeds.growing import adoption, keys, leftovers, standing
 
 WAIT_SECONDS = 30.0
@@ -196,7 +195,7 @@ class Command(BaseCommand):
 def _standing_of(cell: Cell) -> list[str]:
     with cells.on(cell):
         letters = DeadLetter.objects.unresolved().count()
-        lag = backlog.total(kafka.FEED_EVENTS, kafka.fanout_group())
+        lag = standing.to_come(kafka.FEED_EVENTS, kafka.fanout_group())
     return [f"{lag} events to come, {letters} dead letters"]
 
 
