@@ -29,6 +29,7 @@ SELECT follower_id, followee_id FROM follows
 JOIN unnest(%s::bigint[], %s::bigint[]) AS pair (follower, followee)
     ON follower_id = follower AND followee_id = followee
 """
+_ERASED_AMONG = "SELECT user_id FROM erasures WHERE user_id = ANY(%s::bigint[])"
 _SOME_POSTS = "SELECT id FROM posts WHERE id >= %s ORDER BY id LIMIT %s"
 _POSTS_AMONG = "SELECT id FROM posts WHERE id = ANY(%s::bigint[])"
 # By their key, not by the time, of which there is no index.
@@ -55,7 +56,7 @@ def require_caught_up(source: Cell, copy: Cell, slots: Slots, seconds: float) ->
     follows, posts = _some_follows(source, slots), _some_posts(source)
     _wait(source, copy, seconds)
     _require_no_dead_letters(source, copy)
-    _require_rows(source, copy, follows, posts)
+    _require_rows(copy, follows, posts)
 
 
 def _wait(source: Cell, copy: Cell, seconds: float) -> None:
@@ -145,24 +146,20 @@ def _some_posts(source: Cell) -> set[int]:
         return {post for start in starts for (post,) in fetch(_SOME_POSTS, [start, ROWS_A_SAMPLE])}
 
 
-def _require_rows(source: Cell, copy: Cell, follows: set[Pair], posts: set[int]) -> None:
+def _require_rows(copy: Cell, follows: set[Pair], posts: set[int]) -> None:
     """Refuse what is no copy: a database that has only the end of the log, or lacks an import."""
-    lacking = follows - _follows_among(copy, follows)
-    # Not those that were forgotten meanwhile, with who was erased.
-    lacking &= _follows_among(source, lacking)
+    columns = [bigints(one for one, _ in follows), bigints(other for _, other in follows)]
     with cells.on(copy):
+        lacking = follows - {(one, other) for one, other in fetch(_FOLLOWS_AMONG, columns)}
+        # An erasure that is under way may have come further here than where these are from.
+        erased = _ids(_ERASED_AMONG, [bigints({user for pair in lacking for user in pair})])
         lost = posts - _ids(_POSTS_AMONG, [bigints(posts)])
+    lacking = {pair for pair in lacking if erased.isdisjoint(pair)}
     for missing, of, what in ((lacking, follows, "follows"), (lost, posts, "posts")):
         if missing:
             refuse(
                 f"Cell {copy.name} lacks {len(missing)} of {len(of)} {what} that were looked up in it"
             )
-
-
-def _follows_among(cell: Cell, pairs: set[Pair]) -> set[Pair]:
-    columns = [bigints(one for one, _ in pairs), bigints(other for _, other in pairs)]
-    with cells.on(cell):
-        return {(one, other) for one, other in fetch(_FOLLOWS_AMONG, columns)}
 
 
 def _require_no_dead_letters(source: Cell, copy: Cell) -> None:

@@ -48,7 +48,7 @@ class MapFile:
     def done(self, *arguments: str) -> str:
         """Run a part of the command that must succeed; return what it has said."""
         said, refusal = self.run(*arguments)
-        assert refusal == ""
+        assert refusal == "", refusal
         return said
 
     def refused(self, *arguments: str) -> str:

@@ -22,6 +22,7 @@ from eventbus.models import (
     CellIdentity,
     ConsumerOffset,
     DeadLetter,
+    Erasure,
     IdempotencyKey,
     ProcessedEvent,
 )
@@ -105,7 +106,9 @@ def test_a_copy_is_not_flipped_to_before_it_has_caught_up(split: Split) -> None:
     put_offsets(b=12)
     Follow.objects.create(follower_id=4, followee_id=2, event_id=1)
     assert "Cell b lacks 1 of 2 follows" in split.refused(*FLIP)
-    Follow.objects.filter(followee_id=2).delete()
+    with cells.on(cells.every()["b"]):
+        # Its erasure has come further there.
+        Erasure.objects.create(user_id=2, event_id=2, step="feed")
     assert "Cell b has what cell a has" in split.done("split-check", *FLIP[1:])
     assert "would serve slots" in split.done(*FLIP, "--dry-run")
     assert "serves slots 512-1023 now" in split.done(*FLIP)
@@ -163,9 +166,9 @@ def test_a_copy_that_cannot_go_on_is_not_adopted(split: Split) -> None:
     assert "Kafka no longer has 5 events" in split.refused("adopt", "b")
     with cells.on(cells.every()["b"]):
         ConsumerOffset.objects.update(next_offset=0)
-    with read_only(ALIAS):  # as a standby that nobody has promoted
-        with pytest.raises(OperationalError, match="session is read-only"):
-            split.run("adopt", "b")
+    # As a standby that nobody has promoted.
+    with read_only(ALIAS), pytest.raises(OperationalError, match="session is read-only"):
+        split.run("adopt", "b")
     assert "is now that of cell b" in split.done("adopt", "b")
 
 

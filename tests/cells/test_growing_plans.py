@@ -89,7 +89,7 @@ PARTS: dict[str, Callable[[Cell], Any]] = {
         cell, [KeptKey(user, "k", "", 1, 1, timezone.now()) for user in range(1, 500)]
     ),
     "look up": lambda cell: standing._require_rows(
-        cell, cell, standing._some_follows(cell, cell.slots), standing._some_posts(cell)
+        cell, standing._some_follows(cell, cell.slots), standing._some_posts(cell)
     ),
     "newest events": standing._newest_events,
 }
