@@ -88,7 +88,8 @@ def run(stand: Stand, quick: bool) -> None:
             workload.load(network)
             cells.load(network)
             bench.fan_out(network, rounds, runs, events=rows // followers)
-        bench.others_events(runs, events=rows // FOLLOWERS[0])
+        others = bench.others_events(runs, events=rows // FOLLOWERS[0])
+        bench.alone(network, runs, rows // followers, others)
         bench.reads(network, rounds=2 if quick else 5, seconds=2.0)
 
 
@@ -129,8 +130,10 @@ class Bench:
             ],
         )
 
-    def others_events(self, runs: int, events: int) -> None:
-        """Measure a worker of b alone at posts that concern readers of a alone."""
+    def others_events(self, runs: int, events: int) -> float:
+        """Measure a worker of b alone at posts that concern readers of a alone; return the CPU that
+        each takes, in µs.
+        """
         lonely = _of_the_first_half(LONELY_AUTHORS, AUTHORS + 1)
         authors = (lonely * (events // LONELY_AUTHORS + 1))[:events]
         progress("cells: posts that concern nobody in the cell")
@@ -138,6 +141,7 @@ class Bench:
             works = [running.apply(workload.records(authors)) for _ in range(runs)]
         if any(work.rows for work in works):
             raise RuntimeError("these posts were to concern nobody in cell b")
+        cpu = median(work.cpu / events * 1e6 for work in works)
         tables.table(
             f"Posts none of whose readers a cell has, one worker, medians of {runs} runs",
             ["", "events/s", "µs each", "µs of CPU each"],
@@ -146,9 +150,42 @@ class Bench:
                     "cell b",
                     median(events / work.seconds for work in works),
                     median(work.seconds / events * 1e6 for work in works),
-                    median(work.cpu / events * 1e6 for work in works),
+                    cpu,
                 ]
             ],
+        )
+        return cpu
+
+    def alone(self, network: Network, runs: int, events: int, others: float) -> None:
+        """Have two workers of each cell apply the same posts with the machine to themselves; `others`
+        is the CPU, in µs, of a post none of whose readers the cell has.
+        """
+        authors = (network.authors * (events // len(network.authors) + 1))[:events]
+        rows: list[list[tables.Cell]] = []
+        for name in cell_stand.SLOTS:
+            progress(f"cells: fan-out in cell {name} alone")
+            with self._workers({name: 2}, self._cells.environment, copies=1) as running:
+                works = [running.apply(workload.records(authors)) for _ in range(runs)]
+            cpu = median(work.cpu / events * 1e6 for work in works)
+            rows.append(
+                [
+                    f"cell {name}",
+                    median(events / work.seconds for work in works),
+                    cpu,
+                    1e6 / cpu,
+                    f"{others / cpu:.0%}",
+                ]
+            )
+        tables.table(
+            f"Each cell alone, two workers ({network.name}), medians of {runs} runs",
+            [
+                "",
+                "events/s",
+                "µs of CPU each",
+                "events a second of CPU",
+                "also without readers here",
+            ],
+            rows,
         )
 
     def reads(self, network: Network, rounds: int, seconds: float) -> None:

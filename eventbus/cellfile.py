@@ -3,6 +3,7 @@
 What the file says besides, such as addresses from variables, stays as it is written.
 """
 
+import fcntl
 import json
 import os
 import tempfile
@@ -56,10 +57,13 @@ class Draft:
         text = self.text
         if self._file is None:
             return False
-        if _text(self._file, "") != self._before:
-            cellmap.refuse(f"{self._file} has changed meanwhile: run the command again")
         try:
-            _replace(self._file, text)
+            with self._file.open() as present:
+                # Of two who write at the same time, the later one finds another file in its place.
+                fcntl.flock(present, fcntl.LOCK_EX)
+                if _text(self._file, "") != self._before:
+                    cellmap.refuse(f"{self._file} has changed meanwhile: run the command again")
+                _replace(self._file, text)
         except OSError:
             return False
         return True
@@ -77,13 +81,15 @@ def _text(file: Path | None, source: str) -> str:
 def _replace(file: Path, text: str) -> None:
     """Have the file be the new one or the old one, whenever the machine stops."""
     target = file.resolve()  # a link goes on being one
-    mode = target.stat().st_mode
+    present = target.stat()
     if not os.access(target, os.W_OK):
         raise PermissionError
     descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "w") as out:
-            os.fchmod(out.fileno(), mode & 0o7777)
+            # Who could read the one before can read this one, whoever runs the command.
+            os.fchown(out.fileno(), present.st_uid, present.st_gid)
+            os.fchmod(out.fileno(), present.st_mode & 0o7777)
             out.write(text)
             out.flush()
             os.fsync(out.fileno())

@@ -4,12 +4,14 @@ The copy is of one moment, in which effects are there and the offsets behind the
 apply again has no effect twice. It goes on from *its* offsets, in groups of its own name.
 """
 
-from eventbus import cells, identity
+from confluent_kafka.admin import AdminClient
+
+from eventbus import cells, identity, kafka
 from eventbus.cellmap import refuse, slots_of, written
 from eventbus.cells import Cell
 from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
-from eventbus.models import CellIdentity
+from eventbus.models import CellIdentity, ConsumerOffset
 from feeds.read import era
 
 # No two-argument lock of ours has this number: see `eventbus.database.locks`.
@@ -32,7 +34,7 @@ def adopt(cell: Cell, *, dry_run: bool) -> str:
     """Make the database behind the cell's name that cell's; return what was done, or would be.
 
     Done already, nothing is. Raises `ImproperlyConfigured` for a database that is no copy, or does
-    not hold what the cell is to hold.
+    not hold what the cell is to hold; `KafkaException`, for the log must reach back to it.
     """
     with cells.on(cell), atomic():
         kept = CellIdentity.objects.select_for_update().first()
@@ -40,6 +42,7 @@ def adopt(cell: Cell, *, dry_run: bool) -> str:
             return f"The database of cell {cell.name} is its own already."
         former = kept.name if kept else cells.NO_CELL
         _require_copy(cell, former)
+        _require_log(cell, former)
         if kept is not None:
             _require_held(cell, kept.holds)
         if not dry_run:
@@ -47,6 +50,25 @@ def adopt(cell: Cell, *, dry_run: bool) -> str:
     whose = f"cell {former}" if former else "no cell"
     verb = "would become" if dry_run else "is now"
     return f"The database of {whose} behind the name {cell.name} {verb} that of cell {cell.name}."
+
+
+def _require_log(cell: Cell, former: str) -> None:
+    """Refuse a copy from before what Kafka still has: its workers could not go on from there."""
+    group = f"{kafka.FANOUT_GROUP}.{former}" if former else kafka.FANOUT_GROUP
+    kept = ConsumerOffset.objects.filter(
+        group=group,
+        topic=kafka.FEED_EVENTS,
+        # Another topic of that name is read from its beginning anyway.
+        topic_id=kafka.topic_id(AdminClient(kafka.client_config()), kafka.FEED_EVENTS),
+    )
+    starts = {row.partition: row.next_offset for row in kept}
+    oldest = kafka.oldest_offsets(kafka.FEED_EVENTS, starts)
+    lost = sum(max(0, oldest[number] - start) for number, start in starts.items())
+    if lost:
+        refuse(
+            f"Kafka no longer has {lost} events from after the copy of cell {cell.name}: make a "
+            "new copy"
+        )
 
 
 def _require_copy(cell: Cell, former: str) -> None:

@@ -6,24 +6,20 @@ meanwhile: a part holds the locks that they hold for the same rows.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from eventbus import cells
 from eventbus.cells import Cell
 from eventbus.database import locks
-from eventbus.database.current import atomic
 from eventbus.database.sql import bigints, execute, fetch
-from eventbus.ids import idempotency
 from eventbus.ids.snowflake import MAX_ID
-from eventbus.models import IdempotencyKey
 from feeds import follows
+from feeds.growing.parts import by_index
 from feeds.models import RESTING, Feed
 from feeds.read import here
 
 USERS_A_PART = 100
 FOLLOWS_A_PART = 1_000
 FEEDS_A_PART = 10
-KEYS_A_PART = 500
 
 _REST = """
 WITH gone AS (
@@ -45,14 +41,6 @@ _COUNTS = {
     "feed_entries": "SELECT count(*) FROM feed_entries WHERE user_id = ANY(%s::bigint[])",
     "mutes": "SELECT count(*) FROM mutes WHERE user_id = ANY(%s::bigint[])",
 }
-_KEYS = """
-SELECT user_id, key FROM idempotency_keys WHERE (user_id, key) > (%s, %s)
-ORDER BY user_id, key LIMIT %s
-"""
-_DELETE_KEYS = """
-DELETE FROM idempotency_keys USING unnest(%s::bigint[], %s::text[]) AS gone (reader, name)
-WHERE user_id = reader AND key = name
-"""
 
 
 def count(cell: Cell) -> Counter[str]:
@@ -60,9 +48,10 @@ def count(cell: Cell) -> Counter[str]:
     found: Counter[str] = Counter()
     with cells.on(cell):
         for users in _parts(cell):
-            for table, statement in _COUNTS.items():
-                [(rows,)] = fetch(statement, [bigints(users)])
-                found[table] += rows
+            with by_index():
+                for table, statement in _COUNTS.items():
+                    [(rows,)] = fetch(statement, [bigints(users)])
+                    found[table] += rows
     return found
 
 
@@ -76,38 +65,6 @@ def delete(cell: Cell) -> Iterator[Counter[str]]:
             yield Counter(feed_entries=_delete_entries(users), mutes=_delete_others(users))
 
 
-def move_keys(cell: Cell) -> int:
-    """Give the idempotency keys of readers whom another cell serves to that cell; return how many.
-
-    A request that comes again finds there what it had reserved here before the copy took part.
-    """
-    after: tuple[int, str] = (1, "")  # 0 is nobody: imports keep theirs in the cell of the ids
-    moved = 0
-    with cells.on(cell):
-        while keys := fetch(_KEYS, [*after, KEYS_A_PART]):
-            after = keys[-1]
-            leaving = [key for key in keys if not cell.serves(key[0])]
-            for user_id, key in leaving:
-                kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
-                if kept is not None:
-                    idempotency.give(cells.of(user_id), kept)
-            moved += len(leaving)
-    return moved
-
-
-def delete_keys(cell: Cell) -> int:
-    """Delete those that `move_keys` has given away; return how many."""
-    after: tuple[int, str] = (1, "")
-    deleted = 0
-    with cells.on(cell):
-        while keys := fetch(_KEYS, [*after, KEYS_A_PART]):
-            after = keys[-1]
-            gone = [key for key in keys if not cell.holds_user(key[0])]
-            columns: list[Any] = [bigints(user for user, _ in gone), [key for _, key in gone]]
-            deleted += execute(_DELETE_KEYS, columns)
-    return deleted
-
-
 def _parts(cell: Cell) -> Iterator[list[int]]:
     """Yield users whom the cell does not hold, a part at a time."""
     after = 0
@@ -119,7 +76,7 @@ def _parts(cell: Cell) -> Iterator[list[int]]:
 
 
 def _put_to_rest(users: Sequence[int]) -> None:
-    with atomic():
+    with by_index():
         locks.join_workers()
         follows.lock_feeds(users)
         execute(_REST, {"users": bigints(users), "resting": RESTING})
@@ -130,7 +87,7 @@ def _delete_follows(users: Sequence[int]) -> int:
     deleted = 0
     while pairs := fetch(_FOLLOWS, [bigints(users), FOLLOWS_A_PART]):
         concerned = {user for pair in pairs for user in pair}
-        with atomic():
+        with by_index():
             locks.acquire_keys(concerned)
             follows.lock_feeds(concerned)
             follows.forget([(one, other) for one, other in pairs], MAX_ID)
@@ -141,16 +98,13 @@ def _delete_follows(users: Sequence[int]) -> int:
 def _delete_entries(users: Sequence[int]) -> int:
     deleted = 0
     for start in range(0, len(users), FEEDS_A_PART):
-        with atomic():
-            # A user's rows are in an index, also where statistics of a young partition know only a
-            # few users.
-            execute("SET LOCAL enable_seqscan = off")
+        with by_index():
             deleted += execute(_ENTRIES, [bigints(users[start : start + FEEDS_A_PART])])
     return deleted
 
 
 def _delete_others(users: Sequence[int]) -> int:
-    with atomic():
+    with by_index():
         locks.acquire_keys(users)
         execute(_BLOCKS.format(held=cells.holds_sql("blocked_id")), [bigints(users)])
         return execute(_MUTES, [bigints(users)])

@@ -9,7 +9,7 @@ from django.conf import settings
 
 from tests.e2e.system import environment
 
-ALIAS = "cell_b"
+ALIAS, THIRD = "cell_b", "cell_c"
 # Of the marker `django_db`, for tests of both cells.
 DATABASES = ["default", ALIAS]
 A_SLOTS, B_SLOTS = "0-511", "512-1023"

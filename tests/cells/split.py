@@ -1,8 +1,10 @@
-"""A cell that is split: its map in a file, and a copy of its database."""
+"""Cells that are split or merged: the map in a file, and a copy of a database."""
 
 import json
 import os
+import random
 import subprocess
+from collections.abc import Iterable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection, connections
 from django.test import override_settings
 
-from eventbus import cellmap, cells
+from eventbus import cellmap, cells, kafka
+from eventbus.models import ConsumerOffset
+from feeds import imports
 from feedsite.embedded.processes import package_dir
 from tests.cells.maps import ALIAS
 
@@ -21,15 +25,12 @@ ALL, NONE, MOVING = "0-1023", "", "512-1023"
 FLIP = ("flip", "--from=a", "--to=b", f"--slots={MOVING}")
 
 
-class Split:
-    """The map in its file, and the database of b."""
+class MapFile:
+    """The map in a file, and `manage.py cells` that goes by it."""
 
     def __init__(self, file: Path, the_map: str) -> None:
         self.file = file
-        document = json.loads(the_map)
-        document["cells"]["a"] |= {"slots": ALL}
-        document["cells"]["b"] |= {"slots": NONE, "holds": ALL}
-        file.write_text(json.dumps(document))
+        file.write_text(the_map)
 
     def run(self, *arguments: str) -> tuple[str, str]:
         """Run a part of the command here; return what it has said, and why it was refused."""
@@ -47,7 +48,7 @@ class Split:
     def done(self, *arguments: str) -> str:
         """Run a part of the command that must succeed; return what it has said."""
         said, refusal = self.run(*arguments)
-        assert refusal == ""
+        assert refusal == "", refusal
         return said
 
     def refused(self, *arguments: str) -> str:
@@ -69,6 +70,19 @@ class Split:
         document["cells"][name] |= fields
         self.file.write_text(json.dumps(document))
         return before
+
+    def go_by_file(self) -> None:
+        """Have this process go by what the file says now."""
+        cells.use(cellmap.read(str(self.file)), "a")
+
+
+class Split(MapFile):
+    """A cell a that is to be split: b has no readers yet."""
+
+    def __init__(self, file: Path, the_map: str) -> None:
+        super().__init__(file, the_map)
+        self.change("a", slots=ALL)
+        self.change("b", slots=NONE, holds=ALL)
 
     def copy_database(self) -> None:
         """Make the database of b a copy of that of a, which goes on."""
@@ -95,11 +109,27 @@ class Split:
             check=False,  # an older server does not know all that is set first
         )
 
-    def go_by_file(self) -> None:
-        """Have this process go by what the file says now."""
-        cells.use(cellmap.read(str(self.file)), "a")
-
 
 def close(alias: str) -> None:
     connections[alias].close()
     connections[alias].close_pool()  # type: ignore[attr-defined]
+
+
+def a_graph(users: Sequence[int]) -> set[tuple[int, int]]:
+    """Return follows among the users, about ten each."""
+    chance = random.Random(5)
+    pairs = [(chance.choice(users), chance.choice(users)) for _ in range(10 * len(users))]
+    return {(follower, followee) for follower, followee in pairs if follower != followee}
+
+
+def import_into(name: str, follows: Iterable[tuple[int, int]]) -> None:
+    """Do what `import_follows --cell` does."""
+    with cells.on(cells.every()[name]):
+        imports.import_follows(follows)
+
+
+def position(name: str) -> int:
+    """Return how many records of the log the cell has processed."""
+    with cells.on(cells.every()[name]):
+        mine = ConsumerOffset.objects.filter(group=kafka.fanout_group())
+        return sum(mine.values_list("next_offset", flat=True))

@@ -5,6 +5,7 @@ readers who move.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,20 @@ def test_a_cell_whose_clock_is_behind_mints_nothing_below_what_it_has_seen(
         oldest = SnowflakeNode.objects.using(b.alias).order_by("leased_until_ms").first()
     assert oldest
     assert oldest.leased_until_ms > milliseconds_of(ahead)
+
+
+def test_a_cell_that_others_were_merged_into_outlasts_their_leases_though_it_is_alone(
+    two_cells: list[Cell], the_map: str
+) -> None:
+    newest = node_lease.next_id()
+    node_lease.forget()
+    SnowflakeNode.objects.all().delete()  # as in a database that is made from the log
+    ProcessedEvent.objects.create(event_id=newest, actor_id=1, type="post.created")
+    everybody = frozenset(range(cellmap.SLOTS))
+    place = replace(cellmap.read(the_map).places["a"], slots=everybody, holds=everybody)
+    cells.use(cellmap.CellMap("a", {"a": place}), "a")
+    with pytest.raises(IdsUnavailable, match="All 1024 snowflake nodes are leased"):
+        node_lease.next_id()
 
 
 @contextmanager

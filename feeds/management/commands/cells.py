@@ -16,8 +16,7 @@ from eventbus.cellfile import Draft
 from eventbus.cellmap import Slots, refuse
 from eventbus.cells import Cell
 from eventbus.models import CellIdentity, DeadLetter
-from eventbus.watch import backlog
-from feeds.growing import adoption, leftovers, standing
+from feeds.growing import adoption, keys, leftovers, standing
 
 WAIT_SECONDS = 30.0
 # In so long has each process noticed that the map's file has changed, one that was busy or on a host
@@ -72,6 +71,14 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, command: str, **options: Any) -> None:
         if not settings.FEED_CELLS.has_names:
             raise CommandError("FEED_CELLS is not set: there is one cell, and nothing to divide.")
+        try:
+            self._do(command, options)
+        except KafkaException as error:
+            raise CommandError(
+                f"Kafka cannot be read ({error.args[0].str()}): check that it runs, try again."
+            ) from error
+
+    def _do(self, command: str, options: dict[str, Any]) -> None:
         match command:
             case "status":
                 self._status()
@@ -102,6 +109,7 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def _check(self, move: Move, seconds: float) -> None:
+        _require_served(move)
         standing.require_caught_up(move.source, move.target, move.slots, seconds)
         self.stdout.write(
             f"Cell {move.target.name} has what cell {move.source.name} has of slots "
@@ -114,8 +122,7 @@ class Command(BaseCommand):
         if slots <= target.slots:
             self.stdout.write(f"Cell {target.name} serves slots {text} already.")
             return
-        if not slots <= source.slots:
-            refuse(f"Cell {source.name} does not serve slots {text}")
+        _require_served(move)
         draft = Draft(settings.ENV["FEED_CELLS"])
         draft.place(source.name, source.slots - slots, source.holds)
         draft.place(target.name, target.slots | slots, target.holds)
@@ -123,6 +130,9 @@ class Command(BaseCommand):
         if dry_run:
             self.stdout.write(f"Cell {target.name} would serve slots {text}.")
             return
+        keys.give(source, target, slots)
+        # There may be many of them, and the log goes on.
+        standing.require_caught_up(source, target, slots, seconds)
         if self._write(draft):
             self.stdout.write(f"Cell {target.name} serves slots {text} now.")
 
@@ -135,14 +145,11 @@ class Command(BaseCommand):
         if dry_run:
             self._count_leftovers()
             return
-        for cell in found:
-            leftovers.move_keys(cell)
         if any(cell.holds != cell.slots for cell in found):
             self._wait_until_noticed(notice)
             draft = Draft(settings.ENV["FEED_CELLS"])
             for cell in found:
                 draft.place(cell.name, cell.slots, cell.slots)
-                leftovers.move_keys(cell)
             if not self._write(draft):
                 return
             cells.use(draft.new_map, cells.own().name)
@@ -157,7 +164,7 @@ class Command(BaseCommand):
         deleted: Counter[str] = Counter()
         for part in leftovers.delete(cell):
             deleted.update(part)
-        deleted["idempotency_keys"] += leftovers.delete_keys(cell)
+        deleted["idempotency_keys"] += keys.delete(cell)
         self.stdout.write(f"cell {cell.name}: {_told(deleted)} deleted")
 
     def _count_leftovers(self) -> None:
@@ -188,7 +195,7 @@ class Command(BaseCommand):
 def _standing_of(cell: Cell) -> list[str]:
     with cells.on(cell):
         letters = DeadLetter.objects.unresolved().count()
-        lag = backlog.total(kafka.FEED_EVENTS, kafka.fanout_group())
+        lag = standing.to_come(kafka.FEED_EVENTS, kafka.fanout_group())
     return [f"{lag} events to come, {letters} dead letters"]
 
 
@@ -207,6 +214,11 @@ def _move(options: dict[str, Any]) -> Move:
     if not slots:
         refuse("There are no slots to move")
     return Move(_cell(options["source"]), target, slots)
+
+
+def _require_served(move: Move) -> None:
+    if others := move.slots - move.source.slots:
+        refuse(f"Cell {move.source.name} does not serve slots {cellmap.written(others)}")
 
 
 def _require_databases() -> None:
