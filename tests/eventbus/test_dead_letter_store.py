@@ -1,5 +1,6 @@
 """Storing dead letters: each once, whole, grouped by cause."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -224,6 +225,8 @@ def test_odd_context_never_stops_a_dead_letter(odd: str) -> None:
         ("grüße".encode(), "grüße"),
         (b"\xff\x00A", "00000000  ff 00 41                                         ..A"),
         (None, "(no value)"),
+        # Deeper than JSON can be written again.
+        (b"[" * 300 + b"]" * 300, "[" * 300 + "]" * 300),
     ],
 )
 def test_payloads_are_shown_readably_whatever_they_are(value: bytes | None, shown: str) -> None:
@@ -231,7 +234,15 @@ def test_payloads_are_shown_readably_whatever_they_are(value: bytes | None, show
 
 
 def test_a_huge_payload_is_cut_and_says_so() -> None:
-    assert payloads.pretty(b"x" * 1_000_000).endswith("\n… cut here; 1000000 bytes in all")
+    cut = "\n… cut here; 1000000 bytes in all"
+    assert payloads.pretty(b"x" * 1_000_000).endswith(cut)
+    header = base64.b64encode(b"x" * 1_000_000).decode()
+    assert payloads.headers([("a", header)]).endswith(cut)
+
+
+def test_long_json_is_not_indented_for_nested_deep_that_would_be_many_times_its_size() -> None:
+    nested = b"[" * 200 + b"0" + b",0" * 100_000 + b"]" * 200
+    assert payloads.pretty(nested).startswith("[" * 200 + "0,0")
 
 
 def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
