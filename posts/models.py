@@ -145,7 +145,7 @@ class PostQuerySet(models.QuerySet["Post"]):
             edits.apply_waiting(new)
         return new
 
-    def bury(self, deletions: Sequence[PostDeleted]) -> None:
+    def leave_tombstones(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no
         effect.
         """
