@@ -83,8 +83,8 @@ test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Ja
 test-containers: install ## the compose file, started, used, killed and restarted (needs a Docker Engine with Compose v2)
 	@$(RUN) -m pytest $(or $(ARGS),tests/containers)
 
-chaos: install ## random crashes and outages under load, then a count (SEED, SECONDS, KAFKA=apache)
-	@SEED="$(SEED)" SECONDS="$(SECONDS)" KAFKA="$(KAFKA)" exec $(RUN) -m tests.crash.chaos
+chaos: install ## random crashes and outages under load, then a count (SEED, SECONDS, CELLS=2, KAFKA=apache)
+	@SEED="$(SEED)" SECONDS="$(SECONDS)" CELLS="$(CELLS)" KAFKA="$(KAFKA)" exec $(RUN) -m tests.crash.chaos
 
 lint: install ## style, types and the direction of imports
 	@$(RUN) -m ruff check .

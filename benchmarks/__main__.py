@@ -21,6 +21,7 @@ SECTIONS = {
     "reads": "latency by followees and by depth",
     "growth": "cost of a row from 10^5 to 10^7 entries",
     "steady": "partitions turning over for minutes: writes, deletions, follows, reads and the walk, at two sizes",
+    "cells": "fan-out and reads of one cell and of two on the same cores, and what others' events cost",
     "celebrity": "posts to 1,000,000 followers, and the posts of others beside them",
     "visible": "from 202 to a follower's feed",
     "isolation": "what everybody else waits for while one server, or 1,000 clients, stand still",
@@ -28,7 +29,7 @@ SECTIONS = {
     "api": "POST /posts and cached GET /feeds/{id} beside their limits",
 }
 # Minutes each, hence only when named, or all of them with --full.
-SLOW = ("growth", "steady", "celebrity", "isolation", "live")
+SLOW = ("growth", "steady", "cells", "celebrity", "isolation", "live")
 
 
 def main() -> None:

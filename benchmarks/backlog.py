@@ -3,18 +3,21 @@
 import re
 import time
 import urllib.request
+from collections.abc import Iterable
 from contextlib import suppress
 
 from benchmarks import tables, workload
 from benchmarks.stand import Stand
 from benchmarks.workload import Network
 from eventbus import kafka, producer
+from eventbus.record import Record
 
 SCRAPE_SECONDS = 0.1
 PATIENCE_SECONDS = 120.0
 EVENTS = re.compile(
     r'^event_processing_duration_seconds_count\{type="post.created"\} (\S+)', re.MULTILINE
 )
+CPU = re.compile(r"^process_cpu_seconds_total (\S+)", re.MULTILINE)
 ROWS = re.compile(r"^fanout_rows_total (\S+)", re.MULTILINE)
 
 Sample = tuple[float, float, float]  # seconds, events, rows
@@ -44,7 +47,12 @@ def run(stand: Stand, network: Network, events: int) -> None:
 def publish(network: Network, events: int) -> None:
     """Put `events` posts into Kafka and return when they are acknowledged."""
     authors = (network.authors * (events // len(network.authors) + 1))[:events]
-    for record in workload.records(authors):
+    send(workload.records(authors))
+
+
+def send(records: Iterable[Record]) -> None:
+    """Put the records into Kafka and return when they are acknowledged."""
+    for record in records:
         producer.get().send(kafka.FEED_EVENTS, record.key, record.value, (), _check)
     if producer.get().flush(60):
         raise RuntimeError("Kafka did not acknowledge the backlog")
@@ -60,17 +68,32 @@ def _watch(port: int, events: int) -> list[Sample]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         with suppress(OSError):
-            sample = _scrape(port)
-            if sample[1] > 0:
-                samples.append(sample)
-            if sample[1] >= events:
+            found = sample(port)
+            if found[1] > 0:
+                samples.append(found)
+            if found[1] >= events:
                 return samples
         time.sleep(SCRAPE_SECONDS)
     raise RuntimeError("run_fanout did not drain the backlog")
 
 
-def _scrape(port: int) -> Sample:
+def sample(port: int) -> Sample:
+    """Return the time, and how many events and rows a worker has counted since its start."""
+    text = _metrics(port)
+    return time.monotonic(), _value(EVENTS, text), _value(ROWS, text)
+
+
+def cpu_seconds(port: int) -> float:
+    """Return the CPU that a worker has used since its start."""
+    return _value(CPU, _metrics(port))
+
+
+def _metrics(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    found = [pattern.search(text) for pattern in (EVENTS, ROWS)]
-    return time.monotonic(), *(float(match[1]) if match else 0.0 for match in found)  # type: ignore[return-value]
+        text: str = answer.read().decode()
+    return text
+
+
+def _value(pattern: re.Pattern[str], text: str) -> float:
+    found = pattern.search(text)
+    return float(found[1]) if found else 0.0

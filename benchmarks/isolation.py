@@ -6,8 +6,10 @@ import asyncio
 import resource
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 from benchmarks import requests, tables, workload
 from benchmarks.api import fill_feeds
@@ -19,6 +21,9 @@ from feedsite.embedded.valkey import VALKEY
 from tests.crash.outages import frozen
 
 USERS = range(1, 51)
+# Read for the first time, so that their pages are in no process and not in Redis.
+READERS = 2_500
+FIRST_READS_A_SECOND = 20
 HALF_REQUESTS = 1_000
 FILES = 8_192
 LONGEST_SECONDS = 30.0
@@ -57,11 +62,12 @@ def run(stand: Stand, quick: bool) -> None:
         resource.RLIMIT_NOFILE, (FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     )
     seconds = 10.0 if quick else 20.0
-    workload.load(workload.even_network(followers=20, authors=len(USERS), users=500))
+    workload.load(workload.even_network(followers=100, authors=len(USERS), users=READERS))
     fill_feeds()
+    readers = iter(range(workload.FIRST_READER, workload.FIRST_READER + READERS))
     rows: list[list[tables.Cell]] = []
     with stand.api() as port, stand.worker("run_fanout"):
-        asyncio.run(_load(port, _kinds(), 5.0))  # connections are made, pages cached
+        asyncio.run(_load(port, _kinds(USERS), 5.0))  # connections are made, pages cached
         for server, name in (
             (None, "nothing"),
             (KAFKA, "Kafka"),
@@ -70,23 +76,28 @@ def run(stand: Stand, quick: bool) -> None:
         ):
             tables.progress(f"isolation: {name} stands still")
             with frozen(server) if server else nullcontext():
-                kinds = asyncio.run(_load(port, _kinds(), seconds))
+                kinds = asyncio.run(_load(port, _kinds(_next(readers, seconds)), seconds))
             rows += _rows(f"{name} stands still", kinds)
             healed = asyncio.run(_healed(port))
             rows.append([f"{name} is back", "all of them", "", "", "", f"2xx after {healed:.1f} s"])
         tables.progress("isolation: requests half sent")
-        rows += _rows(
-            f"{HALF_REQUESTS:,} half requests", asyncio.run(_beside_half_requests(port, seconds))
-        )
+        kinds = asyncio.run(_beside_half_requests(port, _kinds(_next(readers, seconds)), seconds))
+        rows += _rows(f"{HALF_REQUESTS:,} half requests", kinds)
     head = ["while", "request", "a second", "p50 ms", "p99 ms", "answers"]
     tables.table("Everybody else, while one server or some clients stand still", head, rows)
 
 
-def _kinds() -> list[Kind]:
-    feeds = requests.feeds(USERS)
+def _next(readers: Iterator[int], seconds: float) -> list[int]:
+    """Return as many who have read nothing yet as will read in that time."""
+    return list(islice(readers, int(seconds * FIRST_READS_A_SECOND)))
+
+
+def _kinds(first_readers: Iterable[int]) -> list[Kind]:
+    first_reads = requests.feeds(first_readers)
     return [
         Kind("GET /healthz", 20, ["GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]),
-        Kind("GET /feeds/{id}, cached", 50, feeds),
+        Kind("GET /feeds/{id}, cached", 50, requests.feeds(USERS)),
+        Kind("GET /feeds/{id}, read for the first time", FIRST_READS_A_SECOND, first_reads),
         Kind("GET /feeds/{id}, another page", 20, requests.pages(USERS)),
         Kind("POST /posts", 20, requests.posts(USERS)),
     ]
@@ -106,7 +117,7 @@ async def _send_on_schedule(port: int, kind: Kind, seconds: float) -> None:
             tasks.create_task(kind.send(port, number))
 
 
-async def _beside_half_requests(port: int, seconds: float) -> list[Kind]:
+async def _beside_half_requests(port: int, kinds: list[Kind], seconds: float) -> list[Kind]:
     head = requests.posts([1])[0].partition("\r\n\r\n")[0]
     halves = [
         "POST /posts HT",
@@ -119,7 +130,7 @@ async def _beside_half_requests(port: int, seconds: float) -> list[Kind]:
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(halves[number % len(halves)].encode())
         writers.append(writer)
-    kinds = await _load(port, _kinds(), seconds)
+    await _load(port, kinds, seconds)
     for writer in writers:
         writer.close()
     return kinds
@@ -129,7 +140,7 @@ async def _healed(port: int) -> float:
     """Return after how many seconds every kind of request was answered with 2xx again."""
     began = time.monotonic()
     while time.monotonic() - began < HEALED_WITHIN_SECONDS:
-        kinds = _kinds()
+        kinds = _kinds(USERS)
         await asyncio.gather(*(kind.send(port, 0) for kind in kinds))
         if all(200 <= status < 300 for kind in kinds for status in kind.statuses):
             return time.monotonic() - began

@@ -1,9 +1,11 @@
 """Kafka client configuration, topic names and topic creation."""
 
 import logging
+from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 from django.conf import settings
@@ -121,6 +123,21 @@ def topic_id(admin: AdminClient, topic: str) -> str:
     # Before Kafka 2.8 a topic has no id of its own, and gets one of zeros.
     found = str(asked.result().topic_id)
     return "" if set(found) <= {"A"} else found
+
+
+def oldest_offsets(topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """Return the offset of the oldest record that Kafka has in each of these partitions.
+
+    Raises `KafkaException`.
+    """
+    with closing(Consumer({**client_config(), "group.id": FANOUT_GROUP})) as consumer:
+        ends = {
+            number: consumer.get_watermark_offsets(
+                TopicPartition(topic, number), timeout=METADATA_TIMEOUT
+            )
+            for number in partitions
+        }
+    return {number: int(oldest) for number, (oldest, _end) in ends.items()}
 
 
 def create_topics() -> dict[str, str]:

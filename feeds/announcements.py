@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-CHANNEL = b"live"
 IDS_A_MESSAGE = 8_192
 USERS_A_RECORD = 4_096
 # In the place of a post: how far these feeds were seen has changed, and nothing else.
@@ -29,17 +28,26 @@ class Change(NamedTuple):
     post_ids: Collection[int] = ()
 
 
-def announce(pipeline: Any, changes: Iterable[Change]) -> None:
+def channel_of(era: str) -> bytes:
+    """Return where changes are announced while these pages count.
+
+    A channel is one for all databases of a Redis, and others may use it for the like.
+    """
+    return f"live:{era}".encode()
+
+
+def announce(pipeline: Any, era: str, changes: Iterable[Change]) -> None:
     """Add the changes to `pipeline`, in messages of 64 kB at most."""
+    channel = channel_of(era)
     message = array(_INT64)
     for change in changes:
         for record in _records(change):
             if len(message) + len(record) > IDS_A_MESSAGE:
-                pipeline.publish(CHANNEL, message.tobytes())
+                pipeline.publish(channel, message.tobytes())
                 message = array(_INT64)
             message += record
     if message:
-        pipeline.publish(CHANNEL, message.tobytes())
+        pipeline.publish(channel, message.tobytes())
 
 
 def _records(change: Change) -> Iterator["array[int]"]:

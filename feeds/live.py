@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import structlog
 from django import db
 from redis import Redis, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from eventbus.database.current import connection
 from eventbus.database.sql import bigints, fetch
@@ -23,7 +24,7 @@ from feeds import announcements
 from feeds.announcements import Change
 from feeds.models import HORIZON, PULLED_BY, RESTING
 from feeds.read import here
-from feeds.read.era import pool_like
+from feeds.read.era import Era, pool_like
 from feeds.timeline import Reader, newest_partitions_begin_after
 from posts import pagination
 from posts.models import PULLED, PUSHED
@@ -32,6 +33,7 @@ MOST_COUNTED = 100
 NEWEST_LOOKED_AT = 10
 FEEDS_A_QUESTION = 500
 HEAR_SECONDS = 0.1
+CONFIRM_SECONDS = 0.5
 WAIT_SECONDS = 0.5
 PAUSE_SECONDS = 0.5
 POLL_SECONDS = 5.0
@@ -162,6 +164,7 @@ class Hearing:
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._pubsub: Any = None
+        self._subscribed_to: str | None = None
         self._era: str | None = None
         self._counted_all_at = 0.0
 
@@ -169,7 +172,6 @@ class Hearing:
         """Hear for a moment what has changed. Never fails."""
         try:
             self._hear()
-            self._look_at_the_era()
             self._have_all_counted_when_due()
         except Exception:
             log.exception("live_feeds_failed")
@@ -178,29 +180,54 @@ class Hearing:
 
     def close(self) -> None:
         """Hear nothing more."""
-        pubsub, self._pubsub = self._pubsub, None
+        pubsub, self._pubsub, self._subscribed_to = self._pubsub, None, None
         if pubsub is not None:
             pubsub.close()
 
+    @property
+    def _is_hearing(self) -> bool:
+        return self._era is not None and self._era == self._subscribed_to
+
     def _hear(self) -> None:
+        message = None
         try:
-            if self._pubsub is None:
-                self._subscribe()
-            message = self._pubsub.get_message(timeout=HEAR_SECONDS)
+            self._look_at_the_era()
+            message = self._next_message()
         except (RedisError, OSError) as error:
             log.warning("live_feeds_not_heard", error=str(error))
             self.close()
             time.sleep(PAUSE_SECONDS)
-            return
+        self._streams.heard(self._is_hearing)
         if message is not None:
             self._hand_on(announcements.changes_in(message["data"]))
 
-    def _subscribe(self) -> None:
-        made = pool_like(here.trust.pool, health_check_interval=1)
-        pubsub = Redis(connection_pool=made).pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        pubsub.subscribe(announcements.CHANNEL)
-        self._pubsub = pubsub
+    def _look_at_the_era(self) -> None:
+        era = here.trust.now()
+        name = era.name if era else None
+        if name != self._era:
+            self._era = name
+            self._counted_all_at = 0.0  # what was announced in between is not known
+        # While none counts the subscription stays: it may be the same again in a moment.
+        if era is not None and era.name != self._subscribed_to:
+            self._subscribe(era)
+
+    def _subscribe(self, era: Era) -> None:
+        """Hear the Redis that counts, and not the one that did before, which may answer still."""
+        self.close()
+        made = pool_like(era.redis.connection_pool, health_check_interval=1)
+        self._pubsub = Redis(connection_pool=made).pubsub()  # type: ignore[no-untyped-call]
+        self._pubsub.subscribe(announcements.channel_of(era.name))
+        # What is announced from now on is heard, and all feeds are counted after it.
+        if self._pubsub.get_message(timeout=CONFIRM_SECONDS) is None:
+            raise RedisConnectionError("Redis did not confirm the subscription.")
+        self._subscribed_to = era.name
         self._counted_all_at = 0.0
+
+    def _next_message(self) -> Any:
+        if self._pubsub is None:
+            time.sleep(HEAR_SECONDS)
+            return None
+        return self._pubsub.get_message(timeout=HEAR_SECONDS)
 
     def _hand_on(self, changes: Iterable[Change]) -> None:
         # Not before the message is here: who opens a stream later is counted later too.
@@ -213,18 +240,8 @@ class Hearing:
         if wanted:
             self._streams.announced(wanted)
 
-    def _look_at_the_era(self) -> None:
-        now = here.trust.now() if self._pubsub is not None else None
-        era = now.name if now else None
-        if era != self._era:
-            if era is not None and self._era is not None:
-                self.close()  # another Redis may count now
-            self._era = era
-            self._counted_all_at = 0.0  # what was announced in between is not known
-        self._streams.heard(era is not None)
-
     def _have_all_counted_when_due(self) -> None:
-        every = POLL_SECONDS if self._era is None else RECOUNT_SECONDS
+        every = RECOUNT_SECONDS if self._is_hearing else POLL_SECONDS
         if self._counted_all_at == 0.0 or time.monotonic() - self._counted_all_at > every:
             self._counted_all_at = time.monotonic()
             self._streams.missed()

@@ -23,6 +23,8 @@ from posts.errors import Unprocessable
 from posts.principal import principal
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# Where a process has an event loop, that tries a Redis that is away, more often than this.
+TRIED_WITHIN_SECONDS = 2.0
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 # Redis runs a script as one step: of requests at the same time only those pass that fit together.
@@ -102,6 +104,8 @@ def take(user_id: int, limit: Limit | None, count: int = 1) -> Standing | None:
     if limit is None:
         return None
     server = breaker.of(cells.here()).redis
+    if server.is_open and server.failed_within(TRIED_WITHIN_SECONDS):
+        return None
     try:
         trial = server.enter()
     except ServerAway:

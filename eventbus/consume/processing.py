@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
+from django.core.exceptions import ImproperlyConfigured
 
 from eventbus import envelope, metrics, retry
 from eventbus.consume.slowest import Slowest
@@ -177,7 +178,7 @@ class Processor(Work):
     ) -> None:
         """Write a dead letter, for as long as it takes: its offset must not be committed before."""
         correlation.bind_failure(record, delivery)
-        retry.until_possible(turn.wait, turn.bury, record, error, delivery)
+        retry.until_possible(turn.wait, _bury_once, turn, record, error, delivery)
 
     def _commit(
         self, turn: Turn, deliveries: list[Delivery], *, careful: bool = False
@@ -189,7 +190,8 @@ class Processor(Work):
         correlation.bind_deliveries(ours)
         try:
             self._apply_and_follow_up(turn, ours, careful)
-        except (WorkerStopping, DeadLetterFlood):
+        except (WorkerStopping, DeadLetterFlood, ImproperlyConfigured):
+            # No event is at fault when the database turns out to be that of another cell.
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
             log.warning("events_failed", count=len(ours), error=retry.reason(error))
@@ -251,6 +253,18 @@ class Processor(Work):
             letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
+
+
+def _bury_once(turn: Turn, record: Record, error: Exception, delivery: Delivery | None) -> None:
+    """Write a dead letter if the record is still ours.
+
+    Raises `WorkerStopping` when it is time to leave: whoever comes next fails at the record too.
+    """
+    if turn.stopping():
+        raise WorkerStopping
+    # Whoever has the partition now may have applied it meanwhile, and buries it if not.
+    if turn.still_ours(record):
+        turn.bury(record, error, delivery)
 
 
 def _add(deliveries: dict[int, Delivery], delivery: Delivery) -> None:

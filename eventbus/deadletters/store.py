@@ -17,7 +17,14 @@ from eventbus.database.current import atomic, connection
 from eventbus.database.sql import as_bytes, execute
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.deadletters import erasing
-from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
+from eventbus.exceptions import WorkerStopping
+from eventbus.models import (
+    ConsumerOffset,
+    DeadLetter,
+    DeadLetterFailure,
+    DeadLetterGroup,
+    ProcessedEvent,
+)
 from eventbus.portion import Portion
 from eventbus.record import Record
 from eventbus.subscription import Turn, Work
@@ -49,6 +56,8 @@ class DeadLetterStore(Work):
             connection.close()
 
     def _process(self, records: Sequence[Record], turn: Turn) -> None:
+        if turn.stopping():
+            raise WorkerStopping
         repeat = retry.until_too_much if len(records) > 1 else retry.until_possible
         try:
             repeat(turn.wait, store, records)
@@ -72,8 +81,20 @@ def store(records: Sequence[Record]) -> None:
     for record in records:
         failure = Failure.of(record)
         # By name: what a cell serves may change between the two.
-        if cells.owner_of(failure.group).name == cells.here().name:
+        is_ours = cells.owner_of(failure.group).name == cells.here().name
+        if is_ours or _is_inherited(failure):
             _store(record, failure)
+
+
+def _is_inherited(failure: Failure) -> bool:
+    """Tell whether this database is a copy of the other cell's that was made after the failure: that
+    event is not applied in it either.
+    """
+    where = {"topic": failure.topic, "partition": failure.partition}
+    passed = ConsumerOffset.objects.filter(
+        group=failure.group, next_offset__gt=failure.offset, **where
+    )
+    return passed.exists()
 
 
 def fingerprint(event_type: str, exception: str, message: str) -> str:

@@ -7,12 +7,13 @@ second of writes would let a post be made twice.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from eventbus import cells
 from eventbus.cells import Cell
-from eventbus.database.sql import execute
+from eventbus.database.sql import bigints, execute
 from eventbus.exceptions import IdempotencyKeyReused
 from eventbus.ids import node_lease
 from eventbus.models import BEFORE_ERASURE, IdempotencyKey
@@ -26,6 +27,28 @@ SELECT new.* FROM (
 WHERE NOT {BEFORE_ERASURE.format(user="reserving", id="event")}
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - composed of constants
+
+_TAKE_OVER = f"""
+INSERT INTO idempotency_keys (user_id, key, fingerprint, event_id, object_id, created_at)
+SELECT kept.* FROM unnest(
+    %(users)s::bigint[], %(keys)s::text[], %(fingerprints)s::text[],
+    %(events)s::bigint[], %(objects)s::bigint[], %(times)s::timestamptz[]
+) AS kept (reserving, key, fingerprint, event, object, created_at)
+WHERE NOT {BEFORE_ERASURE.format(user="reserving", id="event")}
+ORDER BY 1, 2
+ON CONFLICT DO NOTHING
+"""  # noqa: S608 - composed of constants
+
+
+class KeptKey(NamedTuple):
+    """A row of `idempotency_keys`."""
+
+    user_id: int
+    key: str
+    fingerprint: str
+    event_id: int
+    object_id: int
+    created_at: datetime
 
 
 class Ids(NamedTuple):
@@ -95,15 +118,8 @@ def _kept_in_any(holders: Iterable[Cell], user_id: int, key: str, fingerprint: s
 
 def _keep(cell: Cell, user_id: int, key: str, fingerprint: str, ids: Ids) -> Ids:
     """Return the ids that the cell has under the key: these, if it had none."""
-    values = {
-        "user": user_id,
-        "key": key,
-        "fingerprint": fingerprint,
-        "event": ids.event_id,
-        "object": ids.object_id,
-    }
     with cells.on(cell):
-        if execute(_RESERVE, values):
+        if _insert(user_id, key, fingerprint, ids):
             return ids
         kept = IdempotencyKey.objects.filter(user_id=user_id, key=key).first()
     if kept is None:
@@ -116,3 +132,30 @@ def _ids_of(kept: IdempotencyKey, fingerprint: str) -> Ids:
     if kept.fingerprint != fingerprint:
         raise IdempotencyKeyReused
     return Ids(kept.event_id, kept.object_id)
+
+
+def take_over(cell: Cell, keys: Sequence[KeptKey]) -> None:
+    """Have the cell keep these too, but for what it has under such a key already, and for users who
+    were erased since.
+    """
+    values = {
+        "users": bigints(key.user_id for key in keys),
+        "keys": [key.key for key in keys],
+        "fingerprints": [key.fingerprint for key in keys],
+        "events": bigints(key.event_id for key in keys),
+        "objects": bigints(key.object_id for key in keys),
+        "times": [key.created_at for key in keys],  # none is kept for longer by that
+    }
+    with cells.on(cell):
+        execute(_TAKE_OVER, values)
+
+
+def _insert(user_id: int, key: str, fingerprint: str, ids: Ids) -> bool:
+    values = {
+        "user": user_id,
+        "key": key,
+        "fingerprint": fingerprint,
+        "event": ids.event_id,
+        "object": ids.object_id,
+    }
+    return bool(execute(_RESERVE, values))

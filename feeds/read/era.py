@@ -189,7 +189,7 @@ class Trust:
     `TRUST_SECONDS`.
 
     With one exception, which is bounded too: see `_without_postgresql`. Whoever calls is on that
-    cell, except for what waits for nobody: `now` and `distrust`.
+    cell, except for what waits for nobody: `now`, `doubt` and `distrust`.
     """
 
     def __init__(self, pool: ConnectionPool | None = None, cell: Cell | None = None) -> None:
@@ -202,7 +202,7 @@ class Trust:
     def forget(self) -> None:
         """Know nothing, as a process does that has just begun."""
         self._era: Era | None = None
-        self._until = 0.0
+        self._until = self._doubted_until = 0.0
         self._state: CacheState | None = None  # as last read, at `_read_at`
         self._read_at = 0.0
         self._unreadable = False
@@ -213,7 +213,10 @@ class Trust:
 
     def era(self) -> Era | None:
         """Return the era whose pages count, or None while the cache is closed or Redis is away."""
-        if time.monotonic() < self._until:
+        now = time.monotonic()
+        if now < self._doubted_until:
+            return None
+        if now < self._until:
             return self._era
         # One thread asks. With PostgreSQL away that takes its connection time-out, for which nobody
         # else waits.
@@ -262,6 +265,12 @@ class Trust:
         """Do without Redis for a moment: each read that waits for a dead one costs its time-out."""
         self._drop(error)
         self._era, self._until = None, time.monotonic() + TRUST_SECONDS
+
+    def doubt(self) -> None:
+        """Have who would wait for Redis do without it for a moment: it is slow to answer an event
+        loop, which goes on with what it keeps.
+        """
+        self._doubted_until = time.monotonic() + TRUST_SECONDS
 
     def close_for(self, state: CacheState, error: RedisError) -> None:
         """Close the cache because Redis could not be told of a change, and return when everybody
@@ -312,7 +321,10 @@ class Trust:
         else:
             self._state, self._read_at, self._unreadable = state, asked_at, False
             self._era = era
-        self._until = asked_at + TRUST_SECONDS
+        # To do without Redis is right for as long as one likes. So what is known of one that stands
+        # still lasts until the next question to it has ended, for which nobody waits then.
+        known_at = time.monotonic() if self._era is None else asked_at
+        self._until = known_at + TRUST_SECONDS
 
     def _era_of(self, state: CacheState) -> Era | None:
         try:

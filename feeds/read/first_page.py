@@ -7,14 +7,15 @@
    a post of theirs which is not on it breaks the seal. It is stored only if changes to the feed
    will void it, and in place of the lease.
 
-An event loop looks in the first two, with `NearCache.find`, and hands over to `read` on a thread
-what is in neither.
+An event loop looks in the first two, with `find`, and hands over to `read` on a thread what is in
+neither.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from feeds.read import here, page
+from feeds.read.near_cache import KeptPage, NearCache
 from feeds.read.page import CachedPage, Newest
 from feeds.read.pages import Lookup
 from feeds.timeline import Reader
@@ -27,6 +28,13 @@ class FirstPage(NamedTuple):
 
     page: CachedPage
     result: str
+
+
+async def find(near: NearCache, user_id: int) -> KeptPage | None:
+    """Return the first page of the user's feed where an event loop can have it: from what it keeps,
+    or from Redis. None: it has to be read.
+    """
+    return near.kept(user_id) or await near.find(user_id)
 
 
 def read(user_id: int) -> FirstPage:

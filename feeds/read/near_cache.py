@@ -36,6 +36,8 @@ OVERHEAD_BYTES = 600
 # At most that many addresses of the same page, such as by HTTP and HTTPS.
 ANSWERS_KEPT = 2
 CHECK_EVERY_SECONDS = 0.25
+# A reader waits no longer for Redis: PostgreSQL has answered by then.
+PATIENCE_SECONDS = 0.075
 TOUCH_EVERY_SECONDS = 60.0
 
 
@@ -99,6 +101,7 @@ class NearCache:
         self._readings: dict[bytes, Reading] = {}
         self._batch: list[tuple[bytes, Reading]] = []
         self._is_asking = False
+        self._is_overdue = False  # and nobody waits for the answer any more
         self._identity = self._next_identity = ""
         self._closed = False
 
@@ -224,6 +227,8 @@ class NearCache:
             self._keep_within_bounds()
 
     def _reading_of(self, key: bytes) -> Reading:
+        if self._is_overdue:
+            raise Silent("Redis does not answer now.")
         reading = self._readings.get(key)
         if reading is None or reading.void:
             reading = self._readings[key] = Reading(self._loop.create_future())
@@ -237,12 +242,33 @@ class NearCache:
         readings, self._batch = self._batch, []
         self._is_asking = True
         answer = self.redis.ask("MGET", *[key for key, _reading in readings])
-        answer.add_done_callback(partial(self._hand_out, readings))
+        patience = self._loop.call_later(PATIENCE_SECONDS, self._give_up, readings, answer)
+        answer.add_done_callback(partial(self._hand_out, readings, patience))
+
+    def _give_up(
+        self, readings: list[tuple[bytes, Reading]], answer: "asyncio.Future[list[bytes | None]]"
+    ) -> None:
+        """Have nobody wait for Redis before it has answered this."""
+        self.redis.catch_up()
+        if answer.done():  # it was the loop that was slow
+            return
+        self._is_overdue = True
+        self._trust.doubt()
+        waiting, self._batch = [*readings, *self._batch], []
+        for key, reading in waiting:
+            if self._readings.get(key) is reading:
+                del self._readings[key]
+            if not reading.value.done():
+                reading.value.set_exception(Silent("Redis did not answer in time."))
 
     def _hand_out(
-        self, readings: list[tuple[bytes, Reading]], answered: "asyncio.Future[list[bytes | None]]"
+        self,
+        readings: list[tuple[bytes, Reading]],
+        patience: asyncio.TimerHandle,
+        answered: "asyncio.Future[list[bytes | None]]",
     ) -> None:
-        self._is_asking = False
+        patience.cancel()
+        self._is_asking = self._is_overdue = False
         if self._batch:
             self._ask_for_batch()
         error = answered.exception()

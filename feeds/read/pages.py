@@ -277,7 +277,7 @@ def _void(
         )
     if changes is None:
         changes = [Change(user_ids), *(Change(pulled_from=author) for author in authors)]
-    announcements.announce(pipeline, changes)
+    announcements.announce(pipeline, era, changes)
     pipeline.execute()
     # Redis answers us before it announces the change to others, but announces it before it answers
     # another question. And a replica that may be written to has taken all this in silence.

@@ -115,6 +115,9 @@ class Application:
             full = self._refusal(request, 503, "too_many_streams", detail, RETRY_LATER)
             connection.response_bytes(*full)
             return True
+        if request.method == "HEAD":
+            connection.response_empty(200, opening.headers)
+            return True
         transport = connection.response_stream(200, opening.headers)
         self._live.open(opening.wanted, transport, opening.expires_at, request.scope.client)
         return True

@@ -31,6 +31,7 @@ from eventbus.telemetry import correlation
 from eventbus.watch.health import ALIVE, Health
 from feeds import live_tickets
 from feeds.live import Wanted
+from feeds.read import first_page
 from feeds.read.near_cache import KeptPage, NearCache
 from feeds.read.page import new_posts_body, seen_of, with_links
 from feeds.views import (
@@ -130,7 +131,7 @@ class HotAnswers:
         if wanted is None:
             return None
         near = self._near_of(wanted.user_id)
-        kept = near.kept(wanted.user_id) or await near.find(wanted.user_id)
+        kept = await first_page.find(near, wanted.user_id)
         return self._page(request, wanted, kept, started) if kept else None
 
     def live(self, request: Request) -> LiveOpening | None:
@@ -138,7 +139,9 @@ class HotAnswers:
         what is wrong.
         """
         path = request.path
-        if request.method != "GET" or not (path.startswith(FEEDS) and path.endswith(LIVE)):
+        if request.method not in ("GET", "HEAD"):
+            return None
+        if not (path.startswith(FEEDS) and path.endswith(LIVE)):
             return None
         user_id = _user_id(path[len(FEEDS) : -len(LIVE)])
         if user_id is None or _is_redirected(request) or not has_good_host(request):
@@ -152,7 +155,7 @@ class HotAnswers:
         except APIException:
             return None
         headers = [EVENT_STREAM, *NOT_BUFFERED, *self._headers(request, LiveView)]
-        self._tally.count("GET", "live", 200, 0.0)
+        self._tally.count(request.method, "live", 200, 0.0)
         return LiveOpening(Wanted(user_id, since), expires_at, headers)
 
     def _page(

@@ -19,7 +19,7 @@ from eventbus.database.sql import execute
 from eventbus.models import ProcessedEvent
 from feeds import live as live_feeds
 from feeds import live_tickets
-from feeds.announcements import CHANNEL, Change
+from feeds.announcements import Change, announce, channel_of
 from feeds.live import Found, Wanted
 from feeds.models import Feed
 from feeds.read import here
@@ -245,8 +245,12 @@ def test_a_new_post_is_told_without_a_question_to_postgresql(
 def test_what_is_no_announcement_of_ours_is_passed_over(front: ApiServer, worker: Worker) -> None:
     live = Live(front, "?since=0")
     redis = get_redis_connection("default")
+    era = here.trust.era()
+    assert era
     for message in (b"x", b"12345678", b"\xff" * 24, announcement([10**6, 10**6, 10**6])):
-        redis.publish(CHANNEL, message)
+        redis.publish(channel_of(era.name), message)
+    # Of others who use this Redis for feeds of their own, whose users have the same ids.
+    announce(redis, "another era", [Change([READER], 0, [next_id()])])
     post = PostCreatedFactory(author_id=AUTHOR)
     worker.process(post)
     assert live.new() == (post.post_id, 1)
@@ -342,6 +346,13 @@ def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
     for ticket in ("x", live_tickets.issue(READER), live_tickets.issue(READER + 1)):
         refused = front.anonymous().get(f"/feeds/{READER}/live?ticket={ticket}")
         assert refused.status_code == 401
+
+
+def test_head_tells_of_a_stream_without_opening_one(front: ApiServer) -> None:
+    eventually(lambda: front.open_streams == 0)
+    told = front.client(READER).head(f"/feeds/{READER}/live")
+    assert (told.status_code, told.headers["content-type"]) == (200, "text/event-stream")
+    assert front.open_streams == 0
 
 
 def test_beyond_the_limit_a_stream_is_refused(front: ApiServer, settings: Settings) -> None:

@@ -91,8 +91,7 @@ def test_a_refused_body_costs_nothing_on_the_front(servers: dict[str, ApiServer]
 
 def test_without_redis_writes_go_through_uncounted(writer: ApiClient) -> None:
     redis = breaker.of(cells.own()).redis
-    redis.failed("away")
-    redis.enter()  # somebody tries
+    redis.failed("away")  # to somebody else, who tries again
     answers = [writer.put("/follows/5") for _ in range(2 * LIMIT)]
     redis.succeeded()
     assert {answer.status_code for answer in answers} == {202}

@@ -4,19 +4,22 @@ Each has a Valkey of its own.
 """
 
 import copy
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from django.core.cache import caches
 from django.db import connection, connections
-from pytest_django import DjangoDbBlocker
+from pytest_django import DjangoDbBlocker, Settings
 
 from eventbus import cellmap, cells, identity
 from eventbus.cells import Cell
-from tests.cells.maps import manage, map_of
+from eventbus.models import CellIdentity
+from tests.cells.maps import ALIAS, THIRD, manage, map_of
+from tests.cells.split import ALL, NONE, MapFile, Split, close
 from tests.feeds.valkeys import Server
-
-ALIAS = "cell_b"
 
 
 @pytest.fixture(scope="package")
@@ -27,25 +30,50 @@ def two_servers(
 ) -> Iterator[str]:
     """Make the PostgreSQL and the Valkey of b; return the map of both cells."""
     valkey = Server(tmp_path_factory.mktemp("valkey"))
-    with django_db_blocker.unblock():
-        name = f"{connection.settings_dict['NAME']}_b"
-        with connection.cursor() as cursor:
-            cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-            cursor.execute(f'CREATE DATABASE "{name}"')
-        the_map = map_of(name, f"redis://127.0.0.1:{valkey.port}")
+    redis = f"redis://127.0.0.1:{valkey.port}"
+    with django_db_blocker.unblock(), a_database(ALIAS, redis) as name:
+        the_map = map_of(name, redis)
         done = manage("migrate", "--cell", "b", FEED_CELLS=the_map)
         assert done.returncode == 0, done.stderr
-        connections.settings[ALIAS] = copy.deepcopy(connection.settings_dict) | {"NAME": name}
-        caches.settings[ALIAS] = caches.settings["default"] | {
-            "LOCATION": f"redis://127.0.0.1:{valkey.port}"
-        }
         yield the_map
-        connections[ALIAS].close()
-        connections[ALIAS].close_pool()  # type: ignore[attr-defined]
-        del connections[ALIAS], connections.settings[ALIAS], caches.settings[ALIAS]
-        with connection.cursor() as cursor:
-            cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
     valkey.remove()
+
+
+@pytest.fixture(scope="package")
+def third_database(two_servers: str, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
+    """Make an empty database for a third cell, c, which uses the Valkey of b; return the map of all.
+
+    c serves nobody and holds everybody.
+    """
+    document = json.loads(two_servers)
+    b = document["cells"]["b"]
+    redis = f"{b['redis']}/1"
+    with django_db_blocker.unblock(), a_database(THIRD, redis) as name:
+        database = f"{b['database'].rpartition('/')[0]}/{name}"
+        c = {"database": database, "redis": redis, "slots": NONE, "holds": ALL}
+        document["cells"]["c"] = c
+        the_map = json.dumps(document)
+        done = manage("migrate", "--cell", "c", FEED_CELLS=the_map)
+        assert done.returncode == 0, done.stderr
+        yield the_map
+
+
+@contextmanager
+def a_database(alias: str, redis: str) -> Iterator[str]:
+    """Make an empty database beside that of the tests, which Django knows by that alias as it does
+    that Redis; return its name.
+    """
+    name = f"{connection.settings_dict['NAME']}_{alias}"
+    with connection.cursor() as cursor:
+        cursor.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        cursor.execute(f'CREATE DATABASE "{name}"')
+    connections.settings[alias] = copy.deepcopy(connection.settings_dict) | {"NAME": name}
+    caches.settings[alias] = caches.settings["default"] | {"LOCATION": redis}
+    yield name
+    close(alias)
+    del connections[alias], connections.settings[alias], caches.settings[alias]
+    with connection.cursor() as cursor:
+        cursor.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
@@ -63,3 +91,24 @@ def two_cells(the_map: str) -> list[Cell]:
         with cells.on(cell):
             identity.claim()
     return list(cells.every().values())
+
+
+@pytest.fixture
+def split(the_map: str, tmp_path: Path, settings: Settings) -> Split:
+    made = Split(tmp_path / "cells.json", the_map)
+    settings.FEED_CELLS_FILE = made.file
+    made.go_by_file()
+    CellIdentity.objects.update_or_create(id=1, defaults={"name": "a", "holds": ALL})
+    return made
+
+
+@pytest.fixture
+def three_cells(the_map: str, third_database: str, tmp_path: Path, settings: Settings) -> MapFile:
+    """Have two cells serve, and a third one with nothing in it."""
+    made = MapFile(tmp_path / "cells.json", third_database)
+    settings.FEED_CELLS_FILE = made.file
+    made.go_by_file()
+    for cell in cells.every().values():
+        with cells.on(cell):
+            identity.claim()
+    return made

@@ -1,15 +1,23 @@
 """Commands and cells: about one, about each, or refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from eventbus import cells, identity
 from eventbus.cells import Cell
 from eventbus.models import CellIdentity
 from feeds.models import Follow
+from feedsite import each_cell
 from tests.cells.maps import DATABASES, manage
+from tests.e2e.system import environment
+from tests.eventbus.dead_letter_factories import an_entry
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=DATABASES)
 
@@ -39,6 +47,36 @@ def test_a_command_without_a_cell_is_about_each_of_them(
     assert manage("verify_feeds", "--cell=a", FEED_CELLS=the_map).returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_end_leaves_nobody_behind_and_begins_with_no_other_cell(
+    two_cells: list[Cell], the_map: str, number: signal.Signals
+) -> None:
+    an_entry()
+    started = subprocess.Popen(
+        [sys.executable, "manage.py", "dlq", "discard", "--all", "--reason=tried"],
+        env=environment() | {"FEED_CELLS": the_map},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert started.stdout
+    assert [started.stdout.readline() for _ in range(2)] == [
+        "cell a:\n",
+        "1 dead letter to discard\n",
+    ]
+    [child] = psutil.Process(started.pid).children()
+    if number == signal.SIGINT:  # as a terminal does, to both
+        os.killpg(started.pid, number)
+    else:
+        started.send_signal(number)
+    rest, _ = started.communicate(timeout=60)
+    assert "cell b" not in rest
+    assert not child.is_running()
+    assert started.returncode == 128 + number
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
@@ -48,6 +86,7 @@ def test_a_command_without_a_cell_is_about_each_of_them(
         (["dlq", "replay", "--i", "5", "--yes"], "say which cell"),
         (["dlq", "show", "5"], "say which cell, with --cell and one of a, b."),
         (["run_fanout", "--cell"], "--cell needs the name of a cell."),
+        (["import_follows", "/dev/null"], "A pipe can be read only once: give a file, or say"),
     ],
 )
 def test_what_nobody_can_tell_the_cell_of_is_refused(
@@ -70,6 +109,44 @@ def test_a_database_of_another_cell_is_refused(two_cells: list[Cell], the_map: s
         assert "The database of cell a is that of cell b." in done.stderr
     alone = manage("run_fanout")
     assert "It is not set, but the database is that of cell a." in alone.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["erase_user", "1", "--yes"], ["export_user", "1"], ["import_posts", "/dev/null"], ["prune"]],
+)
+def test_without_a_map_a_command_does_nothing_on_the_database_of_a_cell(
+    two_cells: list[Cell], command: list[str]
+) -> None:
+    done = manage(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("It is not set, but the database is that of cell a.\n")
+
+
+def test_what_comes_through_a_pipe_is_not_read_for_one_cell_alone(
+    two_cells: list[Cell], the_map: str
+) -> None:
+    """The first cell would have all of it, the others nothing."""
+    done = manage(
+        "import_follows", "/dev/stdin", stdin="follower,followee\n1,4\n", FEED_CELLS=the_map
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "give a file, or say which cell, with --cell and one of a, b." in done.stderr
+    done = manage(
+        *("import_follows", "/dev/stdin", "--cell", "a"),
+        stdin="follower,followee\n1,4\n",
+        FEED_CELLS=the_map,
+    )
+    assert done.stdout == "1 follow read, 1 new\n"
+
+
+def test_a_command_that_does_not_end_when_it_is_told_to_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(each_cell, "END_SECONDS", 0.2)
+    deaf = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    deaf += "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    assert each_cell._run_for("a", ["-c", deaf]) == 128 + signal.SIGKILL
 
 
 def test_a_worker_whose_map_holds_others_than_the_database_is_refused(

@@ -43,7 +43,8 @@ def why_not() -> str | None:
 class Stack:
     """A running project; `compose` is the command line of its own."""
 
-    def __init__(self, directory: Path, **variables: str) -> None:
+    def __init__(self, directory: Path, *more_services: str, **variables: str) -> None:
+        self._services = [*SERVICES, *more_services]
         self.name = f"feed-test-{secrets.token_hex(4)}"
         self._ports = {
             name: free_port() for name in ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
@@ -83,7 +84,7 @@ class Stack:
         return done.stdout
 
     def up(self, *options: str) -> None:
-        self.compose("up", "--detach", "--wait", "--wait-timeout", "300", *options, *SERVICES)
+        self.compose("up", "--detach", "--wait", "--wait-timeout", "300", *options, *self._services)
 
     def secrets(self) -> list[str]:
         """Return the random values of the environment file."""
@@ -133,11 +134,11 @@ class Stack:
 
 
 @contextmanager
-def running(directory: Path, **variables: str) -> Iterator[Stack]:
+def running(directory: Path, *more_services: str, **variables: str) -> Iterator[Stack]:
     """Build, start, yield and remove a stack with all it wrote; on the way out of a failure print
     its logs.
     """
-    stack = Stack(directory, **variables)
+    stack = Stack(directory, *more_services, **variables)
     try:
         stack.up("--build")
         yield stack

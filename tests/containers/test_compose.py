@@ -185,6 +185,30 @@ def test_the_profile_zookeeper_runs_on_kafka_3_and_valkey_does_for_redis(tmp_pat
             eventually(lambda: sees(client, 1, posts))
 
 
+def test_the_profile_cells_divides_readers_over_two_postgresql(tmp_path: Path) -> None:
+    choice = {"COMPOSE_PROFILES": "cells", "FEED_CELLS": "/etc/feed/cells.json"}
+    in_a, in_b = 1, 4  # of slots 143 and 572
+    with running(tmp_path, "fanout-b", "dlq-b", **choice) as feed:
+        one, other = feed.client(in_a), feed.client(in_b)
+        assert other.put(f"/follows/{in_a}").status_code == 202
+        posts = post(one, ["in both cells"])
+        eventually(lambda: sees(one, in_a, posts))
+        eventually(lambda: sees(other, in_b, posts))
+        feed.compose("stop", "postgres-b")
+        more = post(one, ["while b is away"])
+        eventually(lambda: sees(one, in_a, posts + more))
+        assert other.get(f"/feeds/{in_b}?limit=7").status_code == 503
+        feed.compose("start", "postgres-b")
+        eventually(lambda: reached(other, in_b))
+        eventually(lambda: sees(other, in_b, posts + more))
+        assert feed.manage("verify_feeds").count("cell ") == 2
+        assert feed.manage("cells", "status").count("0 events to come, 0 dead letters") == 2
+
+
+def reached(client: httpx.Client, user: int) -> bool:
+    return client.get(f"/feeds/{user}").status_code == 200
+
+
 def sees(client: httpx.Client, user: int, posts: list[int]) -> bool:
     """Tell whether the newest posts of the feed are these."""
     return read_feed(client, user)[: len(posts)] == posts[::-1]

@@ -1,4 +1,4 @@
-"""Random crashes and outages under load, then the count: `make chaos` (SEED=, SECONDS=,
+"""Random crashes and outages under load, then the count: `make chaos` (SEED=, SECONDS=, CELLS=2,
 KAFKA=apache).
 
 Prints the seed first and a table last. Exit status: 0 when nothing was lost or doubled, 1 when
@@ -6,9 +6,11 @@ something was. The same seed gives the same order of faults; when a load of seve
 them, nobody can repeat exactly.
 """
 
+import json
 import logging
 import os
 import random
+import secrets
 import shutil
 import signal
 import sys
@@ -19,7 +21,8 @@ from pathlib import Path
 
 import django
 
-from feedsite.embedded import stack
+from feedsite.embedded import addresses, stack
+from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.processes import EmbeddedError
 from tests.kafka.apache import ApacheKafka, CannotRun
 
@@ -36,9 +39,14 @@ def main() -> int:
     except ValueError as error:
         print(f"error: SEED and SECONDS must be numbers: {error}", file=sys.stderr)
         return 2
+    number_of_cells = os.environ.get("CELLS") or "1"
+    if number_of_cells not in ("1", "2"):
+        print("error: CELLS must be 1 or 2", file=sys.stderr)
+        return 2
     print(f"SEED={seed}, logs in {LOGS}", flush=True)
     try:
-        with servers(apache=os.environ.get("KAFKA") == "apache") as broker:
+        apache = os.environ.get("KAFKA") == "apache"
+        with servers(apache=apache, two_cells=number_of_cells == "2") as broker:
             django.setup()
             logging.disable()  # of this process, whose clients are cut off all the time
             from tests.crash import storm  # its models need Django
@@ -50,7 +58,7 @@ def main() -> int:
 
 
 @contextmanager
-def servers(*, apache: bool) -> Iterator[ApacheKafka | None]:
+def servers(*, apache: bool, two_cells: bool = False) -> Iterator[ApacheKafka | None]:
     """Run servers of our own, PostgreSQL as durable as in production; yield the broker that can be
     restarted.
     """
@@ -77,7 +85,31 @@ def servers(*, apache: bool) -> Iterator[ApacheKafka | None]:
             os.environ.update(KAFKA_BOOTSTRAP_SERVERS=broker.address, KAFKA_FETCH_WAIT_MS="10")
         ending.callback(stack.remove, directory, say=lambda line: None)
         stack.start(directory, say=lambda line: None)
+        if two_cells:
+            _add_a_cell(directory, ending)
         yield broker
+
+
+def _add_a_cell(directory: Path, ending: ExitStack) -> None:
+    """Divide the readers over the servers that run, cell a, and a PostgreSQL and a Valkey more."""
+    first = addresses(directory)
+    # Given from outside, it is not started once more; the same environment starts killed servers.
+    os.environ.setdefault(KAFKA.variable, first.get(KAFKA.variable, ""))
+    of_b = directory / "cell-b"
+    ending.callback(stack.remove, of_b, say=lambda line: None)
+    stack.start(of_b, say=lambda line: None)
+    places = {"a": (first, "0-511"), "b": (addresses(of_b), "512-1023")}
+    cells = {
+        name: {"database": of["DATABASE_URL"], "redis": of["REDIS_URL"], "slots": slots}
+        for name, (of, slots) in places.items()
+    }
+    os.environ.update(
+        FEED_CELLS=json.dumps({"ids": "a", "cells": cells}),
+        # What a process makes for itself only where it uses the embedded PostgreSQL.
+        DJANGO_SECRET_KEY=secrets.token_hex(32),
+        JWT_SIGNING_KEY=secrets.token_hex(32),
+        DJANGO_HTTPS="false",
+    )
 
 
 def _empty(directory: Path) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from eventbus import cells
 from eventbus.models import DeadLetter, ProcessedEvent
 from feeds import imports, verification
 from posts.models import Post
@@ -93,15 +94,28 @@ class Network:
         """Count what is missing and what is there too often, in what the API shows and in what is
         stored.
         """
-        processed = ProcessedEvent.objects.filter(event_id__in=self.events).count()
-        lost, doubled = len(self.events) - processed, 0
+        lost, doubled = 0, 0
+        for cell in cells.every().values():
+            with cells.on(cell):
+                processed = ProcessedEvent.objects.filter(event_id__in=self.events).count()
+                report = verification.verify()
+            lost += len(self.events) - processed + report.missing
+            doubled += report.extra + report.duplicate
         with self.system.client(1, scope="feeds:read") as client:
             for follower in self.followers:
                 shown, expected = read_feed(client, follower, 20), set(self.feed(follower))
                 lost += len(expected - set(shown))
                 doubled += len(shown) - len(expected & set(shown))
-        report = verification.verify()
-        return Differences(lost + report.missing, doubled + report.extra + report.duplicate)
+        return Differences(lost, doubled)
+
+
+def settled_everywhere(event_ids: set[int]) -> bool:
+    """Tell whether every event is processed, or a dead letter, in each cell."""
+    for cell in cells.every().values():
+        with cells.on(cell):
+            if not settled(event_ids):
+                return False
+    return True
 
 
 def build(system: System, first_user: int) -> Network:
@@ -114,6 +128,8 @@ def build(system: System, first_user: int) -> Network:
     network.follows = {
         (follower, author) for follower in network.followers for author in network.authors
     }
-    imports.import_follows(network.follows)
+    for cell in cells.every().values():
+        with cells.on(cell):
+            imports.import_follows(network.follows)
     network.look()
     return network

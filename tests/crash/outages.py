@@ -11,7 +11,7 @@ from typing import Protocol
 
 import psutil
 import pytest
-from django.db import connection, connections
+from django.db import connections
 
 from eventbus import producer
 from feedsite.embedded import stack, state
@@ -48,6 +48,7 @@ class EmbeddedServer:
     """One of the embedded servers whose data outlives it; the broker's does not."""
 
     server: Server
+    directory: Path | None = None  # of another cell; else that of the stack that all use
 
     def stop(self) -> None:
         """Stop the server as an administrator does, its clients' connections broken."""
@@ -58,13 +59,14 @@ class EmbeddedServer:
 
     def start(self) -> None:
         """Start the server where it was and return once it answers."""
-        stack.start(data_dir(), say=lambda line: None)
-        # Else our pool waits ever longer before it tries again.
+        stack.start(self.directory or data_dir(), say=lambda line: None)
+        # Else our pools wait ever longer before they try again.
         connections.close_all()
-        connection.close_pool()  # type: ignore[attr-defined]
+        for each in connections.all():
+            each.close_pool()  # type: ignore[attr-defined]
 
     def _end(self, number: signal.Signals) -> None:
-        record = state.read(data_dir())[self.server.variable]
+        record = state.read(self.directory or data_dir())[self.server.variable]
         end(record.pid, self.server.program, record.port, number)
 
 

@@ -3,6 +3,8 @@
 import random
 import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -10,20 +12,22 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from django.core.management import call_command
-
-from eventbus import envelope, kafka, producer
+from eventbus import cells, envelope, kafka, producer
+from eventbus.cells import Cell
 from eventbus.exceptions import PublishFailed
 from eventbus.ids import node_lease
 from eventbus.models import DeadLetter
 from feeds.partitions import partitions
+from feedsite.embedded.postgres import POSTGRES
+from feedsite.embedded.processes import Server
+from feedsite.embedded.valkey import VALKEY
 from tests.crash import network as networks
 from tests.crash import outages
 from tests.crash.die_at import POINTS
 from tests.crash.load import Load
-from tests.crash.network import Differences, Network
-from tests.crash.outages import Stoppable
-from tests.e2e.system import System, running, settled, wait_until
+from tests.crash.network import Differences, Network, settled_everywhere
+from tests.crash.outages import EmbeddedServer, Stoppable
+from tests.e2e.system import Process, System, environment, running, wait_until
 
 WORKERS = 3
 FIRST_USER = 1_000
@@ -42,7 +46,8 @@ DEADLY = [
 
 def run(directory: Path, broker: Stoppable | None, seed: int, seconds: float) -> int:
     """Do random harm for `seconds`; return the exit status."""
-    call_command("migrate", verbosity=0)
+    # A process of its own, which is about each cell.
+    subprocess.run([sys.executable, "manage.py", "migrate", "-v0"], env=environment(), check=True)
     kafka.create_topics()
     with running(directory) as system:
         system.api()
@@ -67,8 +72,11 @@ class Storm:
         self._network = network
         self._chance = random.Random(seed)
         self._api = system.processes[0]
-        self._workers = [system.worker() for _ in range(WORKERS)]
-        self._store = system.command("run_dlq")
+        names = list(cells.every())
+        # At least one for each cell.
+        self._cell_of_worker = [names[number % len(names)] for number in range(WORKERS)]
+        self._workers = [system.worker(FEED_CELL=name) for name in self._cell_of_worker]
+        self._stores = {name: self._new_store(name) for name in names}
         self.stuck = False  # a fault from which there was no recovery
         self._poison: list[bytes] = []
         self._recoveries: defaultdict[str, list[float]] = defaultdict(list)
@@ -94,6 +102,16 @@ class Storm:
         }
         if broker:
             self._faults["Kafka killed"] = lambda: self._restart(broker.kill, broker.start)
+
+        # The servers of the first cell are those above.
+        for cell in list(cells.every().values())[1:]:
+            directory = outages.data_dir() / f"cell-{cell.name}"
+            self._add_kill(f"PostgreSQL of cell {cell.name} killed", POSTGRES, directory)
+            self._add_kill(f"Valkey of cell {cell.name} killed", VALKEY, directory)
+
+    def _add_kill(self, name: str, kind: Server, directory: Path) -> None:
+        server = EmbeddedServer(kind, directory)
+        self._faults[name] = lambda: self._restart(server.kill, server.start)
 
     def rage(self, seconds: float) -> None:
         """Break things under load until `seconds` are over, each kind once before any kind comes
@@ -128,7 +146,7 @@ class Storm:
         before = self._network.events.copy()
         wait_until(lambda: self._network.events - before, SETTLE_SECONDS)
         accepted = self._network.events.copy()
-        wait_until(lambda: settled(accepted), SETTLE_SECONDS)
+        wait_until(lambda: settled_everywhere(accepted), SETTLE_SECONDS)
 
     def _inject_poison(self) -> None:
         value = f"no event {uuid4()}".encode()
@@ -142,21 +160,33 @@ class Storm:
     def _kill_worker(self) -> None:
         number = self._chance.randrange(WORKERS)
         self._workers[number].kill()
-        self._workers[number] = self._system.worker()
+        self._workers[number] = self._new_worker(number)
+
+    def _new_worker(self, number: int) -> Process:
+        return self._system.worker(FEED_CELL=self._cell_of_worker[number])
+
+    def _new_store(self, cell: str) -> Process:
+        return self._system.command("run_dlq", FEED_CELL=cell)
 
     def _kill_worker_at_a_point(self) -> None:
         number, point = self._chance.randrange(WORKERS), self._chance.choice(DEADLY)
         marker = self._system.directory / f"died-{time.monotonic_ns()}"
         self._workers[number].kill()
         victim = self._system.command(
-            "-m", "tests.crash.die_at", point, str(marker), "run_fanout", script="-u"
+            "-m",
+            "tests.crash.die_at",
+            point,
+            str(marker),
+            "run_fanout",
+            script="-u",
+            FEED_CELL=self._cell_of_worker[number],
         )
         wait = time.monotonic() + 10
         while victim.running() and time.monotonic() < wait:  # it may never get to its point
             time.sleep(0.05)
         if victim.running():
             victim.kill()
-        self._workers[number] = self._system.worker()
+        self._workers[number] = self._new_worker(number)
 
     def _freeze_worker(self) -> None:
         process = self._chance.choice(self._workers).popen
@@ -165,8 +195,9 @@ class Storm:
         process.send_signal(signal.SIGCONT)
 
     def _kill_store(self) -> None:
-        self._store.kill()
-        self._store = self._system.command("run_dlq")
+        cell = self._chance.choice(sorted(self._stores))
+        self._stores[cell].kill()
+        self._stores[cell] = self._new_store(cell)
 
     def _kill_api(self) -> None:
         self._api.kill()
@@ -197,22 +228,31 @@ class Storm:
         with suppress(AssertionError):  # what does not settle is counted as lost
             wait_until(self._all_is_well, SETTLE_SECONDS)
         found = self._network.differences()
-        stored = Counter(self._dead_letters())
-        lost = found.lost + len(set(self._poison) - set(stored))
-        return lost, found.doubled + stored.total() - len(stored)
+        lost, doubled = found.lost, found.doubled
+        for cell in cells.every().values():
+            stored = Counter(self._dead_letters(cell))
+            lost += len(set(self._poison) - set(stored))
+            doubled += stored.total() - len(stored)
+        return lost, doubled
 
     def _all_is_well(self) -> bool:
         return (
-            settled(self._network.events)
-            and set(self._poison) <= set(self._dead_letters())
+            settled_everywhere(self._network.events)
+            and self._all_poison_is_stored()
             and self._network.differences() == Differences(0, 0)
         )
 
-    def _dead_letters(self) -> list[bytes]:
-        return [
-            bytes(letter.value or b"")
-            for letter in DeadLetter.objects.filter(value__in=self._poison)
-        ]
+    def _all_poison_is_stored(self) -> bool:
+        """Each cell has dead letters of its own."""
+        every = cells.every().values()
+        return all(set(self._poison) <= set(self._dead_letters(cell)) for cell in every)
+
+    def _dead_letters(self, cell: Cell) -> list[bytes]:
+        with cells.on(cell):
+            return [
+                bytes(letter.value or b"")
+                for letter in DeadLetter.objects.filter(value__in=self._poison)
+            ]
 
     def tell(self, lost: int, doubled: int) -> None:
         print(f"\n{'fault':<40}{'times':>6}{'median s':>10}{'max s':>8}   to recover")

@@ -6,15 +6,17 @@ Two Valkeys, the second a replica of the first, behind one address that leads to
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from django.db import OperationalError
 
+from feeds.announcements import Change
+from feeds.live import Found, Hearing, Wanted
 from feeds.models import CacheState
-from feeds.read import era
+from feeds.read import era, here
 from feeds.read.era import Trust
 from feeds.read.page import CachedPage
 from feeds.read.pages import Pages
@@ -139,6 +141,52 @@ def test_a_loop_that_keeps_pages_follows_a_failover(two: Two, kind: str) -> None
         lambda: loop.find(1) is None, 1
     )  # its announcement takes the way through the forwarder
     loop.close()
+
+
+class Heard:
+    """What the live streams of a process hear; each of its users has one."""
+
+    def __init__(self, users: set[int]) -> None:
+        self._users = users
+        self.changes: list[Change] = []
+        self.is_hearing = False
+
+    def open_feeds(self) -> set[int]:
+        return self._users
+
+    def announced(self, changes: Sequence[Change]) -> None:
+        self.changes += changes
+
+    def missed(self) -> None: ...
+
+    def heard(self, is_hearing: bool) -> None:
+        self.is_hearing = is_hearing
+
+    def found(self, found: dict[Wanted, Found], asked_at: float) -> None: ...
+
+
+@pytest.mark.parametrize("kind", ["planned", "unplanned"])
+def test_live_streams_hear_the_redis_that_counts_through_a_failover(
+    two: Two, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, worker = two.process(), two.process()
+    monkeypatch.setattr(here, "trust", reader.trust)
+    heard = Heard({1})
+    hearing = Hearing(heard)
+
+    def is_told(post: int) -> bool:
+        """Have a post announced, and tell whether it has been heard of."""
+        worker.pages.invalidate([1], changes=[Change([1], 0, [post])])
+        reader.trust.refresh()
+        hearing.turn()
+        return any(post in change.post_ids for change in heard.changes)
+
+    wait_until(lambda: is_told(1), HEALED_WITHIN)
+    two.fail_over(kind)
+    worker.restart()
+    wait_until(lambda: is_told(2), HEALED_WITHIN)
+    assert heard.is_hearing
+    hearing.close()
 
 
 def test_a_master_that_was_a_replica_in_between_is_another_one(two: Two) -> None:

@@ -2,12 +2,15 @@
 stands still.
 """
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from redis import RedisError
 
 from feeds import loop_redis
@@ -15,6 +18,7 @@ from feeds.read import near_cache
 from feeds.read.era import Trust
 from feeds.read.page import CachedPage
 from feeds.read.pages import Pages
+from feedsite.front import keepers
 from tests.e2e.system import wait_until
 from tests.feeds.looped import LoopedNearCache
 from tests.feeds.valkeys import Server
@@ -123,3 +127,34 @@ def test_when_redis_stays_silent_nothing_kept_is_believed_and_no_view_asks_it(
     thaw(server)
     wait_until(lambda: trust.era() is not None)
     wait_until(lambda: looped.near.redis.connected)
+
+
+@pytest.mark.usefixtures("long_silence", "long_trust")
+def test_who_asks_for_a_page_that_is_not_kept_soon_does_without_redis(
+    server: Server, looped: LoopedNearCache, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_redis, "ANSWER_SECONDS", 60.0)
+    freeze(server)
+    assert looped.find(2) is None
+    assert trust.era() is None, "no view asks it either"
+    assert is_kept(looped)
+
+    async def is_told_at_once() -> bool:
+        looking = asyncio.ensure_future(looped.near.find(3))
+        await asyncio.sleep(0)
+        return looking.done()
+
+    assert looped.run(is_told_at_once())
+    thaw(server)
+    assert is_answered(looped)
+    assert not looped.run(is_told_at_once()), "it is asked again"
+    wait_until(lambda: trust.era() is not None)
+
+
+def test_what_is_known_of_a_redis_that_stands_still_lasts_until_it_was_asked_again(
+    server: Server, trust: Trust
+) -> None:
+    freeze(server)
+    trust.refresh()
+    seconds_left = trust._until - time.monotonic()
+    assert seconds_left > keepers.ERA_EVERY_SECONDS + settings.REDIS_TIMEOUT

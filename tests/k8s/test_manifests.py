@@ -19,6 +19,7 @@ from tests.k8s import keda
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE, EXAMPLE = ROOT / "k8s/base", ROOT / "k8s/overlays/example"
+CELLS = ROOT / "k8s/overlays/cells"
 OLDEST_KUBERNETES, NEWEST_KUBERNETES = "1.30", "1.34"
 NOT_OF_KUBERNETES = ("kustomize.config.k8s.io/", "keda.sh/")
 
@@ -86,13 +87,18 @@ def test_every_manifest_is_part_of_the_base() -> None:
     assert {*listed, "kustomization.yaml"} == {file.name for file in BASE.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("folder", [BASE, EXAMPLE], ids=["base", "example"])
+@pytest.mark.parametrize("folder", [BASE, EXAMPLE, CELLS], ids=["base", "example", "cells"])
 def test_kustomize_builds_it(folder: Path) -> None:
+    assert validate(built(folder), NEWEST_KUBERNETES) > 10
+
+
+def built(folder: Path) -> list[Manifest]:
+    """Return what kustomize makes of the folder; skips the test where it is not installed."""
     if (tool := shutil.which("kustomize") or shutil.which("kubectl")) is None:
         pytest.skip("neither kustomize nor kubectl is installed")
     command = [tool, "build" if tool.endswith("kustomize") else "kustomize"]
-    built = subprocess.run([*command, folder], check=True, capture_output=True, text=True).stdout
-    assert validate(yaml.safe_load_all(built), NEWEST_KUBERNETES) > 10
+    text = subprocess.run([*command, folder], check=True, capture_output=True, text=True).stdout
+    return list(yaml.safe_load_all(text))
 
 
 def test_no_container_runs_as_root_or_writes_to_its_image() -> None:

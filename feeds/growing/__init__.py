@@ -1,0 +1,1 @@
+"""Moving readers from one cell to another: a copy adopted, slots flipped, leftovers tidied."""
