@@ -75,7 +75,7 @@ def test_a_database_from_before_there_were_cells_goes_on_where_it_was(split: Spl
         identity.claim()
         identity.claim()
         kept = offsets.kept(kafka.fanout_group(), kafka.FEED_EVENTS, [3])
-    assert kept == {3: offsets.Kept(7, "topic")}
+    assert kept == {3: offsets.KeptOffset(7, "topic")}
     assert CellIdentity.objects.get().name == "a"
 
 
