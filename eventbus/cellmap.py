@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import SplitResult, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -25,6 +26,11 @@ NAME = re.compile(r"[a-z][a-z0-9]{0,15}")
 RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 FROM_ENVIRONMENT = "env:"
 FIELDS = {"database", "redis", "slots", "holds"}
+REDIS_PORT = 6379
+SAME_REDIS = (
+    "Cells {} and {} have the same Redis: a number of its own is not enough, for what is announced "
+    "in one is heard in all"
+)
 
 Slots = frozenset[int]
 
@@ -73,7 +79,7 @@ def read(source: str) -> CellMap:
         refuse('"ids" must name one of the cells')
     places = {name: _place(name, fields) for name, fields in described.items()}
     _require_each_slot_once(places.values())
-    _require_different_databases(places.values())
+    _require_different_servers(places.values())
     return CellMap(ids, places)
 
 
@@ -186,9 +192,42 @@ def _require_each_slot_once(places: Iterable[Place]) -> None:
         refuse(f"No cell serves {'slot' if len(missing) == 1 else 'slots'} {written(missing)}")
 
 
-def _require_different_databases(places: Iterable[Place]) -> None:
-    named: dict[str, str] = {}
+def _require_different_servers(places: Iterable[Place]) -> None:
+    databases: dict[str, str] = {}
+    redis: dict[str, str] = {}
     for place in places:
-        other = named.setdefault(place.database, place.name)
+        other = databases.setdefault(_database_at(place.database), place.name)
         if other != place.name:
             refuse(f"Cells {other} and {place.name} have the same database")
+        other = redis.setdefault(_redis_at(place.redis), place.name)
+        if other != place.name:
+            refuse(SAME_REDIS.format(other, place.name))
+
+
+def _database_at(address: str) -> str:
+    """Return what tells one database from another by their addresses: no user, no options."""
+    parts = _parts_of(address)
+    return f"{_without_user(parts)}{parts.path}"
+
+
+def _redis_at(address: str) -> str:
+    """Return what tells one Redis from another by their addresses.
+
+    Not the number of the database in it: what is announced in one of them is heard in all.
+    """
+    parts = _parts_of(address)
+    if parts.scheme == "unix":
+        return parts.path
+    server = _without_user(parts)
+    return server if re.search(r":\d+$", server) else f"{server}:{REDIS_PORT}"
+
+
+def _parts_of(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError:  # settings refuse it, when they take it apart
+        return SplitResult("", address, "", "", "")
+
+
+def _without_user(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[2].lower()

@@ -9,6 +9,7 @@ The one place that says which cell code is about is `on`: connections to Postgre
 starts on the cell of its process (`own`), whatever the thread that started it was on.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,7 +48,7 @@ class Cell:
     name: str  # empty for the only one
     alias: str  # of its PostgreSQL and its Redis in Django's settings
     slots: Slots  # those it serves
-    holds: Slots  # those whose feeds it keeps up to date
+    holds: Slots  # those whose feeds it keeps up to date, by the map: see `eventbus.identity.held`
 
     def serves(self, user_id: int) -> bool:
         """Tell whether the user is a reader of this cell."""
@@ -61,14 +62,7 @@ class Cell:
 
     def strangers(self, user_ids: Iterable[int]) -> list[int]:
         """Return those of the users whom this cell does not hold."""
-        if self.holds_all:
-            return []
-        return [user_id for user_id in user_ids if not self.holds_user(user_id)]
-
-    @property
-    def holds_all(self) -> bool:
-        """Whether there is nobody whose feed this cell does not keep."""
-        return len(self.holds) == SLOTS
+        return outside(self.holds, user_ids)
 
     def __str__(self) -> str:
         return f"serves {cellmap.written(self.slots)}, holds {cellmap.written(self.holds)}"
@@ -100,13 +94,21 @@ class _InUse:
 
 
 _in_use = _InUse(ONE_CELL, NO_CELL)
-_seen: tuple[int, int] | None = None  # the file's time and size when it was last read
+_seen: tuple[int, ...] | None = None  # the file's stamp when it was last read
+_refreshing = threading.Lock()
 _alias: ContextVar[str] = ContextVar("cell_alias", default=DEFAULT)
 
 
 def slot_of(user_id: int) -> int:
     """Return the slot of a user, as `SLOT_SQL` does."""
     return user_id % MODULUS * MULTIPLIER % MODULUS % SLOTS
+
+
+def outside(slots: Slots, user_ids: Iterable[int]) -> list[int]:
+    """Return those of the users who are in none of the slots."""
+    if len(slots) == SLOTS:
+        return []
+    return [user_id for user_id in user_ids if slot_of(user_id) not in slots]
 
 
 def of(user_id: int) -> Cell:
@@ -165,21 +167,25 @@ def on(cell: Cell) -> Iterator[None]:
 
 
 def owner_of(name: str) -> Cell:
-    """Return the cell that `Cell.named` has made the name for; for any other, that of the ids."""
-    return _in_use.cells.get(name.rpartition(".")[2], _in_use.ids)
+    """Return the cell that `Cell.named` has made the name for; for any other the first by name,
+    which does not change while slots and ids move.
+    """
+    found = _in_use.cells.get(name.rpartition(".")[2])
+    return found or _in_use.cells[min(_in_use.cells)]
 
 
 def holds_sql(user: str) -> str:
-    """Return the condition that `here` holds the user, who is a column in SQL."""
-    return _is_among(user, here().holds)
+    """Return the condition that `here` holds the user by the map; the user is a column in SQL."""
+    return among_sql(user, here().holds)
 
 
 def serves_sql(user: str) -> str:
     """Return the condition that `here` serves the user, who is a column in SQL."""
-    return _is_among(user, here().slots)
+    return among_sql(user, here().slots)
 
 
-def _is_among(user: str, slots: Slots) -> str:
+def among_sql(user: str, slots: Slots) -> str:
+    """Return the condition that the user, who is a column in SQL, is in one of the slots."""
     if len(slots) == SLOTS:
         return "true"
     return f"('{_multirange(slots)}'::int8multirange @> {SLOT_SQL.format(user=user)})"
@@ -207,10 +213,18 @@ def refresh() -> None:
     A wrong map, or one of other cells than this process has connections to, is told in the log once,
     and the map before goes on.
     """
-    global _seen
     file: Path | None = settings.FEED_CELLS_FILE
-    if file is None:
+    # Of several threads one does it, and none waits for a file system that stands still.
+    if file is None or not _refreshing.acquire(blocking=False):
         return
+    try:
+        _read_again(file)
+    finally:
+        _refreshing.release()
+
+
+def _read_again(file: Path) -> None:
+    global _seen
     stamp = _stamp(file)
     if stamp == _seen:
         return
@@ -226,12 +240,12 @@ def refresh() -> None:
         log.info("cell_map_changed", cells={cell.name: str(cell) for cell in every().values()})
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: Path) -> tuple[int, ...]:
     try:
         found = file.stat()
     except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_size
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _require_same_servers(found: CellMap, known: CellMap) -> None:

@@ -1,22 +1,24 @@
 """Which cell a database is: it knows its own name, so that a wrong address behind a name is noticed.
 
-It knows whose feeds it keeps up to date too: of two workers with different maps, one would leave out
-what the other applies.
+It knows whose feeds it keeps up to date too, and its word counts, not that of the map: of two
+workers that have read the map at different times, one would leave out what the other applies.
 """
 
 import time
+from functools import lru_cache
 
 from django.conf import settings
 
-from eventbus import cells, kafka
-from eventbus.cellmap import refuse, written
+from eventbus import cellmap, cells, kafka
+from eventbus.cellmap import Slots, refuse, written
 from eventbus.cells import Cell
 from eventbus.database.current import atomic, connection
-from eventbus.database.sql import execute
+from eventbus.database.sql import execute, fetch
 from eventbus.models import CellIdentity
 
 MAP_PATIENCE_SECONDS, LOOK_SECONDS = 2.0, 0.1
 
+_KEPT = "SELECT name, holds FROM cell_identity"
 _DROP_OFFSETS = 'DELETE FROM consumer_offsets WHERE "group" = %s'
 _TAKE_OFFSETS = """
 INSERT INTO consumer_offsets ("group", topic, partition, next_offset, topic_id)
@@ -40,16 +42,45 @@ def require() -> None:
 
 
 def problem(cell: Cell) -> str:
-    """Return why the database of a cell cannot be its own; empty when it is. Raises `DatabaseError`."""
+    """Return why the database of a cell cannot be what the map says; empty when it is that. It may
+    hold more than the map says. Raises `DatabaseError`.
+    """
     with cells.on(cell):
         kept = CellIdentity.objects.first()
     sentence = _mistaken(cell, kept)
     if sentence or kept is None:
         return sentence
-    holds = written(cell.holds)
-    if kept.holds != holds:
-        return f"Cell {cell.name} holds {holds or 'no slots'} here, and {kept.holds or 'none'} by its database"
-    return ""
+    if cell.holds <= _slots_in(cell.name, kept.holds):
+        return ""
+    return f"Cell {cell.name} holds {written(cell.holds)} here, and {kept.holds or 'none'} by its database"
+
+
+def held() -> Slots:
+    """Return the slots whose feeds the cell we are on keeps up to date, as its database says now.
+
+    In a transaction that has joined the workers (`eventbus.database.locks`) it is so to its end for
+    whoever has changed it and then waited for them. Nothing is asked where there is one cell.
+    Raises `DatabaseError`, and `ImproperlyConfigured` for the database of another cell.
+    """
+    cell = cells.here()
+    if not cell.name:
+        return cell.holds
+    kept = [CellIdentity(name=name, holds=holds) for name, holds in fetch(_KEPT)]
+    if sentence := _mistaken(cell, kept[0] if kept else None):
+        refuse(sentence)
+    return _slots_in(cell.name, kept[0].holds)
+
+
+def holds_sql(user: str) -> str:
+    """Return the condition that the cell we are on holds the user, who is a column in SQL; see
+    `held`.
+    """
+    return cells.among_sql(user, held())
+
+
+@lru_cache(maxsize=16)
+def _slots_in(name: str, text: str) -> Slots:
+    return cellmap.slots_of(name, text)
 
 
 def mistaken(cell: Cell) -> str:

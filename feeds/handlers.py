@@ -6,8 +6,8 @@ from typing import Any
 
 from django.conf import settings
 
-from eventbus import cells, kafka
-from eventbus.cells import Cell
+from eventbus import cells, identity, kafka
+from eventbus.cellmap import SLOTS, Slots
 from eventbus.event import Event
 from eventbus.exceptions import UnknownEventType
 from eventbus.subscription import Handlers, Subscription
@@ -105,8 +105,9 @@ class FeedHandlers(Handlers[FeedFact]):
         first = facts[0]
         if len(facts) == 1 and isinstance(first, PostFact) and _is_oversized(first):
             return _apply_part(first, resume_after)
-        facts = _concerning(cells.here(), facts)
-        _ensure_feeds(facts)
+        held = identity.held()
+        facts = _concerning(held, facts)
+        _ensure_feeds(facts, held)
         about_users = [fact for fact in facts if not isinstance(fact, PostFact)]
         if about_users:
             follows.lock_feeds(set().union(*(fact.users for fact in about_users)))
@@ -118,6 +119,8 @@ class FeedHandlers(Handlers[FeedFact]):
         """Make the cached first page of every feed that `facts` change void, and announce what has
         changed.
         """
+        cell = cells.here()
+        facts = _concerning(cell.holds, facts)
         authors = {fact.author_id for fact in facts if isinstance(fact, PostFact)}
         followers = {fact.follower_id for fact in facts if isinstance(fact, FollowFact)}
         others = {fact.user_id for fact in facts if isinstance(fact, MuteFact | UserErased)}
@@ -128,6 +131,8 @@ class FeedHandlers(Handlers[FeedFact]):
         watched, by_every_page, deleted = Feed.objects.watched_among(authors, created)
         new_posts = _new_posts(facts, deleted)
         users = authors | readers | marking
+        # Nobody reads pages of those whom the cell does not hold.
+        users.difference_update(cell.strangers(users))
         changes = [Change(readers)] if readers else []
         changes += [Change(marking, post_ids=[MARK])] if marking else []
         changes += [Change([author], author, new_posts[author]) for author in by_every_page]
@@ -139,24 +144,24 @@ class FeedHandlers(Handlers[FeedFact]):
             users, changes = set(), []
 
 
-def _concerning(cell: Cell, facts: Sequence[FeedFact]) -> Sequence[FeedFact]:
-    """Return what the cell has to know: all posts and erasures, and what is about those it holds.
+def _concerning(held: Slots, facts: Sequence[FeedFact]) -> Sequence[FeedFact]:
+    """Return what a cell has to know: all posts and erasures, and what is about those it holds.
 
     A block is about both users: it keeps either from following the other.
     """
-    if cell.holds_all:
+    if len(held) == SLOTS:
         return facts
-    return [fact for fact in facts if _concerns(cell, fact)]
+    return [fact for fact in facts if _concerns(held, fact)]
 
 
-def _concerns(cell: Cell, fact: FeedFact) -> bool:
+def _concerns(held: Slots, fact: FeedFact) -> bool:
     match fact:
         case FollowFact():
-            return cell.holds_user(fact.follower_id)
+            return cells.slot_of(fact.follower_id) in held
         case MuteFact() | FeedSeen():
-            return cell.holds_user(fact.user_id)
+            return cells.slot_of(fact.user_id) in held
         case BlockFact():
-            return any(map(cell.holds_user, fact.users))
+            return any(cells.slot_of(user) in held for user in fact.users)
         case _:
             return True
 
@@ -200,7 +205,7 @@ def _apply_step(facts: Sequence[Any], careful: bool) -> None:
 
 def _apply_part(fact: PostFact, resume_after: int | None) -> int | None:
     if resume_after is None:
-        _ensure_feeds([fact])
+        _ensure_feeds([fact], identity.held())
     match fact:
         case PostCreated():
             return fanout.deliver_part(fact, resume_after)
@@ -251,6 +256,6 @@ def _steps(facts: Sequence[FeedFact]) -> Iterator[list[FeedFact]]:
         yield rounds[key]
 
 
-def _ensure_feeds(facts: Sequence[FeedFact]) -> None:
+def _ensure_feeds(facts: Sequence[FeedFact], held: Slots) -> None:
     """Give everyone concerned a row in `feeds`."""
-    Feed.objects.ensure(set().union(*(fact.users for fact in facts)))
+    Feed.objects.ensure(set().union(*(fact.users for fact in facts)), held)

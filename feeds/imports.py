@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, TextIO
 
-from eventbus import cells
+from eventbus import identity
 from eventbus.database import locks
 from eventbus.database.current import atomic, connection
 from eventbus.database.sql import execute
@@ -115,7 +115,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     """
     execute(_STAGE)
     lines = _copy(pairs)
-    execute(_LEAVE_TO_OTHER_CELLS.format(held=cells.holds_sql("follower_id")))
+    execute(_LEAVE_TO_OTHER_CELLS.format(held=identity.holds_sql("follower_id")))
     # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes
     # it to have.
     execute("ANALYZE staged_follows")
@@ -126,7 +126,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     execute(_MERGE, {"event": event_id})
     if new:
         execute("ANALYZE new_follows")
-        execute(_FEEDS.format(held=cells.holds_sql("id"), resting=RESTING))
+        execute(_FEEDS.format(held=identity.holds_sql("id"), resting=RESTING))
         execute(_COUNTS, [fanout.pulled_from()])
         execute(_RAISE_FLOORS)
         era.mark_closed()

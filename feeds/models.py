@@ -19,6 +19,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from eventbus import cells
+from eventbus.cellmap import Slots
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from posts.pagination import Position
@@ -225,9 +226,11 @@ class Watched(NamedTuple):
 
 
 class FeedQuerySet(models.QuerySet["Feed"]):
-    def ensure(self, user_ids: Collection[int]) -> None:
-        """Give each user a row; in id order, so that workers cannot deadlock."""
-        strangers = cells.here().strangers(user_ids)
+    def ensure(self, user_ids: Collection[int], held: Slots) -> None:
+        """Give each user a row; in id order, so that workers cannot deadlock. The feed of one whose
+        slot is not held rests.
+        """
+        strangers = cells.outside(held, user_ids)
         execute(
             _ENSURE,
             {"users": bigints(user_ids), "strangers": bigints(strangers), "resting": RESTING},

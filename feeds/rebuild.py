@@ -16,7 +16,7 @@ from datetime import timedelta
 from django.conf import settings
 from django.utils import timezone
 
-from eventbus import cells
+from eventbus import cells, identity
 from eventbus.database import locks
 from eventbus.database.current import atomic
 from eventbus.database.sql import execute
@@ -64,7 +64,7 @@ def rebuild(user_ids: Sequence[int]) -> None:
     Those of users whom another cell holds go on resting. A transaction a feed. Raises
     `DatabaseError`.
     """
-    strangers = set(cells.here().strangers(user_ids))
+    strangers = set(cells.outside(identity.held(), user_ids))
     user_ids = [user_id for user_id in user_ids if user_id not in strangers]
     for user_id in user_ids:
         _include(user_id)

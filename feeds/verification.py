@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from eventbus import cells
+from eventbus import cells, identity
 from eventbus.database import locks
 from eventbus.database.current import atomic
 from eventbus.database.sql import execute, fetch
@@ -304,7 +304,11 @@ def _constant(statement: str) -> str:
 
 def _held() -> dict[str, str]:
     """Return the conditions that this cell holds a user."""
-    return {"held": cells.holds_sql("feeds.user_id"), "new_held": cells.holds_sql("wrong.id")}
+    held = identity.held()
+    return {
+        "held": cells.among_sql("feeds.user_id", held),
+        "new_held": cells.among_sql("wrong.id", held),
+    }
 
 
 def _filled(statement: str, scope: Scope) -> str:

@@ -60,6 +60,24 @@ def hosts_are_named(**_kwargs: Any) -> list[CheckMessage]:
     return [CheckWarning("DJANGO_ALLOWED_HOSTS lets any Host pass.", hint=hint, id="feedsite.W003")]
 
 
+@register(Tags.security, deploy=True)
+def the_map_can_change(**_kwargs: Any) -> list[CheckMessage]:
+    """A process that has the map of cells in its environment goes by it to its end."""
+    if len(settings.FEED_CELLS.places) == 1 or settings.FEED_CELLS_FILE is not None:
+        return []
+    hint = (
+        "Put it into a file, which every process looks at. Or start all of them anew for each "
+        "change, before the next step: until then they mint ids, and ask cells, by the old map."
+    )
+    return [
+        CheckWarning(
+            "FEED_CELLS is the map itself, so processes notice no change of it.",
+            hint=hint,
+            id="feedsite.W004",
+        )
+    ]
+
+
 def tokens_have_an_audience() -> bool:
     """Return whether tokens of other keys than our own must name this site."""
     return bool(settings.JWT_AUDIENCE) or not (settings.JWT_JWKS_URL or settings.JWT_PUBLIC_KEY)

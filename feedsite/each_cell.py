@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +40,9 @@ FOR_EACH = frozenset(
 # As shells tell it.
 EXIT_BY_SIGNAL = 128
 TOLD_TO_END = (EXIT_BY_SIGNAL + signal.SIGINT, EXIT_BY_SIGNAL + signal.SIGTERM)
+
+# So long a command has to end once it was told to; after that it is ended.
+END_SECONDS = 30.0
 
 # Options of `dlq` that name entries or groups by number.
 NUMBERED = ("--id", "--group")
@@ -125,6 +129,9 @@ def _run_for(name: str, arguments: Sequence[str]) -> int:
         # The terminal has told the child of Ctrl-C itself.
         if number == signal.SIGTERM:
             child.terminate()
+        ending = threading.Timer(END_SECONDS, child.kill)
+        ending.daemon = True
+        ending.start()
 
     # Whoever ends this process means the command: it is not left behind, and may clear up.
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -6,7 +6,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from eventbus.watch.outcomes import Outcome, outcome_of
+from eventbus.watch.outcomes import Outcome, outcome_everywhere
 from posts import visibility
 from posts.documented import documented
 from posts.principal import principal
@@ -31,7 +31,7 @@ class EventView(APIView):
     @documented("read_event", {200: EventSchema}, errors=["event_not_found", "not_your_event"])
     def get(self, request: Request, event_id: int) -> Response:
         """Tell whether an accepted write of one's own is pending, processed or a dead letter."""
-        outcome = outcome_of(event_id)
+        outcome = outcome_everywhere(event_id)
         if outcome is None:
             raise NotFound("No event of this id is on record.", code="event_not_found")
         if not self._may_know(request, outcome):

@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
+from django.core.exceptions import ImproperlyConfigured
 
 from eventbus import envelope, metrics, retry
 from eventbus.consume.slowest import Slowest
@@ -189,7 +190,8 @@ class Processor(Work):
         correlation.bind_deliveries(ours)
         try:
             self._apply_and_follow_up(turn, ours, careful)
-        except (WorkerStopping, DeadLetterFlood):
+        except (WorkerStopping, DeadLetterFlood, ImproperlyConfigured):
+            # No event is at fault when the database turns out to be that of another cell.
             raise
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the event's failure, not ours
             log.warning("events_failed", count=len(ours), error=retry.reason(error))

@@ -8,8 +8,9 @@ failure.
 
 import base64
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
@@ -83,11 +84,26 @@ def _replay_batch(ids: list[int], totals: Replayed, *, parked: bool, overdue: bo
     totals.skipped += len(ids) - len(entries)
 
 
+@dataclass(slots=True)
+class _Outcomes:
+    """What Kafka has said of entries, by their ids."""
+
+    acknowledged: list[int] = field(default_factory=list)
+    refused: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by reason
+
+    def note(self, entry_id: int, error: KafkaError | RecordTooLarge | None) -> None:
+        if error is None:
+            self.acknowledged.append(entry_id)
+        else:
+            reason = error.str() if isinstance(error, KafkaError) else str(error)
+            self.refused[reason].append(entry_id)
+
+
 def _publish(entries: list[DeadLetter]) -> list[int]:
     """Publish the entries and return the ids of those that Kafka has acknowledged."""
-    acknowledged: list[int] = []
+    outcomes = _Outcomes()
     for entry in entries:
-        on_delivery = partial(_note, acknowledged, entry.id)
+        on_delivery = partial(outcomes.note, entry.id)
         try:
             producer.get().send(
                 entry.topic,
@@ -99,16 +115,10 @@ def _publish(entries: list[DeadLetter]) -> list[int]:
         except RecordTooLarge as error:
             on_delivery(error)
     producer.get().flush()
-    return list(acknowledged)
-
-
-def _note(
-    acknowledged: list[int], entry_id: int, error: KafkaError | RecordTooLarge | None
-) -> None:
-    if error is None:
-        acknowledged.append(entry_id)
-    else:
-        log.warning("dead_letter_not_replayed", entry=entry_id, error=str(error))
+    # A line for each reason: while Kafka is away all of a batch have the same.
+    for reason, ids in list(outcomes.refused.items()):
+        log.warning("dead_letter_not_replayed", entry=ids[0], count=len(ids), error=reason)
+    return list(outcomes.acknowledged)
 
 
 def discard(entry_ids: Iterable[int], *, reason: str) -> int:

@@ -68,7 +68,8 @@ def _reserve(name: str, writes: int) -> Reserved:
 
 
 def _lease(count: int) -> int:
-    node_lease.next_id()  # makes the rows of the nodes where there are none yet
+    node_lease.next_id()  # the clock is known then
+    node_lease.prepare(clock.exact_now_ms())
     with atomic():
         now = clock.exact_now_ms()
         node = (

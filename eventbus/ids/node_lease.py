@@ -19,10 +19,14 @@ from contextlib import contextmanager
 
 import structlog
 from django import db
-from django.db import close_old_connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import close_old_connections, connections
 
-from eventbus import cells
+from eventbus import cells, identity
+from eventbus.cellmap import refuse
+from eventbus.cells import Cell
 from eventbus.database.current import atomic, connection
+from eventbus.database.deadline import answer_within
 from eventbus.database.sql import execute, fetch
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock
@@ -38,8 +42,13 @@ AHEAD_FACTOR = 10
 # Renewed when a quarter of what is ahead has passed; after a failure as soon as this.
 RENEWALS_A_LEASE = 4
 RETRY_SECONDS = 2.0
-# By so much may the clocks of two cells differ, or a lease reach further.
-TAKEOVER_MARGIN_MS = 60_000
+# By so much later may a process notice that the map names another cell for the ids, and may the
+# clocks of two cells differ.
+TAKEOVER_MARGIN_MS = 120_000
+# For so long after the last lease of this cell has run out no other has given one.
+GRACE_MS = 30_000
+# So long another cell is asked for its leases.
+OTHER_CELL_ANSWER_SECONDS = 2.0
 # The longest that `next_id` waits for the keeper.
 WAIT_SECONDS = 2.0
 
@@ -61,7 +70,7 @@ RETURNING leased_until_ms
 """
 _RELEASE = "UPDATE snowflake_nodes SET leased_until_ms = %s, owner = NULL WHERE node_id = %s AND owner = %s"
 _NEWEST_EVENT = "SELECT max(event_id) FROM processed_events"
-_LAST_LEASE = "SELECT max(leased_until_ms) FROM snowflake_nodes"
+_LAST_LEASE = "SELECT coalesce(max(leased_until_ms), 0) FROM snowflake_nodes"
 _KEEP_ALL = (
     "UPDATE snowflake_nodes SET owner = NULL, leased_until_ms = greatest(leased_until_ms, %s)"
 )
@@ -174,7 +183,8 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            # Of the map as it is now: another cell may have become the one of the ids.
+            # Before each renewal: by a map in which ids come from elsewhere, no lease is renewed here.
+            cells.refresh()
             with cells.on(cells.of_ids()):
                 pause = self._turn()
             if self._failure:
@@ -193,7 +203,7 @@ class LeaseKeeper:
         try:
             close_old_connections()
             self._renew_or_lease()
-        except IdsUnavailable as error:
+        except (IdsUnavailable, ImproperlyConfigured) as error:
             failure = str(error)
         except db.Error as error:
             failure = f"PostgreSQL gives no lease to mint ids by: {_first_line(error)}"
@@ -268,14 +278,26 @@ def _durably() -> Iterator[None]:
         yield
 
 
-def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
-    """Lease a node that is free now, for ids from `start_ms` on."""
+def prepare(now_ms: int) -> None:
+    """Have the nodes there, and none of them be free that may not be leased yet: to be called before
+    one is looked for.
+
+    Raises `ImproperlyConfigured` on a database that is not that of the cell we are on: its leases
+    have nothing to do with those of ours.
+    """
+    if sentence := identity.mistaken(cells.here()):
+        refuse(sentence)
     if not SnowflakeNode.objects.exists():
         nodes = [SnowflakeNode(node_id=number) for number in range(NODES)]
         SnowflakeNode.objects.bulk_create(nodes, ignore_conflicts=True)
     # Also where one cell is all there is: others may have been merged into it.
     if cells.of_ids().name:
         _outlast_other_cells(now_ms)
+
+
+def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
+    """Lease a node that is free now, for ids from `start_ms` on."""
+    prepare(now_ms)
     until_ms = start_ms + FIRST_LEASE_MS
     with _durably():
         leased = fetch(
@@ -288,20 +310,54 @@ def _lease_free_node(owner: uuid.UUID, now_ms: int, start_ms: int) -> Generator:
 
 
 def _outlast_other_cells(now_ms: int) -> None:
-    """Have no node be free here before all leases of another cell, which ids came from until now,
-    have run out.
+    """Have no node be free here while there may be leases of another cell, by which processes mint
+    on.
 
-    This cell does not know them; but it has seen ids of a later time than any lease of its own, so
-    there are some. Processes mint on by them meanwhile.
+    Each cell does so before its first lease. So while there is one of this cell there is none of
+    another, and nobody is asked; when there is none, as when this cell takes over, all are.
+    """
+    [(last_lease_ms,)] = fetch(_LAST_LEASE)
+    if now_ms <= last_lease_ms + GRACE_MS:
+        return
+    until_ms = _end_of_other_leases(now_ms, last_lease_ms) + TAKEOVER_MARGIN_MS
+    if until_ms > now_ms:
+        log.warning("ids_come_from_here_now", free_in_seconds=(until_ms - now_ms) // 1_000)
+        execute(_KEEP_ALL, [until_ms])
+
+
+def _end_of_other_leases(now_ms: int, last_lease_ms: int) -> int:
+    """Return until when there may be leases of other cells; nothing is minted below it either,
+    whatever the clocks are.
     """
     [(newest_id,)] = fetch(_NEWEST_EVENT)
-    [(leased_until_ms,)] = fetch(_LAST_LEASE)
     newest_ms = milliseconds_of(newest_id or 0)
-    if newest_id is None or newest_ms <= leased_until_ms:
-        return
-    until_ms = max(now_ms, newest_ms) + LEASE_MS + TAKEOVER_MARGIN_MS
-    log.warning("ids_come_from_here_now", free_in_seconds=(until_ms - now_ms) // 1_000)
-    execute(_KEEP_ALL, [until_ms])
+    # There are none of this cell yet, or there are ids that were minted after all of them.
+    others_have_given = newest_ms > last_lease_ms
+    ends = [newest_ms if others_have_given else 0]
+    for cell in cells.every().values():
+        if cell == cells.here():
+            continue
+        end_ms = _last_lease_in(cell)
+        if end_ms is not None:
+            ends.append(end_ms)
+        elif others_have_given:
+            ends.append(now_ms + LEASE_MS)
+    return max(ends)
+
+
+def _last_lease_in(cell: Cell) -> int | None:
+    """Return until when the last lease of a cell is, 0 if it has never given one; None if it does
+    not answer.
+    """
+    try:
+        with cells.on(cell), answer_within(OTHER_CELL_ANSWER_SECONDS):
+            [(last_lease_ms,)] = fetch(_LAST_LEASE)
+    except db.Error as error:
+        log.warning("leases_of_cell_not_known", cell=cell.name, error=_first_line(error))
+        return None
+    finally:
+        connections[cell.alias].close()
+    return int(last_lease_ms)
 
 
 def _is_near(generator: Generator, now_ms: int) -> bool:

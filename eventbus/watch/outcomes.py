@@ -1,10 +1,17 @@
-"""What became of an event that was accepted."""
+"""What became of an event that was accepted, by the word of the cell we are on: what its readers see
+is what this cell has made of it. An erasure alone is what every cell has made of it.
+"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import structlog
 from django.conf import settings
+from django.db import DatabaseError, connections
 
-from eventbus import envelope
+from eventbus import cells, envelope
+from eventbus.cells import Cell
+from eventbus.database.deadline import answer_within
+from eventbus.deadletters.erasing import ERASURE
 from eventbus.exceptions import PoisonEvent
 from eventbus.ids import clock
 from eventbus.ids.snowflake import milliseconds_of
@@ -12,6 +19,10 @@ from eventbus.models import DeadLetter, Erasure, ProcessedEvent
 
 # Of this host, before it has read PostgreSQL's clock.
 CLOCK_SKEW_MS = 60_000
+# So long a cell is asked whether it has erased a user.
+OTHER_CELL_ANSWER_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,35 @@ class Outcome:
         if self.state == "dead_lettered":
             return self.actor_id == user_id
         return self.actor_id in (user_id, None)
+
+
+def outcome_everywhere(event_id: int) -> Outcome | None:
+    """Return the outcome of an event as whoever caused it is to be told: as `outcome_of`, but an
+    erasure is processed only when every cell has erased the user. One that does not answer has not.
+    """
+    outcome = outcome_of(event_id)
+    if outcome is None or outcome.type != ERASURE or outcome.state != "processed":
+        return outcome
+    here = cells.here()
+    for cell in cells.every().values():
+        there = outcome if cell == here else _outcome_in(cell, outcome)
+        if there.state != "processed":
+            return there
+    return outcome
+
+
+def _outcome_in(cell: Cell, known: Outcome) -> Outcome:
+    try:
+        with cells.on(cell), answer_within(OTHER_CELL_ANSWER_SECONDS):
+            found = outcome_of(known.event_id)
+    except DatabaseError as error:
+        log.warning("erasure_in_cell_not_known", cell=cell.name, error=str(error))
+        return replace(known, state="pending")
+    finally:
+        connections[cell.alias].close()
+    if found is None:  # of so long ago that it is on record in one of them alone
+        return known
+    return replace(known, state=found.state, step=found.step)
 
 
 def outcome_of(event_id: int) -> Outcome | None:

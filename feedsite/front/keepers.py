@@ -12,7 +12,7 @@ from confluent_kafka import KafkaException
 from django.conf import settings
 from django.db import Error as DatabaseFailure
 
-from eventbus import breaker, cells, kafka, producer, topics
+from eventbus import breaker, cells, identity, kafka, producer, topics
 from eventbus.breaker import KAFKA
 from eventbus.cells import Cell
 from eventbus.database.current import connection
@@ -133,8 +133,11 @@ def _ask_postgresql() -> str:
     try:
         with answer_within(WATCH_ANSWER_SECONDS):
             [(is_standby,)] = fetch("SELECT pg_is_in_recovery()", {})
+            mistaken = identity.mistaken(cells.here())
     except DatabaseFailure as error:
         return f"unreachable ({type(error).__name__})"
+    if mistaken:
+        return f"another database than it should be: FEED_CELLS: {mistaken}"
     return "a standby, which cannot be written to" if is_standby else OK
 
 

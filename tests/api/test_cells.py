@@ -4,35 +4,48 @@ import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
+from django.core.cache import caches
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoDbBlocker
 
-from eventbus import breaker, cells, kafka, producer
+from eventbus import breaker, cellmap, cells, kafka, producer
 from eventbus.ids import node_lease
 from eventbus.models import (
     CellIdentity,
     DeadLetter,
     DeadLetterGroup,
+    Erasure,
     IdempotencyKey,
     ProcessedEvent,
 )
 from feeds.models import CacheState, Follow
 from feeds.read import here
-from feedsite import cell_check
+from feedsite import cell_check, settings
 from feedsite.middleware import POLICY
 from tests.admin.pages import PIPELINE, context_of, text_of
 from tests.api.server import ApiClient, ApiServer
-from tests.api.two_cells import ALIAS_B, HALVES, TwoCells, close_breakers, readers_of, two_cells
+from tests.api.test_live import Live
+from tests.api.two_cells import (
+    ALIAS_B,
+    HALVES,
+    REDIS,
+    TwoCells,
+    close_breakers,
+    readers_of,
+    two_cells,
+)
 from tests.e2e.system import wait_until
 from tests.factories import PostCreatedFactory, apply
+from tests.feeds.worker import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", ALIAS_B])
 
@@ -45,7 +58,9 @@ def two(
 ) -> Iterator[TwoCells]:
     kafka.create_topics()
     with django_db_blocker.unblock(), two_cells(tmp_path_factory.mktemp("cell-b")) as made:
+        identify(a="a", b="b")
         yield made
+        CellIdentity.objects.all().delete()
         CacheState.objects.all().delete()
         producer.close()
 
@@ -57,6 +72,12 @@ def both(two: TwoCells) -> Iterator[dict[str, ApiServer]]:
     for server in found.values():
         server.stop()
     node_lease.forget()
+
+
+@pytest.fixture(autouse=True)
+def known_databases(two: TwoCells, transactional_db: None) -> None:
+    """Have each database say whose it is, as `migrate` has, and the end of each test has not."""
+    identify(a="a", b="b")
 
 
 @pytest.fixture(params=["front on", "front off"])
@@ -152,9 +173,42 @@ def test_what_became_of_a_write_is_told_by_the_cell_of_who_wrote(api: ApiServer)
     assert client.get(address).json()["state"] == "processed"
 
 
-def processed_in(name: str, event_id: int, actor_id: int) -> None:
+def processed_in(name: str, event_id: int, actor_id: int, kind: str = "post.created") -> None:
     with cells.on(cells.every()[name]):
-        ProcessedEvent.objects.create(event_id=event_id, type="post.created", actor_id=actor_id)
+        ProcessedEvent.objects.create(event_id=event_id, type=kind, actor_id=actor_id)
+
+
+def test_a_user_is_erased_when_every_cell_has_erased_them(two: TwoCells, api: ApiServer) -> None:
+    """Or they would be told that it is done, with their posts in the cells of their followers."""
+    user = readers_of("b")[10]
+    client = api.client(user)
+    address = client.request("DELETE", f"/users/{user}", {}).headers["location"]
+    event_id = int(address.rpartition("/")[2])
+    processed_in("b", event_id, user, "user.erased")
+    assert client.get(address).json()["state"] == "pending"
+
+    processed_in("a", event_id, user, "user.erased")
+    with cells.on(cells.every()["a"]):
+        Erasure.objects.create(user_id=user, event_id=event_id, step="followers")
+    told = client.get(address).json()
+    assert (told["state"], told["step"]) == ("pending", "followers")
+    with cells.on(cells.every()["a"]):
+        Erasure.objects.update(finished_at=timezone.now())
+    assert client.get(address).json()["state"] == "processed"
+
+
+def test_a_cell_that_is_away_has_erased_nobody_yet(two: TwoCells, api: ApiServer) -> None:
+    user, event_id = readers_of("a")[10], node_lease.next_id()
+    for name in ("a", "b"):
+        processed_in(name, event_id, user, "user.erased")
+    client = api.client(user)
+    assert client.get(f"/events/{event_id}").json()["state"] == "processed"
+    two.send(signal.SIGSTOP)
+    try:
+        assert client.get(f"/events/{event_id}").json()["state"] == "pending"
+    finally:
+        two.send(signal.SIGCONT)
+        close_breakers()
 
 
 def test_followers_of_all_cells_are_one_list(api: ApiServer) -> None:
@@ -280,6 +334,39 @@ def test_servers_that_were_killed_take_only_their_readers_along(
     wait_until(lambda: status_of(api, far) == 200)
 
 
+def test_streams_of_a_cell_without_its_redis_go_on_by_polling_and_others_notice_nothing(
+    two: TwoCells, both: dict[str, ApiServer]
+) -> None:
+    front = both["front on"]
+    readers = {name: readers_of(name)[11] for name in ("a", "b")}
+    wait_until(lambda: front.is_hearing)
+    streams = {name: Live(front, "?since=0", user=reader) for name, reader in readers.items()}
+    for name, reader in readers.items():
+        assert streams[name].new() == (told_in(name, reader), 1)
+    two.send(signal.SIGSTOP, REDIS)
+    try:
+        streams["b"].until("polling")
+        with cells.on(cells.every()["b"]):
+            post = PostCreatedFactory(author_id=readers["b"])
+            apply(post)
+        assert streams["b"].new() == (post.post_id, 2)
+        second = told_in("a", readers["a"])
+        assert streams["a"].any_event()[1] == {"newest_id": str(second), "count": 2}
+    finally:
+        two.send(signal.SIGCONT)
+        close_breakers()
+    for stream in streams.values():
+        stream.close()
+
+
+def told_in(name: str, author: int) -> int:
+    """Have a worker of the cell process a post, and tell of it."""
+    post = PostCreatedFactory(author_id=author)
+    with cells.on(cells.every()[name]):
+        Worker().process(post)
+    return int(post.post_id)
+
+
 # The map ------------------------------------------------------------------------------------------
 
 
@@ -289,8 +376,49 @@ def test_the_api_does_not_start_on_the_database_of_another_cell(two: TwoCells) -
         cell_check.require_cells()
 
 
+def test_the_api_does_not_start_where_a_cell_lacks_what_the_map_says(two: TwoCells) -> None:
+    with cells.on(cells.every()["b"]):
+        CellIdentity.objects.update(holds="512-1000")
+    with pytest.raises(ImproperlyConfigured, match="Cell b holds 512-1023 here, and 512-1000 by"):
+        cell_check.require_cells()
+
+
+def test_the_api_does_not_start_without_a_map_on_the_database_of_a_cell(two: TwoCells) -> None:
+    cells.use(cellmap.ONE_CELL, cells.NO_CELL)
+    try:
+        with pytest.raises(ImproperlyConfigured, match="but the database is that of cell a"):
+            cell_check.require_cells()
+    finally:
+        cells.use_settings()
+
+
+def test_the_api_does_not_start_where_two_cells_have_one_redis_by_different_addresses(
+    two: TwoCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = two.addresses["a"][1].replace("127.0.0.1", "localhost")
+    monkeypatch.setitem(caches.settings, ALIAS_B, settings._cache(same))
+    forget_cache(ALIAS_B)
+    with pytest.raises(ImproperlyConfigured, match="Cells a and b have the same Redis"):
+        cell_check.require_cells()
+    forget_cache(ALIAS_B)
+
+
+def forget_cache(alias: str) -> None:
+    """Have this thread make its client anew."""
+    with suppress(AttributeError):
+        del caches[alias]
+
+
+def test_a_database_that_turns_out_to_be_another_cells_is_not_ready(
+    two: TwoCells, api: ApiServer
+) -> None:
+    identify(b="other")
+    wait_until(lambda: "The database of cell b is that of cell other" in ready(api).text)
+    identify(b="b")
+    wait_until(lambda: "postgresql.b: ok\n" in ready(api).text)
+
+
 def test_the_api_starts_while_a_cell_is_away(two: TwoCells) -> None:
-    identify(a="a", b="b")
     two.send(signal.SIGSTOP)
     try:
         cell_check.require_cells()
@@ -303,7 +431,7 @@ def identify(**names: str) -> None:
     """Have the databases of the cells say that they are of these."""
     for name, said in names.items():
         with cells.on(cells.every()[name]):
-            CellIdentity.objects.update_or_create(id=1, defaults={"name": said, "holds": ""})
+            CellIdentity.objects.update_or_create(id=1, defaults={"name": said, "holds": "0-1023"})
 
 
 def test_a_changed_map_is_noticed_and_a_wrong_one_is_not_taken(

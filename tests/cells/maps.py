@@ -25,11 +25,14 @@ def map_of(b_database: str, b_redis: str, **more_of_b: Any) -> str:
     return json.dumps({"ids": "a", "cells": {"a": a, "b": b}})
 
 
-def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def manage(
+    *arguments: str, stdin: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command of `manage.py` to its end, whatever that is."""
     return subprocess.run(
         [sys.executable, "manage.py", *arguments],
         env=environment() | variables,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,

@@ -14,6 +14,7 @@ from eventbus import cells, identity
 from eventbus.cells import Cell
 from eventbus.models import CellIdentity
 from feeds.models import Follow
+from feedsite import each_cell
 from tests.cells.maps import DATABASES, manage
 from tests.e2e.system import environment
 from tests.eventbus.dead_letter_factories import an_entry
@@ -108,6 +109,44 @@ def test_a_database_of_another_cell_is_refused(two_cells: list[Cell], the_map: s
         assert "The database of cell a is that of cell b." in done.stderr
     alone = manage("run_fanout")
     assert "It is not set, but the database is that of cell a." in alone.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["erase_user", "1", "--yes"], ["export_user", "1"], ["import_posts", "/dev/null"], ["prune"]],
+)
+def test_without_a_map_a_command_does_nothing_on_the_database_of_a_cell(
+    two_cells: list[Cell], command: list[str]
+) -> None:
+    done = manage(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("It is not set, but the database is that of cell a.\n")
+
+
+def test_what_comes_through_a_pipe_is_not_read_for_one_cell_alone(
+    two_cells: list[Cell], the_map: str
+) -> None:
+    """The first cell would have all of it, the others nothing."""
+    done = manage(
+        "import_follows", "/dev/stdin", stdin="follower,followee\n1,4\n", FEED_CELLS=the_map
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "give a file, or say which cell, with --cell and one of a, b." in done.stderr
+    done = manage(
+        *("import_follows", "/dev/stdin", "--cell", "a"),
+        stdin="follower,followee\n1,4\n",
+        FEED_CELLS=the_map,
+    )
+    assert done.stdout == "1 follow read, 1 new\n"
+
+
+def test_a_command_that_does_not_end_when_it_is_told_to_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(each_cell, "END_SECONDS", 0.2)
+    deaf = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    deaf += "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    assert each_cell._run_for("a", ["-c", deaf]) == 128 + signal.SIGKILL
 
 
 def test_a_worker_whose_map_holds_others_than_the_database_is_refused(

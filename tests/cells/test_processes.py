@@ -2,6 +2,7 @@
 though workers are killed.
 """
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable
@@ -195,3 +196,20 @@ def test_each_feed_equals_the_join_in_its_cell_though_workers_are_killed(
             assert set(moved.values_list("group", flat=True)) == {f"fanout.{cell.name}"}
             edited = Post.objects.filter(content__startswith="edited").values_list("id", flat=True)
             assert history.posts.keys() & edited == history.posts.keys() & history.edited
+
+
+def test_the_api_starts_without_the_cell_that_ids_come_from(
+    two_cells: list[Cell], the_map: str, tmp_path: Path
+) -> None:
+    """And answers the readers of the other; nobody writes until there is a lease to mint ids by."""
+    nowhere = {"database": "postgresql://feed@127.0.0.1:1/feed", "redis": "redis://127.0.0.1:1"}
+    without_b = json.loads(the_map) | {"ids": "b"}
+    without_b["cells"]["b"] |= nowhere
+    in_a, in_b = 1, 4
+    kafka.create_topics()
+    with running(tmp_path) as system:
+        system.api(FEED_CELLS=json.dumps(without_b), WORKERS="1")
+        near, far = system.client(in_a), system.client(in_b)
+        assert near.get(f"/feeds/{in_a}").status_code == 200
+        assert near.post("/posts", json={"content": "no id"}).status_code == 503
+        assert far.get(f"/feeds/{in_b}").status_code == 503

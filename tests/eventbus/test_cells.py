@@ -1,7 +1,9 @@
 """Cells: which slots there are, who is in which, and what a map may say."""
 
 import json
+import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +53,7 @@ def test_users_who_signed_up_one_after_the_other_are_spread_over_all_slots() -> 
 def test_without_a_map_one_cell_without_a_name_serves_everybody() -> None:
     assert list(cells.every()) == [""]
     assert cells.of(1) == cells.of(MAX_ID) == cells.own() == cells.here() == cells.of_ids()
-    assert (cells.own().alias, cells.own().holds_all) == ("default", True)
+    assert (cells.own().alias, len(cells.own().holds)) == ("default", cellmap.SLOTS)
     assert kafka.groups() == {"fanout": "feed-events", "dlq": "dead-letter-events"}
     assert cells.holds_sql("user_id") == "true"
 
@@ -104,6 +106,23 @@ def test_a_map_is_read_from_a_file_or_the_variable_itself(
             ),
             "Cells a and b have the same database",
         ),
+        (
+            a_map(
+                a={"slots": "0-511", "database": "postgresql://u:secret@x/feed?sslmode=require"},
+                b={"slots": "512-1023", "database": "postgres://other:secret@X/feed"},
+            ),
+            "Cells a and b have the same database",
+        ),
+        *(
+            (
+                a_map(
+                    a={"slots": "0-511", "redis": "redis://:secret@x/0"},
+                    b={"slots": "512-1023", "redis": same},
+                ),
+                "Cells a and b have the same Redis",
+            )
+            for same in ("redis://x", "rediss://u:secret@X:6379/0", "redis://x:6379/1")
+        ),
     ],
 )
 def test_a_wrong_map_is_refused_in_one_sentence_without_addresses(
@@ -131,6 +150,25 @@ def test_a_process_hears_of_slots_that_have_moved(map_file: Path) -> None:
     map_file.write_text(a_map(a={"slots": "0-99", "holds": "0-511"}, b={"slots": "100-1023"}))
     cells.refresh()
     assert (cells.of(1).name, cells.own().holds_user(1)) == ("b", True)
+
+
+def test_of_threads_that_look_at_the_map_the_one_that_is_late_does_not_bring_back_an_old_one(
+    map_file: Path,
+) -> None:
+    """A pipe stands for a file on a server that is slow: it is read when somebody writes."""
+    map_file.unlink()
+    os.mkfifo(map_file)
+    late = threading.Thread(target=cells.refresh)
+    late.start()
+    with map_file.open("w") as slow:  # returns when the thread has begun to read
+        changed = map_file.with_suffix(".new")
+        changed.write_text(a_map(a={"slots": "512-1023"}, b={"slots": "0-511"}))
+        changed.rename(map_file)
+        cells.refresh()
+        slow.write(TWO)
+    late.join()
+    cells.refresh()
+    assert [cells.of(user).name for user in (1, 4)] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -161,4 +199,12 @@ def test_code_is_about_the_cell_that_it_says(map_file: Path) -> None:
             assert cells.here() == a
         assert cells.here() == b
     assert list(kafka.groups()) == ["fanout.a", "dlq.a"]
-    assert [cells.owner_of(group).name for group in ("fanout.b", "fanout", "x.y")] == [*"baa"]
+
+
+def test_whose_a_name_is_does_not_change_when_ids_come_from_elsewhere(map_file: Path) -> None:
+    """Or a dead letter of no cell would be stored by both or by none, as each has read the map."""
+    for ids in ("a", "b"):
+        map_file.write_text(json.dumps(json.loads(TWO) | {"ids": ids}))
+        cells.refresh()
+        assert cells.of_ids().name == ids
+        assert [cells.owner_of(group).name for group in ("fanout.b", "fanout", "x.y")] == [*"baa"]

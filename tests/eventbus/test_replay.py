@@ -84,6 +84,17 @@ def test_an_entry_that_kafka_did_not_acknowledge_stays_open(
     assert (state_of(entry), entry.replays) == (DeadLetter.State.OPEN, 0)
 
 
+def test_while_kafka_is_away_a_batch_leaves_one_line_in_the_log(
+    settings: Settings, own_producer: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.KAFKA_BOOTSTRAP_SERVERS = "127.0.0.1:1"
+    settings.KAFKA_PUBLISH_TIMEOUT_MS = 200
+    first, *_others = [an_entry() for _ in range(5)]
+    assert replay_all() == replay.Replayed(failed=5)
+    [line] = [text for text in caplog.messages if "dead_letter_not_replayed" in text]
+    assert f"'entry': {first.id}, 'count': 5" in line
+
+
 def test_an_entry_too_big_for_kafka_stays_open_and_holds_up_no_other(feed_events: str) -> None:
     too_big = an_entry(value=b"x" * (kafka.MAX_DEAD_LETTER_BYTES + 1))
     fits = an_entry()

@@ -7,6 +7,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 from pytest_django import Settings
 
+from eventbus import cells
 from eventbus.database import locks
 from feeds import housekeeping, verification
 from feeds.housekeeping import USERS_A_STEP, housekeeper
@@ -20,6 +21,7 @@ from tests.feeds.worker import Worker
 pytestmark = pytest.mark.django_db(transaction=True)
 
 READERS = range(2, 7)
+EVERYBODY = cells.own().holds
 LONG_AGO = "2025-01-01T00:00:00Z"
 
 
@@ -69,7 +71,7 @@ def resting() -> list[int]:
 
 
 def test_the_walk_takes_the_feeds_in_steps_and_begins_again_at_the_end(worker: Worker) -> None:
-    Feed.objects.ensure(range(1_000, 1_000 + 2 * USERS_A_STEP))
+    Feed.objects.ensure(range(1_000, 1_000 + 2 * USERS_A_STEP), EVERYBODY)
     assert walk_round() == 3
     places = []
     for _ in range(4):
@@ -84,7 +86,7 @@ def test_the_walk_takes_the_feeds_in_steps_and_begins_again_at_the_end(worker: W
 
 
 def test_another_process_goes_on_where_one_was_killed(unread: Worker) -> None:
-    Feed.objects.ensure(range(1_000, 1_000 + USERS_A_STEP))
+    Feed.objects.ensure(range(1_000, 1_000 + USERS_A_STEP), EVERYBODY)
     Housekeeping.objects.create(last_user_id=3)
     try:
         with transaction.atomic():

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from eventbus import arguments, cells
+from eventbus import arguments, cells, identity
 from eventbus.cells import Cell
 from eventbus.exceptions import IdsUnavailable, PublishFailed
 from eventbus.ids import idempotency
@@ -28,6 +28,7 @@ class Command(BaseCommand):
         parser.add_argument("--wait", action="store_true", help="return when all of it is gone")
 
     def handle(self, *_args: Any, user_id: int, yes: bool, wait: bool, **_options: Any) -> None:
+        identity.require()
         if not yes and not agreed(f"Erase user {user_id} for good? [y/N] "):
             raise CommandError("Nothing was done. Pass --yes to erase without being asked.")
         try:

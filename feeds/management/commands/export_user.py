@@ -5,7 +5,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from eventbus import arguments
+from eventbus import arguments, identity
 from feeds import export
 
 
@@ -19,5 +19,6 @@ class Command(BaseCommand):
         parser.add_argument("user_id", type=arguments.an_id)
 
     def handle(self, *_args: Any, user_id: int, **_options: Any) -> None:
+        identity.require()
         for piece in export.pieces(user_id, thorough=True):
             self.stdout.write(piece.decode(), ending="")

@@ -32,7 +32,7 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, user: list[int] | None, **_options: Any) -> None:
         identity.require()
         if user:
-            strangers = set(cells.here().strangers(user))
+            strangers = set(cells.outside(identity.held(), user))
             user = [user_id for user_id in user if user_id not in strangers]
             if not user:
                 self.stdout.write("Another cell holds these feeds.")

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import producer
+from eventbus import identity, producer
 from eventbus.exceptions import EventBusError
 from eventbus.ids import id_ranges, node_lease
 from eventbus.ids.id_ranges import IdRange
@@ -43,6 +43,7 @@ class Command(BaseCommand):
     def handle(
         self, *_args: Any, file: Path, skip_invalid: Path | None, as_new: bool, **_options: Any
     ) -> None:
+        identity.require()
         try:
             with (
                 bad_lines_to(skip_invalid, source=file) as bad_lines,
