@@ -11,7 +11,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.core import signing
 from django.core.exceptions import SuspiciousOperation
 from django.core.paginator import Paginator
-from django.db.models import Q, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -19,7 +19,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from eventbus import bulk
+from eventbus import bulk, cell_pages, cells
 from eventbus.bulk import Job
 from eventbus.database.sql import fetch
 from eventbus.deadletters import payloads
@@ -46,7 +46,6 @@ from eventbus.watch import charts, pipeline
 HISTORY_HOURS = 24
 HISTORY_FAILURES = 50_000
 LISTED = ("id", "state", "group", "event_id", "attempts", "last_failed_at")
-DISCARDED_AT_ONCE = 2_000
 # What an action was asked with, beside its selection.
 KEPT = ("reason", "parked", "overdue", "from_entry")
 
@@ -226,7 +225,7 @@ class DeadLetterActions(ReadOnlyAdmin):
         if "confirmed" not in request.POST or not reason:
             return self._confirm(request, entries, "Discard")
         job = self._job(request, queryset, entries, "Discard")
-        for ids in job.batches(entries, DISCARDED_AT_ONCE):
+        for ids in job.batches(entries, replays.DISCARDED_AT_ONCE):
             job.done += replays.discard(ids, reason=reason)
         self._write_log(job, f"Discarded {job.done} dead letters: {reason}")
         if not job.finished:
@@ -296,7 +295,7 @@ class DeadLetterActions(ReadOnlyAdmin):
         if _is_across(request):
             rows = [(None, f"all of {request.get_full_path()}")]
         else:
-            rows = [(str(row.pk), str(row)) for row in queryset]
+            rows = [(cell_pages.logged(row.pk), _name_in_log(row)) for row in queryset]
         kind = ContentType.objects.get_for_model(self.model, for_concrete_model=False)
         lines = LogEntry.objects.bulk_create(
             LogEntry(
@@ -309,6 +308,25 @@ class DeadLetterActions(ReadOnlyAdmin):
             for row_id, name in rows
         )
         return [line.pk for line in lines]
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        # The log of actions leads here, for all cells.
+        way = cell_pages.from_log(f"{self.opts.app_label}_{self.opts.model_name}", object_id)
+        return way or super().change_view(request, object_id, *args, **kwargs)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        # Numbers are a cell's own, and so is what was done to a row.
+        return super().history_view(request, cell_pages.logged(object_id), *args, **kwargs)
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        number = object_id.partition(cell_pages.OF_CELL)[0]
+        return super().get_object(request, number, from_field)
 
     def _write_log(self, job: Job, what: str) -> None:
         LogEntry.objects.filter(pk__in=job.log_entries).update(change_message=what)
@@ -324,6 +342,11 @@ class DeadLetterActions(ReadOnlyAdmin):
 def _owner(request: HttpRequest, verb: str) -> str:
     """Return whose job and what kind of job a page may carry."""
     return f"{request.user.pk}:{verb}"
+
+
+def _name_in_log(row: Model) -> str:
+    cell = cells.here()
+    return f"{row} in cell {cell.name}" if cell.name else str(row)
 
 
 def _is_across(request: HttpRequest) -> bool:

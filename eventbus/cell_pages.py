@@ -12,6 +12,8 @@ from django.urls import get_script_prefix, reverse
 from eventbus import cells
 from eventbus.cells import Cell
 
+# In the log of actions, between the number of a row and the cell whose number it is.
+OF_CELL = "."
 PAGES_OF_A_CELL = re.compile(r"/cells/([a-z][a-z0-9]*)/(?:admin|static)(?:/.*)?")
 
 
@@ -47,6 +49,27 @@ def places(request: HttpRequest) -> Iterator[Place]:
 def address(cell: Cell, view_name: str) -> str:
     """Return where a page is found about this cell, whichever the page that is shown is about."""
     return prefix_of(cell) + without_prefix(reverse(view_name))
+
+
+def logged(number: object) -> str:
+    """Return what a row of the cell we are on is called in the log of actions, which is one for all
+    cells.
+    """
+    return cells.here().named(str(number))
+
+
+def from_log(pages: str, object_id: str) -> HttpResponseRedirect | None:
+    """Return the way to the page of the row that `logged` has named so, whichever its cell;
+    None for the plain number of a row.
+
+    `pages` is what the names of its pages begin with, such as `eventbus_deadletter`.
+    """
+    number, _, name = object_id.partition(OF_CELL)
+    cell = cells.every().get(name) if name else None
+    if cell is None or not number.isdecimal():
+        return None
+    with_number = without_prefix(reverse(f"admin:{pages}_change", args=[number]))
+    return HttpResponseRedirect(prefix_of(cell) + with_number)
 
 
 def without_prefix(address: str) -> str:

@@ -2,8 +2,9 @@
 
 - **transient** (PostgreSQL or the network away, deadlock, serialization failure, no partition yet):
   for as long as it takes;
-- **too much at once** (statement timeout, out of memory, lock table full): `SIZE_ATTEMPTS` times,
-  then less at once, and for the next batches too (`eventbus.portion`);
+- **too much at once** (statement timeout, no answer within `ANSWER_SECONDS`, out of memory, lock
+  table full): `SIZE_ATTEMPTS` times, then less at once, and for the next batches too
+  (`eventbus.portion`);
 - **poison** (undecodable, unknown type, breaks the schema or a constraint): never;
 - **retryable** (anything else, such as a bug in a handler): `MAX_ATTEMPTS` times, then it is a dead
   letter.
@@ -25,12 +26,16 @@ from django.db import (
 from psycopg.errors import CheckViolation
 
 from eventbus import metrics
+from eventbus.database.deadline import AnswerTooLate, each_answer_within
 from eventbus.exceptions import PoisonEvent, PublishFailed, RecordTooLarge
 
 MAX_ATTEMPTS = 3
 BASE_SECONDS = 0.1
 SIZE_ATTEMPTS = 2
 TRANSIENT_CAP_SECONDS = 10.0
+# For so long a worker waits for an answer of PostgreSQL. Behind a proxy a server may vanish without
+# any time-out of TCP's ending the connection, which is to the proxy.
+ANSWER_SECONDS = 60.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,7 +88,10 @@ def is_too_much(error: BaseException) -> bool:
 
     Always transient too: alone it is never poison.
     """
-    return is_transient(error) and getattr(error.__cause__, "sqlstate", None) in SIZE_SQLSTATES
+    if not is_transient(error):
+        return False
+    cause = error.__cause__
+    return isinstance(cause, AnswerTooLate) or getattr(cause, "sqlstate", None) in SIZE_SQLSTATES
 
 
 def _lacks_partition(error: IntegrityError) -> bool:
@@ -116,7 +124,8 @@ def reason(error: BaseException) -> str:
 def until_possible(
     wait: Callable[[float], None], act: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Return what `act(…)` returns, repeating it for as long as it fails for a transient reason.
+    """Return what `act(…)` returns, repeating it for as long as it fails for a transient reason,
+    of which one is that PostgreSQL has not answered a question within `ANSWER_SECONDS`.
 
     Any other exception of `act`, and whatever `wait(seconds)` raises, propagates.
     """
@@ -124,7 +133,8 @@ def until_possible(
     while True:
         try:
             close_old_connections()
-            return act(*args, **kwargs)
+            with each_answer_within(ANSWER_SECONDS):
+                return act(*args, **kwargs)
         except Exception as error:
             if not is_transient(error):
                 raise
@@ -143,7 +153,8 @@ def until_too_much(
     while True:
         try:
             close_old_connections()
-            return act(*args, **kwargs)
+            with each_answer_within(ANSWER_SECONDS):
+                return act(*args, **kwargs)
         except Exception as error:
             too_much = too_much + 1 if is_too_much(error) else 0
             if not is_transient(error) or too_much >= SIZE_ATTEMPTS:

@@ -71,6 +71,15 @@ class FeedAdmin(LargeTableAdmin):
             return HttpResponseRedirect(_inspect_url(user_id))
         return super().changelist_view(request, extra_context)
 
+    def change_view(
+        self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        # The log of actions leads here, for all cells.
+        user_id = id_of(object_id)
+        if user_id is not None and (way := cell_pages.elsewhere(request, user_id)):
+            return way
+        return super().change_view(request, object_id, *args, **kwargs)
+
     def inspect_view(self, request: HttpRequest, user_id: int) -> HttpResponse:
         """Show a user's feed as stored and as defined; a POST acts on it and comes back here."""
         self._require_view(request)

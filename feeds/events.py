@@ -9,23 +9,21 @@ from eventbus.envelope import read_id
 from eventbus.event import Event, Fields
 from eventbus.exceptions import InvalidEvent
 from eventbus.ids.snowflake import time_of
+from eventbus.subscription import Fact
 
 VERSION = 1
 
 
-class Fact(Protocol):
-    """What its event says of any fact here."""
+class KeyedFact(Fact, Protocol):
+    """A fact that can be made an event of."""
 
     TYPE: ClassVar[str]
-
-    @property
-    def event_id(self) -> int: ...
 
     @property
     def key(self) -> int: ...
 
 
-def event_of(fact: Fact, actor_id: int, payload: Fields) -> Event:
+def event_of(fact: KeyedFact, actor_id: int, payload: Fields) -> Event:
     """Return the event of a fact, which happened when its id was made."""
     return Event(
         event_id=fact.event_id,

@@ -19,7 +19,7 @@ from feeds.models import BLOCKED, BLOCKS_OF_PAIR, FLOOR, IN_FEED, LAST_BLOCK, TO
 from posts.models import PUSHED
 
 Pair = tuple[int, int]  # follower, followee
-Fact = TypeVar("Fact", UserFollowed, UserUnfollowed)
+F = TypeVar("F", UserFollowed, UserUnfollowed)
 
 
 class Changed(NamedTuple):
@@ -179,8 +179,8 @@ def forget(pairs: Sequence[Pair], before: int) -> None:
     fanout.remove(fetch(_TO_REMOVE, _columns(ended)))
 
 
-def _last_of_each_pair(facts: Iterable[Fact]) -> list[Fact]:
-    last: dict[Pair, Fact] = {}
+def _last_of_each_pair(facts: Iterable[F]) -> list[F]:
+    last: dict[Pair, F] = {}
     for fact in facts:
         pair = (fact.follower_id, fact.followee_id)
         if pair not in last or last[pair].event_id < fact.event_id:

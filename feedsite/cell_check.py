@@ -5,7 +5,7 @@ from django.conf import settings
 from django.db import DatabaseError, connections
 
 from eventbus import cellmap, cells, identity
-from feedsite.postgresql.connection import answer_within
+from eventbus.database.deadline import answer_within
 
 CELL_ANSWER_SECONDS = 2.0
 

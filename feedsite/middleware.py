@@ -43,7 +43,8 @@ POLICY = (
 # Swagger UI writes styles into its page.
 DOCS_POLICY = f"{POLICY}; style-src 'self' 'unsafe-inline'"
 
-PAGES = ("/admin/", "/docs/", "/schema/", "/static/")
+# Of the pages about a cell, whose prefix `CellOfRequest` has taken away, those of no cell are left.
+PAGES = ("/admin/", "/docs/", "/schema/", "/static/", "/cells/")
 
 
 class RequestIds:

@@ -29,11 +29,11 @@ from eventbus import cell_pages, cells, kafka
 from eventbus.cells import Cell
 from eventbus.database import current
 from eventbus.database.current import atomic
+from eventbus.database.deadline import answer_within
 from eventbus.database.sql import execute, fetch
 from eventbus.watch import backlog, charts, pipeline
 from eventbus.watch.pipeline import Rate, Worker
 from feeds.models import CacheState
-from feedsite.postgresql.connection import answer_within
 
 ASK_SECONDS = 0.8
 QUERY_MS = 200

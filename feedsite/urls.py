@@ -19,8 +19,9 @@ admin.site.enable_nav_sidebar = False
 admin.site.index_template = "admin/start.html"
 
 
-def _to(address: str) -> Any:
-    return RedirectView.as_view(url=address, query_string=True)
+def _to(view_name: str) -> Any:
+    # By name, so that it stays on the pages about a cell.
+    return RedirectView.as_view(pattern_name=view_name, query_string=True)
 
 
 urlpatterns = [
@@ -35,11 +36,11 @@ urlpatterns = [
     path(
         "docs/", require_safe(SpectacularSwaggerSplitView.as_view(url_name="schema")), name="docs"
     ),
-    path("", _to("/docs/")),
-    path("docs", _to("/docs/")),
-    path("schema", _to("/schema/")),
-    path("admin", _to("/admin/")),
-    path("favicon.ico", _to("/static/feedsite/favicon.svg")),
+    path("", _to("docs")),
+    path("docs", _to("docs")),
+    path("schema", _to("schema")),
+    path("admin", _to("admin:index")),
+    path("favicon.ico", RedirectView.as_view(url="/static/feedsite/favicon.svg")),
     path("admin/pipeline/", admin.site.admin_view(pipeline_page.page), name="pipeline"),
     path("admin/", admin.site.urls),
 ]

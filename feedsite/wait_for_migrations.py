@@ -19,7 +19,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from eventbus import cells
 from eventbus.cells import Cell
-from feedsite.postgresql.connection import answer_within
+from eventbus.database.deadline import answer_within
 
 UNREACHABLE_SECONDS = 15.0
 PAUSE_SECONDS = 2.0

@@ -21,6 +21,7 @@ from eventbus.consume.lanes import Batch, Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.positions import Positions
 from eventbus.database.current import connection
+from eventbus.database.deadline import each_answer_within
 from eventbus.exceptions import WorkerHangs, WorkerStopping
 from eventbus.record import Record
 from eventbus.subscription import Membership
@@ -273,10 +274,13 @@ class EventConsumer(Membership):
     def _ask(self, question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the answer of `question(…)`, and give the connection to PostgreSQL back for the
         lanes.
+
+        Waits no longer for PostgreSQL than a lane does: meanwhile nobody polls Kafka.
         """
         close_old_connections()
         try:
-            return question(*args, **kwargs)
+            with each_answer_within(retry.ANSWER_SECONDS):
+                return question(*args, **kwargs)
         finally:
             connection.close()
 

@@ -6,6 +6,7 @@ and key locks of its own. While PostgreSQL writes the rows of one lane, another 
 makes cached pages void.
 """
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from queue import SimpleQueue
 
 from eventbus.consume.leaving import Leaving
 from eventbus.database.current import connection
-from eventbus.exceptions import WorkerStopping
+from eventbus.exceptions import ServerAway, WorkerStopping
 from eventbus.record import Delivery, Record
 from eventbus.subscription import Burial, Membership, Turn, Work
 
@@ -39,6 +40,7 @@ class LaneTurn(Turn):
         self.records = records
         self.outcome: Future[None] = Future()
         self.waits = False
+        self.waits_since: float | None = None  # over all attempts, until one has succeeded
         self.asked_at = time.monotonic()
         self._members = members
         self._burial = burial
@@ -46,20 +48,29 @@ class LaneTurn(Turn):
 
     def stopping(self) -> bool:
         """See `Turn`. To ask is to live: see `Batch.all_asked_since`."""
-        self.asked_at = time.monotonic()
-        return self._leaving.begun
+        # Between two transactions: what was waited for has come.
+        self.waits_since = None
+        return self._look()
 
     def wait(self, seconds: float) -> None:
         """See `Turn`."""
-        deadline = time.monotonic() + seconds
+        now = time.monotonic()
+        deadline = now + seconds
+        if self.waits_since is None:
+            self.waits_since = now
         self.waits = True
-        while not self.stopping():
+        while not self._look():
             left = deadline - time.monotonic()
             if left <= 0:
                 self.waits = False
                 return
             time.sleep(min(left, LOOK_SECONDS))
         raise WorkerStopping
+
+    def waits_for(self, seconds: float) -> bool:
+        """Tell whether it waits and has done so for longer, whatever it tried in between."""
+        since = self.waits_since
+        return self.waits and since is not None and time.monotonic() - since > seconds
 
     def still_ours(self, record: Record) -> bool:
         """See `Turn`."""
@@ -68,6 +79,10 @@ class LaneTurn(Turn):
     def bury(self, record: Record, error: BaseException, delivery: Delivery | None) -> None:
         """See `Turn`."""
         self._burial.write(record, error, delivery)
+
+    def _look(self) -> bool:
+        self.asked_at = time.monotonic()
+        return self._leaving.begun
 
 
 class Batch:
@@ -107,6 +122,10 @@ class Batch:
         """Tell whether a lane waits for better times rather than works."""
         return any(turn.waits for turn in self._at_work())
 
+    def some_wait_for(self, seconds: float) -> bool:
+        """Tell whether a lane waits and has done so for longer, whatever it tried in between."""
+        return any(turn.waits_for(seconds) for turn in self._at_work())
+
     def _at_work(self) -> list[LaneTurn]:
         return [turn for turn in self._turns if not turn.outcome.done()]
 
@@ -132,14 +151,19 @@ class Lanes:
             lane.take(turn)
         return Batch(turns)
 
-    def process(self, records: Sequence[Record], members: Membership) -> None:
+    def process(
+        self, records: Sequence[Record], members: Membership, patience: float = math.inf
+    ) -> None:
         """Return when all lanes are done, where there is no place in a group to keep.
 
-        Raises what a lane raises.
+        Raises what a lane raises, and `ServerAway` when one waits for longer than `patience`
+        seconds.
         """
         batch = self.start(records, members)
         while not batch.done(LOOK_SECONDS):
-            pass
+            if batch.some_wait_for(patience):
+                self._leaving.begin("a server is away")
+                raise ServerAway("PostgreSQL or Kafka")
 
     def _lanes_for(self, events: int) -> int:
         return max(1, min(len(self._lanes), events // EVENTS_WORTH_A_LANE))

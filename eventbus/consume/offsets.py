@@ -23,6 +23,13 @@ _KEPT = """
 SELECT partition, next_offset, topic_id FROM consumer_offsets
 WHERE "group" = %s AND topic = %s AND partition = ANY(%s::int[])
 """
+# Where something was processed before there was this table, Kafka's offsets count.
+_BEGIN = """
+INSERT INTO consumer_offsets ("group", topic, partition, next_offset, topic_id)
+SELECT %s, %s, partition, 0, '' FROM generate_series(0, %s - 1) AS partition
+WHERE NOT EXISTS (SELECT FROM processed_events)
+ON CONFLICT DO NOTHING
+"""
 _PUT = """
 INSERT INTO consumer_offsets ("group", topic, partition, next_offset, topic_id)
 SELECT %s, %s, partition, next_offset, %s FROM unnest(%s::int[], %s::bigint[]) AS new (partition, next_offset)
@@ -39,11 +46,16 @@ RETURNING kept.partition
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptOffset:
     """What PostgreSQL keeps of a partition."""
 
     next_offset: int
     topic_id: str
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of the partition was ever processed in this database."""
+        return self.next_offset == 0 and not self.topic_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +73,21 @@ def server() -> str:
     return str(answer)
 
 
-def kept(group: str, topic: str, partitions: Iterable[int]) -> dict[int, Kept]:
+def kept(group: str, topic: str, partitions: Iterable[int]) -> dict[int, KeptOffset]:
     """Return what is kept of each of `partitions` of which something is. Raises `DatabaseError`."""
     rows = fetch(_KEPT, [group, topic, bigints(partitions)])
-    return {partition: Kept(next_offset, topic_id) for partition, next_offset, topic_id in rows}
+    return {
+        partition: KeptOffset(next_offset, topic_id) for partition, next_offset, topic_id in rows
+    }
+
+
+def begin(group: str, topic: str, partitions: int) -> None:
+    """Keep of so many partitions that nothing of them was processed, in a database in which nothing
+    was: so that a copy of it that is restored knows that too.
+
+    Raises `DatabaseError`.
+    """
+    execute(_BEGIN, [group, topic, partitions])
 
 
 def put(group: str, topic: str, topic_id: str, offsets: Mapping[int, int]) -> None:

@@ -14,7 +14,8 @@ from confluent_kafka.admin import AdminClient
 
 from eventbus import kafka, metrics
 from eventbus.consume import offsets
-from eventbus.consume.offsets import Kept, Move
+from eventbus.consume.offsets import KeptOffset, Move
+from eventbus.database import pool
 
 TIMEOUT = 5.0  # seconds
 
@@ -46,6 +47,10 @@ class Positions:
         committed = self._committed(partitions)
         # The server before what it keeps: if it changes in between, `advance` notices.
         server = offsets.server()
+        if server != self._server:
+            # The one before may still answer on the sessions that we have with it. What a lane
+            # commits there is not where the offsets are.
+            pool.renew()
         kept = offsets.kept(self._group, self._topic, partitions)
         starts: dict[int, int] = {}
         for number in partitions:
@@ -60,7 +65,7 @@ class Positions:
         changed = {
             number: start
             for number, start in starts.items()
-            if kept.get(number) != Kept(start, topic_id)
+            if kept.get(number) != KeptOffset(start, topic_id)
         }
         if changed:
             offsets.put(self._group, self._topic, topic_id, changed)
@@ -86,22 +91,26 @@ class Positions:
         Raises `KafkaException` and `DatabaseError`.
         """
         kept = offsets.kept(self._group, self._topic, partitions)
-        expected = {number: Kept(self._left_at[number], self._topic_id) for number in partitions}
+        expected = {
+            number: KeptOffset(self._left_at[number], self._topic_id) for number in partitions
+        }
         if kafka.topic_id(self._admin, self._topic) != self._topic_id:
             return set(partitions)
         return {number for number in partitions if kept.get(number) != expected[number]}
 
     def _known_start(
-        self, number: int, kept: Kept | None, committed: int | None, first: int, topic_id: str
+        self, number: int, kept: KeptOffset | None, committed: int | None, first: int, topic_id: str
     ) -> int:
         """Return the lower of PostgreSQL's offset and Kafka's.
 
         Where PostgreSQL has none that is Kafka's, which is also how a group from before this table
-        goes on; the oldest record's, `first`, for a group that has neither and for a topic that is
+        goes on; the oldest record's, `first`, for a group that has neither, and for a topic that is
         another one.
         """
         if kept is None:
             return first if committed is None else committed
+        if kept.is_untouched and committed is None:
+            return first
         if kept.topic_id and topic_id and kept.topic_id != topic_id:
             self._tell_rewind("topic_recreated", number, kept.next_offset, first)
             return first

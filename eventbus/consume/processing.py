@@ -177,7 +177,7 @@ class Processor(Work):
     ) -> None:
         """Write a dead letter, for as long as it takes: its offset must not be committed before."""
         correlation.bind_failure(record, delivery)
-        retry.until_possible(turn.wait, turn.bury, record, error, delivery)
+        retry.until_possible(turn.wait, _bury_once, turn, record, error, delivery)
 
     def _commit(
         self, turn: Turn, deliveries: list[Delivery], *, careful: bool = False
@@ -251,6 +251,18 @@ class Processor(Work):
             letters.close_replayed(record for delivery in deliveries for record in delivery.records)
             _count_redelivered(events, processed)
         return more
+
+
+def _bury_once(turn: Turn, record: Record, error: Exception, delivery: Delivery | None) -> None:
+    """Write a dead letter if the record is still ours.
+
+    Raises `WorkerStopping` when it is time to leave: whoever comes next fails at the record too.
+    """
+    if turn.stopping():
+        raise WorkerStopping
+    # Whoever has the partition now may have applied it meanwhile, and buries it if not.
+    if turn.still_ours(record):
+        turn.bury(record, error, delivery)
 
 
 def _add(deliveries: dict[int, Delivery], delivery: Delivery) -> None:

@@ -4,6 +4,7 @@ The events take the ordinary path, so those that were processed before change no
 may go on running.
 """
 
+import time
 from collections.abc import Callable
 
 from confluent_kafka import (
@@ -20,10 +21,13 @@ from eventbus.consume.lanes import Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.processing import Processor
 from eventbus.deadletters.writer import DeadLetterWriter
+from eventbus.exceptions import ServerAway
 from eventbus.record import Record
 from eventbus.subscription import Membership, Subscription
 
 POLL_SECONDS = 1.0
+# A worker waits for a server for as long as that takes; who has started a replay is to be told.
+PATIENCE_SECONDS = 60.0
 
 
 class _WholeTopic(Membership):
@@ -39,7 +43,8 @@ def replay(subscription: Subscription, track: Callable[[int], object]) -> int:
     `track` hears of each batch's size.
 
     What cannot be processed becomes a dead letter, stored once for each origin. Commits no offsets:
-    when interrupted, start again. Raises `KafkaException`, `DeadLetterFlood`.
+    when interrupted, start again. Raises `KafkaException`, `DeadLetterFlood`, and `ServerAway` when a
+    server does not answer for `PATIENCE_SECONDS`.
     """
     burial = DeadLetterWriter(subscription.group)
     lanes = Lanes(subscription.lanes, Processor(subscription.handlers), burial, Leaving())
@@ -65,15 +70,21 @@ def _read_all(
         [TopicPartition(subscription.topic, number, OFFSET_BEGINNING) for number in unfinished]
     )
     total = 0
+    heard_at = time.monotonic()
     while unfinished:
         messages = consumer.consume(subscription.batch_max_events, POLL_SECONDS)
+        # Of each partition its end is told too, so there is something to hear until then.
+        if not messages and time.monotonic() - heard_at > PATIENCE_SECONDS:
+            raise ServerAway("Kafka")
         unfinished -= {message.partition() for message in messages if _is_end(message)}
         if records := [
             Record.from_message(message) for message in messages if message.error() is None
         ]:
-            lanes.process(records, _WholeTopic())
+            lanes.process(records, _WholeTopic(), PATIENCE_SECONDS)
             total += len(records)
             track(len(records))
+        if messages:
+            heard_at = time.monotonic()
     return total
 
 

@@ -5,6 +5,8 @@ another.
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from eventbus.database.current import connection
+
 
 def require(process: str) -> None:
     """Raise `ImproperlyConfigured` if the pool has fewer connections than `process` may use at
@@ -18,3 +20,11 @@ def require(process: str) -> None:
         f"Wrong configuration: DATABASE_POOL_MAX is {settings.DATABASE_POOL_MAX}, but this process ({process}) "
         f"may use {need.connections} connections at once: {remedy}."
     )
+
+
+def renew() -> None:
+    """Have each connection of the pool be replaced by a new one: now, or when whoever uses it gives
+    it back.
+    """
+    if connection.pool is not None:  # type: ignore[attr-defined]
+        connection.pool.drain()  # type: ignore[attr-defined]

@@ -6,19 +6,18 @@ from collections.abc import Sequence
 import orjson
 
 SHOWN_BYTES = 20_000
+# Indented, a few megabytes of small values nested deep would be gigabytes.
+INDENTED_BYTES = 100_000
 
 
 def pretty(value: bytes | memoryview | None) -> str:
-    """Return JSON indented, other UTF-8 as it is, anything else as a hex dump; long values are cut,
-    and say so.
+    """Return JSON indented unless it is long, other UTF-8 as it is, anything else as a hex dump;
+    long values are cut, and say so.
     """
     if value is None:
         return "(no value)"
     raw = bytes(value)
-    text = _text(raw)
-    if len(text) <= SHOWN_BYTES:
-        return text
-    return f"{text[:SHOWN_BYTES]}\n… cut here; {len(raw)} bytes in all"
+    return _cut(_text(raw), len(raw))
 
 
 def headers(pairs: Sequence[tuple[str, str | None]]) -> str:
@@ -27,18 +26,25 @@ def headers(pairs: Sequence[tuple[str, str | None]]) -> str:
 
 
 def _header(value: str | None) -> str:
-    return (
-        "(no value)"
-        if value is None
-        else base64.b64decode(value).decode("utf-8", "backslashreplace")
-    )
+    if value is None:
+        return "(no value)"
+    raw = base64.b64decode(value)
+    return _cut(raw.decode("utf-8", "backslashreplace"), len(raw))
+
+
+def _cut(text: str, raw_bytes: int) -> str:
+    if len(text) <= SHOWN_BYTES:
+        return text
+    return f"{text[:SHOWN_BYTES]}\n… cut here; {raw_bytes} bytes in all"
 
 
 def _text(raw: bytes) -> str:
-    try:
-        return orjson.dumps(orjson.loads(raw), option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONDecodeError:
-        pass
+    if len(raw) <= INDENTED_BYTES:
+        try:
+            return orjson.dumps(orjson.loads(raw), option=orjson.OPT_INDENT_2).decode()
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+            # It is none, or nested deeper than can be written.
+            pass
     try:
         return raw.decode()
     except UnicodeDecodeError:

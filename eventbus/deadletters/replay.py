@@ -25,6 +25,8 @@ from eventbus.exceptions import RecordTooLarge
 from eventbus.models import DeadLetter
 
 BATCH = 100
+# Of very many, so that no transaction keeps others from them for long.
+DISCARDED_AT_ONCE = 2_000
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +56,7 @@ def replay(
     """
     totals = Replayed()
     size = BATCH if rate is None else max(1, min(BATCH, int(rate)))
-    for ids in _batches(sorted(entry_ids), size):
+    for ids in batches(sorted(entry_ids), size):
         started = time.monotonic()
         _replay_batch(ids, totals, parked=parked, overdue=overdue)
         yield totals
@@ -138,6 +140,7 @@ def _headers(entry: DeadLetter) -> list[tuple[str, bytes | None]]:
     return [*own, claim.to_header(), *cell_header(cells.here())]
 
 
-def _batches(ids: list[int], size: int) -> Iterator[list[int]]:
+def batches(ids: list[int], size: int) -> Iterator[list[int]]:
+    """Yield the ids, `size` at a time."""
     for start in range(0, len(ids), size):
         yield ids[start : start + size]

@@ -17,6 +17,7 @@ from eventbus.database.current import atomic, connection
 from eventbus.database.sql import as_bytes, execute
 from eventbus.dead_letter_headers import Claim, Failure, own_headers
 from eventbus.deadletters import erasing
+from eventbus.exceptions import WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.portion import Portion
 from eventbus.record import Record
@@ -49,6 +50,8 @@ class DeadLetterStore(Work):
             connection.close()
 
     def _process(self, records: Sequence[Record], turn: Turn) -> None:
+        if turn.stopping():
+            raise WorkerStopping
         repeat = retry.until_too_much if len(records) > 1 else retry.until_possible
         try:
             repeat(turn.wait, store, records)

@@ -2,8 +2,8 @@
 
 The clocks of hosts differ by seconds, and the highest event id wins. So a process reads
 PostgreSQL's clock now and then, and in between counts on from the reading by the time that has
-passed here, which no one can set. How wrong that may be is known: half of what the reading took,
-and `DRIFT` of its age.
+passed here, which no one can set or correct. How wrong that may be is known: half of what the
+reading took, and `DRIFT` of its age.
 
 What counts the time goes on while a Linux host is suspended. Elsewhere, and in a virtual machine
 that was paused, it may stand still; then this host's own clock, once set right, disagrees with it,
@@ -25,7 +25,7 @@ MAX_DOUBT_MS = 500
 # kept.
 MAX_ROUND_TRIP_MS = 400
 READINGS = 3
-# Linux lets nobody correct the pace of its clocks by more than this.
+# By how much what counts here may be fast or slow: Linux takes no clock of a host to be worse.
 DRIFT = 500e-6
 
 NS_PER_MS = 1_000_000
@@ -157,7 +157,14 @@ def _read() -> Reading:
 def _counted_ns() -> int:
     """Return a count of nanoseconds that nobody can set; on Linux it goes on while the host is
     suspended.
+
+    Of Linux's clocks a time service makes all but the raw one go up to a tenth faster or slower
+    while it puts them right; and the raw one stands still while the host is suspended.
     """
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return time.monotonic_ns()
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return time.monotonic_ns()
+    counted = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+    # In this order: whatever comes between the three, the sum is a moment from the first to the
+    # last of them.
+    awake = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    return counted + time.clock_gettime_ns(time.CLOCK_BOOTTIME) - awake

@@ -70,7 +70,7 @@ _FREE_AT = "SELECT min(leased_until_ms) FROM snowflake_nodes"
 log = structlog.get_logger(__name__)
 
 
-class Keeper:
+class LeaseKeeper:
     """Holds a lease from its start until `stop`; a thread of its own gets it, renews it and gives
     it back.
     """
@@ -111,15 +111,25 @@ class Keeper:
             raise IdsUnavailable(self._failure) from error
 
     def trouble(self) -> str:
-        """Return why no id can be had at the moment, or nothing. Never waits."""
+        """Return why no id can be had at the moment, or nothing, and have the keeper see to it: a
+        process that says it is not ready gets no request that would. Never waits.
+        """
+        trouble = self._trouble()
+        if trouble:
+            self.renew_soon()
+        return trouble
+
+    def _trouble(self) -> str:
         generator = self.generator
         if generator is None:
             return self._failure or "has given no lease to mint ids by yet"
         try:
             has_run_out = clock.exact_now_ms() > generator.until_ms
         except IdsUnavailable as error:
-            return str(error)
-        return "the lease to mint ids by has run out" if has_run_out else ""
+            return self._failure or str(error)
+        if has_run_out:
+            return self._failure or "the lease to mint ids by has run out"
+        return ""
 
     def next_id(self) -> int:
         """Return a new id, as `next_run` does several."""
@@ -321,11 +331,11 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-_keeper: Keeper | None = None
+_keeper: LeaseKeeper | None = None
 _keeper_lock = threading.Lock()  # nobody waits for PostgreSQL under it
 
 
-def keep() -> Keeper:
+def keep() -> LeaseKeeper:
     """Start this process's keeper, unless it has one: a lease is there as soon as PostgreSQL can be
     reached.
 
@@ -337,7 +347,7 @@ def keep() -> Keeper:
         return keeper
     with _keeper_lock:
         if _keeper is None:
-            _keeper = Keeper()
+            _keeper = LeaseKeeper()
         return _keeper
 
 

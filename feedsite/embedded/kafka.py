@@ -40,6 +40,7 @@ KAFKA = Server(
     variable="KAFKA_BOOTSTRAP_SERVERS",
     program=tansu.PROGRAM,
     stop_signal=signal.SIGTERM,
+    drop_signal=signal.SIGKILL,
     user=None,
     url=url,
     command=command,

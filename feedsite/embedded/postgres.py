@@ -203,6 +203,7 @@ POSTGRES = Server(
     variable="DATABASE_URL",
     program="postgres",
     stop_signal=signal.SIGINT,
+    drop_signal=signal.SIGQUIT,
     user=USER,
     url=url,
     command=command,

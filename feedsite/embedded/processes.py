@@ -33,13 +33,14 @@ class Server:
 
     `command` prepares what the server needs under the data directory and returns its command line,
     which must contain the port; `answers` tells whether a client gets an answer at a URL, within
-    about two seconds.
+    about two seconds. `drop_signal` ends it at once, leaving nothing behind but its data.
     """
 
     name: str
     variable: str
     program: str
     stop_signal: signal.Signals
+    drop_signal: signal.Signals
     user: str | None
     url: Callable[[int, str], str]
     command: Callable[[Path, int, str], list[str]]

@@ -7,6 +7,7 @@ is external and left alone.
 import fcntl
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from feedsite.embedded import addresses, postgres, state
 from feedsite.embedded.kafka import KAFKA
 from feedsite.embedded.postgres import POSTGRES
 from feedsite.embedded.processes import EmbeddedError, Server, end, free_port, is_running, spawn
-from feedsite.embedded.state import Record
+from feedsite.embedded.state import ServerRecord
 from feedsite.embedded.valkey import VALKEY
 
 SERVERS = (POSTGRES, VALKEY, KAFKA)
@@ -45,7 +46,7 @@ def stop(data_dir: Path, say: Say = print) -> None:
         return
     with _locked(data_dir):
         for server in reversed(SERVERS):
-            say(f"{server.name}: {_stop(server, data_dir)}")
+            say(f"{server.name}: {_end(server, data_dir, server.stop_signal)}")
 
 
 def status(data_dir: Path, say: Say = print) -> bool:
@@ -82,10 +83,15 @@ def users(data_dir: Path) -> str:
 
 
 def remove(data_dir: Path, say: Say = print) -> None:
-    """Stop the servers and delete what they and this package wrote; other files in `data_dir`
+    """End the servers and delete what they and this package wrote; other files in `data_dir`
     stay.
     """
-    stop(data_dir, say)
+    if not data_dir.exists():
+        return
+    with _locked(data_dir):
+        for server in reversed(SERVERS):
+            # Nothing they would put in order before they leave is kept.
+            say(f"{server.name}: {_end(server, data_dir, server.drop_signal)}")
     postgres.remove(data_dir)
     for server in SERVERS:
         server.log(data_dir).unlink(missing_ok=True)
@@ -114,10 +120,10 @@ def _start(server: Server, data_dir: Path) -> str:
     raise EmbeddedError(f"{server.name} did not start; see {server.log(data_dir)}.")
 
 
-def _launch(server: Server, data_dir: Path, last: Record | None) -> Record:
+def _launch(server: Server, data_dir: Path, last: ServerRecord | None) -> ServerRecord:
     port = free_port(last.port if last else 0)
     password = last.password if last else secrets.token_urlsafe(24)
-    record = Record(server.url(port, password), port, password, pid=0)
+    record = ServerRecord(server.url(port, password), port, password, pid=0)
     # Before the first start, so that a cluster never exists without its password.
     _save(data_dir, server, record)
     command = server.command(data_dir, port, password)
@@ -126,7 +132,7 @@ def _launch(server: Server, data_dir: Path, last: Record | None) -> Record:
     return record
 
 
-def _wait(server: Server, record: Record) -> bool:
+def _wait(server: Server, record: ServerRecord) -> bool:
     """Wait until the server answers; false if it leaves, or does not answer in time."""
     deadline = time.monotonic() + START_TIMEOUT
     while _runs(server, record) and time.monotonic() < deadline:
@@ -136,29 +142,29 @@ def _wait(server: Server, record: Record) -> bool:
     return False
 
 
-def _stop(server: Server, data_dir: Path) -> str:
+def _end(server: Server, data_dir: Path, with_signal: signal.Signals) -> str:
     record = state.read(data_dir).get(server.variable)
     if not record or not _runs(server, record):
         return "not running"
-    end(record.pid, server.program, record.port, server.stop_signal)
+    end(record.pid, server.program, record.port, with_signal)
     _save(data_dir, server, replace(record, pid=0))
     return "stopped"
 
 
-def _runs(server: Server, record: Record) -> bool:
+def _runs(server: Server, record: ServerRecord) -> bool:
     return is_running(record.pid, server.program, record.port)
 
 
-def _is_external(server: Server, record: Record | None) -> bool:
+def _is_external(server: Server, record: ServerRecord | None) -> bool:
     given = os.environ.get(server.variable)
     return bool(given) and (record is None or given != record.url)
 
 
-def _place(record: Record) -> str:
+def _place(record: ServerRecord) -> str:
     return f"127.0.0.1:{record.port}, pid {record.pid}"
 
 
-def _save(data_dir: Path, server: Server, record: Record) -> None:
+def _save(data_dir: Path, server: Server, record: ServerRecord) -> None:
     state.write(data_dir, {**state.read(data_dir), server.variable: record})
 
 

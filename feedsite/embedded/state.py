@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Record:
+class ServerRecord:
     """What is known of one server; `pid` is 0 after a stop."""
 
     url: str
@@ -16,17 +16,20 @@ class Record:
     pid: int
 
 
-def read(data_dir: Path) -> dict[str, Record]:
+def read(data_dir: Path) -> dict[str, ServerRecord]:
     """Return the records by environment variable (`DATABASE_URL`, …), `{}` if nothing was ever
     started.
     """
     file = _file(data_dir)
     if not file.exists():
         return {}
-    return {variable: Record(**fields) for variable, fields in json.loads(file.read_text()).items()}
+    return {
+        variable: ServerRecord(**fields)
+        for variable, fields in json.loads(file.read_text()).items()
+    }
 
 
-def write(data_dir: Path, records: dict[str, Record]) -> None:
+def write(data_dir: Path, records: dict[str, ServerRecord]) -> None:
     """Replace all records."""
     fields = {variable: asdict(record) for variable, record in records.items()}
     write_private(_file(data_dir), json.dumps(fields, indent=2) + "\n")

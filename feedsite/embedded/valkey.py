@@ -53,6 +53,7 @@ VALKEY = Server(
     variable="REDIS_URL",
     program="valkey-server",
     stop_signal=signal.SIGTERM,
+    drop_signal=signal.SIGKILL,
     user=None,
     url=url,
     command=command,

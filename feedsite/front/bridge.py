@@ -20,11 +20,11 @@ from django.core.handlers.wsgi import WSGIHandler
 
 from eventbus import cells, metrics
 from eventbus.cells import Cell
+from eventbus.database.deadline import answer_within
 from feedsite import whose
 from feedsite.front.http import Answer, HeaderList, Request
 from feedsite.front.limits import ADMIN, LOCAL, OVER_ALL, READS, WRITES, thread_counts
 from feedsite.front.spool import FileAnswer, Pieces, Spool
-from feedsite.postgresql.connection import answer_within
 
 WAITING_A_THREAD = 32
 WAITING_SECONDS = 5.0

@@ -24,7 +24,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Headers(Protocol):
+class RequestHeaders(Protocol):
     """The headers of a request, by their names in lower case."""
 
     def __contains__(self, name: str) -> bool: ...
@@ -46,7 +46,7 @@ class Scope(Protocol):
     method: str
     path: str
     query_string: str
-    headers: Headers
+    headers: RequestHeaders
 
 
 class Connection(Protocol):

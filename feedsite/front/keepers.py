@@ -16,12 +16,12 @@ from eventbus import breaker, cells, kafka, producer, topics
 from eventbus.breaker import KAFKA
 from eventbus.cells import Cell
 from eventbus.database.current import connection
+from eventbus.database.deadline import answer_within
 from eventbus.database.sql import fetch
 from eventbus.ids import node_lease
 from eventbus.watch import health
 from eventbus.watch.health import OK, Health, Servers, Watch
 from feeds.read import here
-from feedsite.postgresql.connection import answer_within
 
 ERA_EVERY_SECONDS = 0.25
 # With the pause less than the second for which an era is trusted: a PostgreSQL that stands still is
@@ -121,7 +121,8 @@ class CellKeepers:
 
     def _postgresql(self) -> str:
         state = self.postgresql.state()
-        if state != OK or self._cell != cells.of_ids():
+        # By name: what a cell serves may have changed since this process started.
+        if state != OK or self._cell.name != cells.of_ids().name:
             return state
         # It answers, and still no post can be accepted before it has given a lease.
         trouble = node_lease.keep().trouble()

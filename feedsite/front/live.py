@@ -19,11 +19,11 @@ from granian._granian import RSGIProtocolClosed as ProtocolClosed
 
 from eventbus import cells, metrics
 from eventbus.cells import Cell
+from eventbus.database.deadline import answer_within
 from feeds.announcements import MARK, Change
 from feeds.live import MOST_COUNTED, Counting, Found, Hearing, NewPosts, Wanted
 from feedsite.front import unread
 from feedsite.front.keepers import Keeper
-from feedsite.postgresql.connection import answer_within
 
 HEARTBEAT_SECONDS = 15.0
 COUNT_SECONDS = 30.0  # for which PostgreSQL is waited for

@@ -16,8 +16,9 @@ from psycopg_pool import PoolTimeout
 
 from eventbus import breaker, cells
 from eventbus.breaker import Breaker
+from eventbus.database.deadline import answer_within, deadline
 from eventbus.exceptions import ServerAway
-from feedsite.postgresql.connection import answer_within, deadline, failure_since
+from feedsite.postgresql.connection import failure_since
 
 
 class DatabaseWrapper(base.DatabaseWrapper):

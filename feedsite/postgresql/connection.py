@@ -6,10 +6,8 @@ it.
 """
 
 import math
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
 import psycopg
@@ -17,33 +15,11 @@ from psycopg.abc import PQGen
 from psycopg.errors import ReadOnlySqlTransaction
 
 from eventbus.breaker import Breaker
+from eventbus.database.deadline import AnswerTooLate, answer_by
 
 T = TypeVar("T")
 
 LOOK_EVERY_SECONDS = 0.1  # psycopg's own
-
-_thread = threading.local()
-
-
-@contextmanager
-def answer_within(seconds: float) -> Iterator[None]:
-    """Have what this thread asks of PostgreSQL in here fail with `OperationalError` once `seconds`
-    have passed, or once a deadline around this one has.
-    """
-    outer = deadline()
-    _thread.deadline = min(time.monotonic() + seconds, outer or math.inf)
-    try:
-        yield
-    finally:
-        _thread.deadline = outer
-
-
-def deadline() -> float | None:
-    """Return until when this thread waits for PostgreSQL, in monotonic seconds; None: for as long
-    as it takes.
-    """
-    until: float | None = getattr(_thread, "deadline", None)
-    return until
 
 
 class _Failure(NamedTuple):
@@ -92,7 +68,7 @@ class Connection(psycopg.Connection[Any]):
         self, gen: PQGen[T], interval: float = LOOK_EVERY_SECONDS, timeout: float | None = None
     ) -> T:
         """Do as psycopg's method does, which all queries go through."""
-        until = deadline()
+        until = answer_by()
         if until is not None:
             seconds_left = max(0.0, until - time.monotonic())
             timeout = seconds_left if timeout is None else min(timeout, seconds_left)
@@ -109,5 +85,5 @@ class Connection(psycopg.Connection[Any]):
                 self.close()
                 if self.breaker is not None:
                     self.breaker.failed("no answer in time")
-                raise psycopg.OperationalError("PostgreSQL did not answer in time.") from error
+                raise AnswerTooLate("PostgreSQL did not answer in time.") from error
             raise

@@ -8,9 +8,9 @@ from django.db import DatabaseError
 from eventbus import cell_pages
 from eventbus.cell_pages import Place
 from eventbus.cells import on
+from eventbus.database.deadline import answer_within
 from eventbus.watch import pipeline
 from feedsite.pipeline_page import ASK_SECONDS
-from feedsite.postgresql.connection import answer_within
 
 register = template.Library()
 

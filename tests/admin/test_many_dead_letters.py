@@ -14,6 +14,7 @@ from django.test import Client
 from pytest_django import DjangoDbBlocker
 
 from eventbus import admin, bulk
+from eventbus.deadletters import replay
 from eventbus.models import DeadLetter, DeadLetterGroup
 from eventbus.watch.pipeline import COUNTED
 from tests.admin.pages import context_of, text_of
@@ -160,7 +161,7 @@ def test_all_that_a_filter_finds_is_discarded_in_parts(staff: Client, slow: None
     asking, *parts, end = answers_of(staff, url, {**data, "reason": "known"})
     assert f"Discard {count:,} dead letters?" in asking.content.decode()
     assert asking.content.decode().count('name="_selected_action"') <= 100
-    assert len(parts) == count // admin.DISCARDED_AT_ONCE > 0
+    assert len(parts) == count // replay.DISCARDED_AT_ONCE > 0
     assert "<progress" in parts[0].content.decode()
     assert end.headers["Location"] == url
     assert f"{count} discarded." in text_of(staff, url)

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client
@@ -26,6 +27,7 @@ from eventbus.models import (
 from feeds.models import CacheState, Follow
 from feeds.read import here
 from feedsite import cell_check
+from feedsite.middleware import POLICY
 from tests.admin.pages import PIPELINE, context_of, text_of
 from tests.api.server import ApiClient, ApiServer
 from tests.api.two_cells import ALIAS_B, HALVES, TwoCells, close_breakers, readers_of, two_cells
@@ -388,7 +390,45 @@ def test_the_inspector_leads_to_the_cell_of_the_user(staff: Client) -> None:
 
 
 def test_a_cell_that_there_is_not_has_no_pages(staff: Client) -> None:
-    assert staff.get("/cells/c/admin/").status_code == 404
+    answer = staff.get("/cells/c/admin/")
+    assert answer.status_code == 404
+    assert "<h1>There is nothing here</h1>" in answer.content.decode()
+    assert answer.headers["Content-Security-Policy"] == POLICY
+
+
+def test_without_its_slash_the_start_page_of_a_cell_is_found_too(staff: Client) -> None:
+    assert staff.get("/cells/b/admin").headers["Location"] == "/cells/b/admin/"
+
+
+def test_the_log_of_actions_tells_the_cells_of_what_was_done_apart(staff: Client) -> None:
+    """Two dead letters may have the same number, each in its cell."""
+    [entry] = dead_letter_in("b", 1)
+    chosen = {"action": "discard_selected", "_selected_action": entry, "confirmed": "yes"}
+    staff.post(f"/cells/b{ENTRIES}", {**chosen, "reason": "tried"})
+    [line] = LogEntry.objects.all()
+    assert line.object_repr.endswith(" in cell b")
+    way = staff.get(str(line.get_admin_url()))
+    assert way.headers["Location"] == f"/cells/b{ENTRIES}{entry}/change/"
+    assert staff.get(way.headers["Location"]).status_code == 200
+
+    with cells.on(cells.every()["a"]):
+        [other] = dead_letter_in("a", 1)
+        DeadLetter.objects.filter(id=other).update(id=entry)
+    assert "tried" in text_of(staff, f"/cells/b{ENTRIES}{entry}/history/")
+    assert "tried" not in text_of(staff, f"{ENTRIES}{entry}/history/")
+
+
+@pytest.mark.parametrize("number", [".b", "x.b", "1.c", "1.", "1.b.b"])
+def test_what_the_log_names_no_row_by_leads_nowhere(staff: Client, number: str) -> None:
+    assert staff.get(f"{ENTRIES}{number}/change/").status_code in (302, 404)
+
+
+def test_what_the_log_says_of_a_feed_leads_to_the_cell_of_its_user(staff: Client) -> None:
+    user = readers_of("b")[9]
+    staff.post(f"/cells/b/admin/feeds/feed/{user}/inspect/", {"action": "verify"})
+    [line] = LogEntry.objects.all()
+    way = staff.get(str(line.get_admin_url()))
+    assert way.headers["Location"] == f"/cells/b/admin/feeds/feed/{user}/change/"
 
 
 def test_the_pipeline_page_shows_each_cell_also_one_that_stands_still(

@@ -1,8 +1,13 @@
 """Commands and cells: about one, about each, or refused."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from eventbus import cells, identity
@@ -10,6 +15,8 @@ from eventbus.cells import Cell
 from eventbus.models import CellIdentity
 from feeds.models import Follow
 from tests.cells.maps import DATABASES, manage
+from tests.e2e.system import environment
+from tests.eventbus.dead_letter_factories import an_entry
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=DATABASES)
 
@@ -39,6 +46,36 @@ def test_a_command_without_a_cell_is_about_each_of_them(
     assert manage("verify_feeds", "--cell=a", FEED_CELLS=the_map).returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_end_leaves_nobody_behind_and_begins_with_no_other_cell(
+    two_cells: list[Cell], the_map: str, number: signal.Signals
+) -> None:
+    an_entry()
+    started = subprocess.Popen(
+        [sys.executable, "manage.py", "dlq", "discard", "--all", "--reason=tried"],
+        env=environment() | {"FEED_CELLS": the_map},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert started.stdout
+    assert [started.stdout.readline() for _ in range(2)] == [
+        "cell a:\n",
+        "1 dead letter to discard\n",
+    ]
+    [child] = psutil.Process(started.pid).children()
+    if number == signal.SIGINT:  # as a terminal does, to both
+        os.killpg(started.pid, number)
+    else:
+        started.send_signal(number)
+    rest, _ = started.communicate(timeout=60)
+    assert "cell b" not in rest
+    assert not child.is_running()
+    assert started.returncode == 128 + number
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
@@ -48,6 +85,7 @@ def test_a_command_without_a_cell_is_about_each_of_them(
         (["dlq", "replay", "--i", "5", "--yes"], "say which cell"),
         (["dlq", "show", "5"], "say which cell, with --cell and one of a, b."),
         (["run_fanout", "--cell"], "--cell needs the name of a cell."),
+        (["import_follows", "/dev/null"], "A pipe can be read only once: give a file, or say"),
     ],
 )
 def test_what_nobody_can_tell_the_cell_of_is_refused(

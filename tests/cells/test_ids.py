@@ -13,9 +13,11 @@ from eventbus import cellmap, cells
 from eventbus.cells import Cell
 from eventbus.exceptions import IdempotencyKeyReused, IdsUnavailable
 from eventbus.ids import clock, idempotency, node_lease
-from eventbus.ids.snowflake import compose, milliseconds_of
+from eventbus.ids.snowflake import NODES, compose, milliseconds_of
 from eventbus.models import ProcessedEvent, SnowflakeNode
-from tests.cells.maps import DATABASES
+from eventbus.watch.health import OK
+from feedsite.front.keepers import CellKeepers
+from tests.cells.maps import A_SLOTS, B_SLOTS, DATABASES
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=DATABASES)
 
@@ -57,6 +59,27 @@ def test_while_the_cell_of_the_ids_is_away_processes_mint_by_their_leases(
             node_lease.next_id()
         node_lease.forget()
     assert node_lease.next_id() > first
+
+
+def test_a_process_that_has_no_ids_says_so_also_after_slots_have_moved(
+    two_cells: list[Cell], the_map: str
+) -> None:
+    """Of the cell that ids come from, and of no other."""
+    SnowflakeNode.objects.bulk_create(
+        SnowflakeNode(node_id=number, leased_until_ms=clock.host_ms() + 3_600_000)
+        for number in range(NODES)
+    )
+    with pytest.raises(IdsUnavailable):
+        node_lease.next_id()
+    keepers = [CellKeepers(cell) for cell in two_cells]
+    for cell, of_cell in zip(two_cells, keepers, strict=True):
+        with cells.on(cell):
+            of_cell.postgresql.look()
+    moved = the_map.replace(A_SLOTS, "0-499").replace(B_SLOTS, "500-1023")
+    cells.use(cellmap.read(moved), "a")
+    a, b = (of_cell.servers().postgresql for of_cell in keepers)
+    assert a.startswith("gives no ids: All 1024")
+    assert b == OK
 
 
 def test_another_cell_takes_over_when_the_leases_of_the_first_have_run_out(

@@ -10,7 +10,7 @@ from django.db import connection
 
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import node_lease
-from eventbus.ids.node_lease import Keeper
+from eventbus.ids.node_lease import LeaseKeeper
 from tests.crash import outages
 from tests.e2e.system import wait_until
 from tests.eventbus.journal import execute
@@ -40,12 +40,12 @@ def timeline() -> str:
     return str(wal_file)[:8]
 
 
-def node_of(keeper: Keeper) -> int:
+def node_of(keeper: LeaseKeeper) -> int:
     assert keeper.generator is not None
     return keeper.generator.node_id
 
 
-def can_mint(keeper: Keeper) -> bool:
+def can_mint(keeper: LeaseKeeper) -> bool:
     try:
         keeper.next_id()
     except IdsUnavailable:
@@ -53,8 +53,8 @@ def can_mint(keeper: Keeper) -> bool:
     return True
 
 
-def leased(count: int) -> list[Keeper]:
-    keepers = [Keeper() for _ in range(count)]
+def leased(count: int) -> list[LeaseKeeper]:
+    keepers = [LeaseKeeper() for _ in range(count)]
     for keeper in keepers:
         wait_until(lambda keeper=keeper: can_mint(keeper))  # type: ignore[misc]
     return keepers

@@ -9,16 +9,16 @@ from django.db import connection
 from tests.crash import elsewhere
 from tests.crash.network import Network
 from tests.e2e.system import environment, is_ready, settled, wait_until
+from tests.forwarder import Forwarder
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(
-        not elsewhere.can_be_had(), reason="makes a network namespace: needs root and iproute2"
-    ),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.django_db(transaction=True)]
+
+needs_a_namespace = pytest.mark.skipif(
+    not elsewhere.can_be_had(), reason="makes a network namespace: needs root and iproute2"
+)
 
 
+@needs_a_namespace
 def test_postgresql_is_found_at_its_next_address_once_its_machine_has_vanished(
     network: Network,
 ) -> None:
@@ -37,3 +37,20 @@ def test_postgresql_is_found_at_its_next_address_once_its_machine_has_vanished(
         wait_until(lambda: is_ready(system.url))
         network.prove()
         assert worker.running()
+
+
+def test_a_worker_leaves_a_postgresql_that_vanished_behind_a_proxy(network: Network) -> None:
+    """No time-out of TCP's ends the connection, which is to the proxy."""
+    port = int(connection.settings_dict["PORT"])
+    way = Forwarder(port)
+    url = environment()["DATABASE_URL"].replace(f":{port}/", f":{way.port}/")
+    worker = network.system.command(
+        "-m", "tests.crash.impatient", "run_fanout", script="-u", DATABASE_URL=url
+    )
+    network.post()
+    network.prove()
+    way.freeze()
+    network.post()
+    network.prove()
+    assert worker.running()
+    way.close()

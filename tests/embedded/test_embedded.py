@@ -36,7 +36,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def running(data_dir: Path) -> dict[str, state.Record]:
+def running(data_dir: Path) -> dict[str, state.ServerRecord]:
     stack.start(data_dir)
     return state.read(data_dir)
 
@@ -77,7 +77,7 @@ def test_the_command_starts_names_and_stops_all(data_dir: Path) -> None:
 
 
 def test_a_second_start_changes_nothing(
-    data_dir: Path, running: dict[str, state.Record], capsys: pytest.CaptureFixture[str]
+    data_dir: Path, running: dict[str, state.ServerRecord], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     stack.start(data_dir)
@@ -86,7 +86,7 @@ def test_a_second_start_changes_nothing(
 
 
 def test_the_role_can_create_databases_and_data_survives_a_restart(
-    data_dir: Path, running: dict[str, state.Record]
+    data_dir: Path, running: dict[str, state.ServerRecord]
 ) -> None:
     url = running["DATABASE_URL"].url
     with psycopg.connect(url, autocommit=True) as connection:
@@ -101,7 +101,7 @@ def test_the_role_can_create_databases_and_data_survives_a_restart(
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_start_revives_a_killed_server_and_only_that(
-    data_dir: Path, running: dict[str, state.Record], variable: str
+    data_dir: Path, running: dict[str, state.ServerRecord], variable: str
 ) -> None:
     kill(data_dir, variable)
     assert not stack.status(data_dir)
@@ -114,7 +114,7 @@ def test_start_revives_a_killed_server_and_only_that(
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_server_moves_when_its_port_is_taken(
-    data_dir: Path, running: dict[str, state.Record], variable: str
+    data_dir: Path, running: dict[str, state.ServerRecord], variable: str
 ) -> None:
     kill(data_dir, variable)
     with socket.create_server(("127.0.0.1", running[variable].port)):
@@ -125,7 +125,7 @@ def test_a_server_moves_when_its_port_is_taken(
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_pid_that_now_belongs_to_another_process_is_no_server(
-    data_dir: Path, running: dict[str, state.Record], variable: str
+    data_dir: Path, running: dict[str, state.ServerRecord], variable: str
 ) -> None:
     kill(data_dir, variable)
     reused = replace(running[variable], pid=os.getpid())
@@ -188,7 +188,7 @@ def test_a_server_that_does_not_start_is_an_error_naming_its_log(
 
 
 def test_passwords_are_needed_and_kept_from_others(
-    data_dir: Path, running: dict[str, state.Record]
+    data_dir: Path, running: dict[str, state.ServerRecord]
 ) -> None:
     assert not VALKEY.answers(f"redis://127.0.0.1:{running['REDIS_URL'].port}/0")
     assert not VALKEY.answers(VALKEY.url(running["REDIS_URL"].port, "wrong"))
@@ -202,7 +202,7 @@ def test_passwords_are_needed_and_kept_from_others(
 
 
 def test_nothing_is_removed_that_someone_uses(
-    data_dir: Path, running: dict[str, state.Record]
+    data_dir: Path, running: dict[str, state.ServerRecord]
 ) -> None:
     with psycopg.connect(running["DATABASE_URL"].url):
         refused = manage(data_dir, "remove")
@@ -216,7 +216,7 @@ def test_nothing_is_removed_that_someone_uses(
 
 
 def test_remove_leaves_no_server_and_no_data(
-    data_dir: Path, running: dict[str, state.Record]
+    data_dir: Path, running: dict[str, state.ServerRecord]
 ) -> None:
     home = (data_dir / "postgres").resolve()
     stack.remove(data_dir)

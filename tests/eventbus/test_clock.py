@@ -130,6 +130,58 @@ def test_a_host_whose_clock_is_set_reads_postgresqls_again_before_it_mints(
     assert milliseconds_of(second) - milliseconds_of(first) < HOUR_MS / 2
 
 
+def test_who_is_told_of_a_clock_that_was_set_has_it_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe is told, and nobody else may come: a process that is not ready gets no posts."""
+    node_lease.next_id()
+    set_host_clock(monkeypatch, by_ms=HOUR_MS)
+    assert "was set, or the host was suspended" in node_lease.keep().trouble()
+    eventually(lambda: not node_lease.keep().trouble())
+
+
+@pytest.mark.parametrize("faster_by", [0.08, -0.08])
+def test_nothing_is_minted_by_a_clock_that_is_slowly_put_right(
+    monkeypatch: pytest.MonkeyPatch, faster_by: float
+) -> None:
+    """A time service may have a host's clocks go faster or slower by a tenth (`adjtimex`)."""
+    clock.read()
+    run_on(monkeypatch, seconds=60, faster_by=faster_by)
+    with pytest.raises(IdsUnavailable, match="was set, or the host was suspended"):
+        clock.exact_now_ms()
+
+
+def test_the_time_goes_on_while_the_host_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock.read()
+    in_a_minute_ms = clock.now_ms() + 60_000
+    run_on(monkeypatch, seconds=60, suspended=True)
+    assert abs(clock.exact_now_ms() - in_a_minute_ms) < 1_000
+
+
+def run_on(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+    faster_by: float = 0.0,
+    *,
+    suspended: bool = False,
+) -> None:
+    """Have Linux's clocks be so many seconds further on, as if all had passed since just now."""
+    passed_ns = seconds * 10**9
+    corrected_ns = int(passed_ns * (1 + faster_by))
+    awake = 0 if suspended else 1
+    ahead_ns = {
+        time.CLOCK_REALTIME: corrected_ns,
+        time.CLOCK_BOOTTIME: corrected_ns,
+        time.CLOCK_MONOTONIC: awake * corrected_ns,
+        time.CLOCK_MONOTONIC_RAW: awake * passed_ns,
+    }
+    true_time_ns = time.clock_gettime_ns
+    monkeypatch.setattr(
+        time, "clock_gettime_ns", lambda kind: true_time_ns(kind) + ahead_ns.get(kind, 0)
+    )
+    monkeypatch.setattr(time, "time_ns", lambda: time.clock_gettime_ns(time.CLOCK_REALTIME))
+
+
 def test_nothing_is_minted_by_a_reading_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     node_lease.next_id()
     monkeypatch.setattr(clock, "DRIFT", 1e9)

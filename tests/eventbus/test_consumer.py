@@ -9,11 +9,11 @@ from threading import Barrier, Event
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from django.db import transaction
+from django.db import connection, transaction
 from pytest_django import Settings
 
 from eventbus import kafka, producer
-from eventbus.consume import consumer
+from eventbus.consume import consumer, offsets
 from eventbus.consume.consumer import EventConsumer
 from eventbus.consume.lanes import EVENTS_WORTH_A_LANE, Lanes
 from eventbus.consume.leaving import Leaving
@@ -419,6 +419,27 @@ def test_a_batch_during_which_the_server_was_another_one_comes_again(group: Grou
     assert member.handled == 2 * values(3)
 
 
+def test_no_lane_goes_on_with_a_session_from_before_the_server_was_found(
+    group: Group, threads: ThreadPoolExecutor
+) -> None:
+    """It may be one with the server before, which was not stopped when another took its place."""
+
+    def pid_of_an_idle_session() -> int:
+        with closing(connection):
+            [(pid,)] = execute("SELECT pg_backend_pid()")
+            return int(pid)
+
+    def lives(pid: int) -> bool:
+        return bool(execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
+
+    old = threads.submit(pid_of_an_idle_session).result()
+    publish(group.topic, *values(1))
+    assert lives(old)
+    member = group.join()
+    eventually(lambda: member.handled == values(1))
+    eventually(lambda: not lives(old))
+
+
 def test_a_kafka_offset_below_postgresqls_counts_too(group: Group) -> None:
     """As set back on purpose, or by a crash between the two."""
     work_off(group, *values(10))
@@ -436,6 +457,19 @@ def test_a_group_from_before_the_table_goes_on_where_kafka_has_it(group: Group) 
     member = group.join()
     eventually(lambda: kept(group) == {0: 11})
     assert member.handled == [b"10"]
+
+
+def test_a_database_from_before_the_first_worker_has_everything_processed_again(
+    group: Group,
+) -> None:
+    """As `migrate` has made it, and a copy of then has it: Kafka's offsets are another database's."""
+    work_off(group, *values(10))
+    ConsumerOffset.objects.all().delete()
+    offsets.begin(group.name, group.topic, 1)
+    successor = group.join()
+    eventually(lambda: kept(group) == {0: 10})
+    assert successor.handled == values(10)
+    assert rewinds(group, "database_behind") == 1
 
 
 def test_what_kafka_has_forgotten_postgresql_knows(group: Group) -> None:

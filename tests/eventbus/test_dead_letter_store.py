@@ -1,5 +1,6 @@
 """Storing dead letters: each once, whole, grouped by cause."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -12,7 +13,7 @@ from django.utils import timezone
 from eventbus.dead_letter_headers import ENTRY, Claim
 from eventbus.deadletters import letters, payloads
 from eventbus.deadletters import store as dead_letter_store
-from eventbus.exceptions import UndecodableEvent
+from eventbus.exceptions import UndecodableEvent, WorkerStopping
 from eventbus.models import DeadLetter, DeadLetterFailure, DeadLetterGroup, ProcessedEvent
 from eventbus.record import Record
 from tests.eventbus.dead_letter_factories import a_dead_letter, an_entry
@@ -218,6 +219,8 @@ def test_odd_context_never_stops_a_dead_letter(odd: str) -> None:
         ("grüße".encode(), "grüße"),
         (b"\xff\x00A", "00000000  ff 00 41                                         ..A"),
         (None, "(no value)"),
+        # Deeper than JSON can be written again.
+        (b"[" * 300 + b"]" * 300, "[" * 300 + "]" * 300),
     ],
 )
 def test_payloads_are_shown_readably_whatever_they_are(value: bytes | None, shown: str) -> None:
@@ -225,7 +228,15 @@ def test_payloads_are_shown_readably_whatever_they_are(value: bytes | None, show
 
 
 def test_a_huge_payload_is_cut_and_says_so() -> None:
-    assert payloads.pretty(b"x" * 1_000_000).endswith("\n… cut here; 1000000 bytes in all")
+    cut = "\n… cut here; 1000000 bytes in all"
+    assert payloads.pretty(b"x" * 1_000_000).endswith(cut)
+    header = base64.b64encode(b"x" * 1_000_000).decode()
+    assert payloads.headers([("a", header)]).endswith(cut)
+
+
+def test_long_json_is_not_indented_for_nested_deep_that_would_be_many_times_its_size() -> None:
+    nested = b"[" * 200 + b"0" + b",0" * 100_000 + b"]" * 200
+    assert payloads.pretty(nested).startswith("[" * 200 + "0,0")
 
 
 def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
@@ -239,21 +250,29 @@ def test_what_somebody_wrote_does_not_make_a_group_of_its_own() -> None:
     assert "robot" not in group.message
 
 
-@pytest.mark.django_db(transaction=True)
-def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def store_at_most(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have more than `count` dead letters be too much for one transaction; return how many were
+    tried in each.
+    """
     sizes: list[int] = []
     whole = dead_letter_store.store
 
     def store_a_few(records: Sequence[Record]) -> None:
         sizes.append(len(records))
-        if len(records) > 2:
+        if len(records) > count:
             with transaction.atomic():
                 raises("53200")
         whole(records)
 
     monkeypatch.setattr(dead_letter_store, "store", store_a_few)
+    return sizes
+
+
+@pytest.mark.django_db(transaction=True)
+def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = store_at_most(2, monkeypatch)
     work = dead_letter_store.DeadLetterStore()
     work.process([a_dead_letter(origin_offset=n) for n in range(4)], FreeTurn())
     assert DeadLetter.objects.count() == 4
@@ -262,3 +281,17 @@ def test_dead_letters_that_are_too_much_at_once_are_stored_in_halves(
     work.process([a_dead_letter(origin_offset=n) for n in range(4, 8)], FreeTurn())
     assert DeadLetter.objects.count() == 8
     assert sizes[4:] == [2, 2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_store_told_to_stop_does_so_between_any_two_transactions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store_at_most(1, monkeypatch)
+    turn = FreeTurn()
+    monkeypatch.setattr(turn, "stopping", DeadLetter.objects.exists)
+    with pytest.raises(WorkerStopping):
+        dead_letter_store.DeadLetterStore().process(
+            [a_dead_letter(origin_offset=n) for n in range(4)], turn
+        )
+    assert DeadLetter.objects.count() == 1

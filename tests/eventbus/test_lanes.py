@@ -18,7 +18,7 @@ from eventbus.consume import lanes
 from eventbus.consume.lanes import EVENTS_WORTH_A_LANE, Lanes, split
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.processing import Processor
-from eventbus.exceptions import DeadLetterFlood, WorkerStopping
+from eventbus.exceptions import DeadLetterFlood, ServerAway, WorkerStopping
 from eventbus.record import Record
 from eventbus.subscription import Turn
 from tests.eventbus.events import a_record, an_event, eventually
@@ -290,6 +290,24 @@ def test_the_failure_of_one_lane_is_heard_of_although_another_hangs() -> None:
             lanes_for(process).process(batch_for(2), OURS)
     finally:
         hanging.set()
+
+
+def test_who_has_patience_is_told_of_a_lane_that_waits_for_longer() -> None:
+    def process(_records: Sequence[Record], turn: Turn) -> None:
+        while True:
+            turn.wait(0.05)
+
+    with pytest.raises(ServerAway, match="has not answered"):
+        lanes_for(process).process(batch_for(2), OURS, patience=0.3)
+
+
+def test_a_lane_that_gets_on_between_its_waits_is_waited_for() -> None:
+    def process(_records: Sequence[Record], turn: Turn) -> None:
+        for _ in range(10):
+            turn.wait(0.05)
+            assert not turn.stopping()  # as before each transaction
+
+    lanes_for(process).process(batch_for(2), OURS, patience=0.3)
 
 
 # With PostgreSQL ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from django.db import connection, transaction
 
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock, node_lease
-from eventbus.ids.node_lease import Keeper
+from eventbus.ids.node_lease import LeaseKeeper
 from eventbus.ids.snowflake import NODES, Generator, milliseconds_of
 from eventbus.models import SnowflakeNode
 from tests.eventbus.conftest import StartScript, output_of
@@ -50,12 +50,12 @@ def no_nodes_yet(transactional_db: None) -> None:
 
 
 @pytest.fixture
-def take() -> Iterator[Callable[[], Keeper]]:
+def take() -> Iterator[Callable[[], LeaseKeeper]]:
     """Return keepers that have a lease, or were refused one."""
-    taken: list[Keeper] = []
+    taken: list[LeaseKeeper] = []
 
-    def take_lease() -> Keeper:
-        taken.append(Keeper())
+    def take_lease() -> LeaseKeeper:
+        taken.append(LeaseKeeper())
         taken[-1].next_id()
         return taken[-1]
 
@@ -94,12 +94,12 @@ def node_of(snowflake_id: int) -> int:
     return snowflake_id >> 12 & 0x3FF
 
 
-def range_of(keeper: Keeper) -> Generator:
+def range_of(keeper: LeaseKeeper) -> Generator:
     assert keeper.generator is not None
     return keeper.generator
 
 
-def use_up(keeper: Keeper) -> None:
+def use_up(keeper: LeaseKeeper) -> None:
     range_of(keeper).until_ms = range_of(keeper).last_ms - 1
 
 
@@ -111,13 +111,13 @@ def can_mint(mint: Callable[[], object]) -> bool:
     return True
 
 
-def test_the_first_lease_ever_finds_all_nodes_free(take: Callable[[], Keeper]) -> None:
+def test_the_first_lease_ever_finds_all_nodes_free(take: Callable[[], LeaseKeeper]) -> None:
     take()
     assert SnowflakeNode.objects.count() == NODES
     assert SnowflakeNode.objects.filter(owner=None).count() == NODES - 1
 
 
-def test_two_leases_never_share_a_node(take: Callable[[], Keeper]) -> None:
+def test_two_leases_never_share_a_node(take: Callable[[], LeaseKeeper]) -> None:
     keepers = [take() for _ in range(10)]
     assert len({range_of(keeper).node_id for keeper in keepers}) == 10
 
@@ -142,7 +142,7 @@ def test_a_process_keeps_its_lease_and_gives_it_back_at_its_end() -> None:
     assert not SnowflakeNode.objects.exclude(owner=None).exists()
 
 
-def test_when_all_nodes_are_leased_there_is_none_to_have(take: Callable[[], Keeper]) -> None:
+def test_when_all_nodes_are_leased_there_is_none_to_have(take: Callable[[], LeaseKeeper]) -> None:
     only_nodes(0)
     take()
     with pytest.raises(
@@ -151,7 +151,7 @@ def test_when_all_nodes_are_leased_there_is_none_to_have(take: Callable[[], Keep
         take()
 
 
-def test_a_released_node_goes_on_after_its_last_id(take: Callable[[], Keeper]) -> None:
+def test_a_released_node_goes_on_after_its_last_id(take: Callable[[], LeaseKeeper]) -> None:
     only_nodes(0)
     keeper = take()
     last = max(keeper.next_id() for _ in range(1_000))
@@ -162,7 +162,9 @@ def test_a_released_node_goes_on_after_its_last_id(take: Callable[[], Keeper]) -
     assert successor > last
 
 
-def test_who_holds_a_released_range_still_mints_nothing_from_it(take: Callable[[], Keeper]) -> None:
+def test_who_holds_a_released_range_still_mints_nothing_from_it(
+    take: Callable[[], LeaseKeeper],
+) -> None:
     keeper = take()
     generator = range_of(keeper)
     keeper.stop(release=True)
@@ -171,7 +173,7 @@ def test_who_holds_a_released_range_still_mints_nothing_from_it(take: Callable[[
 
 
 def test_a_node_whose_ids_ran_ahead_of_the_clock_is_given_to_nobody_before_the_clock_has_passed_them(
-    take: Callable[[], Keeper],
+    take: Callable[[], LeaseKeeper],
 ) -> None:
     only_nodes(0)
     keeper = take()
@@ -187,7 +189,7 @@ def test_a_node_whose_ids_ran_ahead_of_the_clock_is_given_to_nobody_before_the_c
 
 
 def test_a_lease_is_short_at_first_and_reaches_further_the_longer_it_lasts(
-    take: Callable[[], Keeper],
+    take: Callable[[], LeaseKeeper],
 ) -> None:
     keeper = take()
     node_id = range_of(keeper).node_id
@@ -198,18 +200,18 @@ def test_a_lease_is_short_at_first_and_reaches_further_the_longer_it_lasts(
 
 
 def test_a_process_that_crashes_again_and_again_uses_up_no_nodes(
-    take: Callable[[], Keeper], monkeypatch: pytest.MonkeyPatch
+    take: Callable[[], LeaseKeeper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_lease, "FIRST_LEASE_MS", 100)
     monkeypatch.setattr(node_lease, "RETRY_SECONDS", 0.1)
     only_nodes(0, 0)
     for _ in range(10):
-        crashing = Keeper()
+        crashing = LeaseKeeper()
         eventually(lambda keeper=crashing: can_mint(keeper.next_id))  # type: ignore[misc]
         crashing.stop(release=False)
 
 
-def test_a_used_up_range_is_renewed_by_the_next_id(take: Callable[[], Keeper]) -> None:
+def test_a_used_up_range_is_renewed_by_the_next_id(take: Callable[[], LeaseKeeper]) -> None:
     keeper = take()
     first = keeper.next_id()
     use_up(keeper)
@@ -217,7 +219,7 @@ def test_a_used_up_range_is_renewed_by_the_next_id(take: Callable[[], Keeper]) -
 
 
 def test_a_holder_that_slept_past_its_lease_finds_its_node_given_away_and_takes_another(
-    take: Callable[[], Keeper],
+    take: Callable[[], LeaseKeeper],
 ) -> None:
     only_nodes(0)
     sleeper = take()
@@ -241,7 +243,7 @@ def test_a_lease_taken_within_a_transaction_outlasts_its_rollback() -> None:
 
 
 def test_ids_go_on_without_postgresql_until_the_range_is_used_up(
-    take: Callable[[], Keeper],
+    take: Callable[[], LeaseKeeper],
 ) -> None:
     keeper = take()
     with out_of_reach():

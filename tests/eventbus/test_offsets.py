@@ -5,8 +5,8 @@ were.
 import pytest
 
 from eventbus.consume import offsets
-from eventbus.consume.offsets import Kept, Move
-from eventbus.models import ConsumerOffset
+from eventbus.consume.offsets import KeptOffset, Move
+from eventbus.models import ConsumerOffset, ProcessedEvent
 
 pytestmark = pytest.mark.django_db
 
@@ -27,9 +27,12 @@ def advance(moves: dict[int, Move], topic_id: str = TOPIC_ID, server: str = "") 
 
 
 def test_what_was_put_is_kept_with_the_topic_it_belongs_to() -> None:
-    assert offsets.kept(GROUP, TOPIC, [0, 7]) == {0: Kept(10, TOPIC_ID)}
+    assert offsets.kept(GROUP, TOPIC, [0, 7]) == {0: KeptOffset(10, TOPIC_ID)}
     offsets.put(GROUP, TOPIC, "another", {0: 3})
-    assert offsets.kept(GROUP, TOPIC, [0, 1]) == {0: Kept(3, "another"), 1: Kept(20, TOPIC_ID)}
+    assert offsets.kept(GROUP, TOPIC, [0, 1]) == {
+        0: KeptOffset(3, "another"),
+        1: KeptOffset(20, TOPIC_ID),
+    }
 
 
 def test_offsets_move_from_where_they_were_left() -> None:
@@ -53,4 +56,19 @@ def test_groups_and_topics_do_not_meet() -> None:
     offsets.put("h", TOPIC, TOPIC_ID, {0: 1})
     offsets.put(GROUP, "others", TOPIC_ID, {0: 2})
     assert kept() == {0: 10, 1: 20}
-    assert ConsumerOffset.objects.count() == 4
+    assert ConsumerOffset.objects.filter(group__in=[GROUP, "h"]).count() == 4
+
+
+def test_a_database_in_which_nothing_was_processed_knows_that() -> None:
+    offsets.begin("h", TOPIC, 2)
+    begun = offsets.kept("h", TOPIC, range(5))
+    assert begun == dict.fromkeys((0, 1), KeptOffset(0, ""))
+    assert all(one.is_untouched for one in begun.values())
+
+
+def test_a_database_that_is_in_use_does_not_begin_anew() -> None:
+    offsets.begin(GROUP, TOPIC, 2)
+    assert kept() == {0: 10, 1: 20}
+    ProcessedEvent.objects.create(event_id=1, actor_id=1, type="note")
+    offsets.begin("h", TOPIC, 2)
+    assert offsets.kept("h", TOPIC, range(5)) == {}

@@ -711,6 +711,27 @@ def test_a_partition_that_leaves_while_an_event_waits_takes_the_event_along(
     assert worker.buried == []
 
 
+@pytest.mark.parametrize("fails", ["to_fact", "bug"])
+def test_what_has_left_is_buried_by_whoever_has_it_now(
+    worker: Worker, journal: Journal, fails: str
+) -> None:
+    """It leaves while its dead letter waits for Kafka, and is not ours to bury any more."""
+    worker.on_wait = lambda: worker.lost.add(1)
+    worker.dead_letter_failures = [PublishTimedOut()]
+    worker.process(
+        a_record(an_event(1, key=1, fails=fails), partition=1),
+        a_record(an_event(2, key=2), partition=0),
+    )
+    assert journal.rows() == [2]
+    assert worker.buried == []
+
+
+def test_bytes_that_are_no_event_are_not_buried_once_they_have_left(worker: Worker) -> None:
+    worker.lost = {1}
+    worker.process(Record("notes", 1, 2, b"1", GARBAGE, (), 0))
+    assert worker.buried == []
+
+
 # Events too big for one transaction ---------------------------------------------------------------
 
 
@@ -786,3 +807,10 @@ def test_a_worker_told_to_stop_does_so_between_any_two_transactions(
     assert worker.buried == []
     Worker(journal).process(*batch)
     assert processed() == set(range(1, 11))
+
+
+def test_a_worker_told_to_stop_does_so_between_any_two_dead_letters(worker: Worker) -> None:
+    worker.stops = lambda: worker.asked > 2
+    with pytest.raises(WorkerStopping):
+        worker.process(*[Record("notes", 0, n, b"1", GARBAGE, (), 0) for n in range(10)])
+    assert [record.offset for record, _, _ in worker.buried] == [0, 1]

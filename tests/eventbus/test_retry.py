@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import Barrier
 
 import pytest
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, OperationalError, connection, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper
 from hypothesis import given
@@ -225,6 +225,36 @@ def test_what_may_work_later_is_repeated_with_growing_waits_until_it_works() -> 
     assert retry.until_possible(waits.append, act) == "done"
     assert len(waits) == 3
     assert all(wait <= retry.BASE_SECONDS * 2**n for n, wait in enumerate(waits))
+
+
+@pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
+def test_an_attempt_that_gets_no_answer_is_given_up_and_the_next_one_has_another_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As from a server that vanished behind a proxy, which keeps the connection open."""
+    monkeypatch.setattr(retry, "ANSWER_SECONDS", 0.3)
+    seconds = [600, 0]
+    used: list[int] = []
+
+    def act() -> None:
+        with connection.cursor() as cursor:
+            used.append(connection.connection.info.backend_pid)
+            cursor.execute("SELECT pg_sleep(%s)", [seconds.pop(0)])
+
+    retry.until_possible(lambda _seconds: None, act)
+    assert len(set(used)) == 2
+
+
+@pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
+def test_what_gets_no_answer_again_and_again_may_be_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retry, "ANSWER_SECONDS", 0.3)
+    waits: list[float] = []
+    with pytest.raises(OperationalError) as raised:
+        retry.until_too_much(waits.append, execute, "SELECT pg_sleep(600)")
+    assert retry.is_too_much(raised.value)
+    assert len(waits) == retry.SIZE_ATTEMPTS - 1
 
 
 def test_waiting_ends_by_whatever_the_wait_raises() -> None:

@@ -10,8 +10,11 @@ from django.db import connection
 from pytest_django import Settings
 
 from eventbus import producer
+from eventbus.consume import topic_replay
 from eventbus.models import ProcessedEvent
 from feeds import verification
+from feedsite.embedded.postgres import POSTGRES
+from tests.crash.outages import EmbeddedServer, needs_embedded_postgres
 from tests.eventbus.conftest import feed_events
 from tests.feeds.model import expected_feed, feed, history
 from tests.feeds.worker import Worker
@@ -107,3 +110,30 @@ def test_events_processed_before_change_nothing(published: list[Any]) -> None:
 def test_it_must_be_meant() -> None:
     with pytest.raises(CommandError, match="--from-beginning"):
         call_command("replay_topic")
+
+
+@needs_embedded_postgres
+def test_without_postgresql_it_ends_with_a_sentence_and_goes_on_where_it_was(
+    published: list[Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.FEED_BATCH_MAX_EVENTS = 20
+    monkeypatch.setattr(topic_replay, "PATIENCE_SECONDS", 0.5)
+    before = contents()
+    lose_everything()
+    postgres = EmbeddedServer(POSTGRES)
+    stopped: list[int] = []
+
+    def stop_once(_bar: object, count: int) -> None:
+        if not stopped:
+            stopped.append(count)
+            postgres.stop()
+
+    monkeypatch.setattr("tqdm.tqdm.update", stop_once)
+    try:
+        with pytest.raises(CommandError, match="has not answered for a while"):
+            replay()
+    finally:
+        postgres.start()
+    assert 0 < ProcessedEvent.objects.count() < len(published)
+    replay()
+    assert contents() == before

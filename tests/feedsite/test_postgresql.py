@@ -11,7 +11,7 @@ from django.db import InternalError, OperationalError, connection
 
 from eventbus import breaker, cells
 from eventbus.breaker import FAILURES
-from feedsite.postgresql.connection import answer_within
+from eventbus.database.deadline import answer_within
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -130,7 +130,7 @@ class ApacheKafka:
         self._end(signal.SIGTERM)
 
     def remove(self) -> None:
-        self.stop()
+        self.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property

@@ -1,5 +1,6 @@
 """A system per test, with events that no earlier test has left behind."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -35,6 +36,16 @@ def system(idle_system: System) -> System:
     """The API and no worker yet."""
     idle_system.api()
     return idle_system
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip(
+            "promtool is missing: install Prometheus to test what is for it (Debian: apt install prometheus)"
+        )
+    return found
 
 
 def skipped(topic: str, group: str) -> bool:

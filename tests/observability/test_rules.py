@@ -1,23 +1,12 @@
 """The rules of prometheus-rules.yml, tested by Prometheus's own tool."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None:
-        pytest.skip(
-            "promtool is missing: install Prometheus to test its rules (Debian: apt install prometheus)"
-        )
-    return found
 
 
 @pytest.mark.parametrize(

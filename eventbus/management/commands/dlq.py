@@ -135,10 +135,15 @@ class Command(BaseCommand):
         ids = self._confirmed(chosen, options, "discard")
         if not ids:
             return
+        discarded = 0
         try:
-            self.stdout.write(f"{replay.discard(ids, reason=options['reason'])} discarded")
+            with tqdm(total=len(ids), unit=" entries", disable=None) as bar:
+                for part in replay.batches(ids, replay.DISCARDED_AT_ONCE):
+                    discarded += replay.discard(part, reason=options["reason"])
+                    bar.update(len(part))
         except ValueError as error:
             raise CommandError(str(error)) from error
+        self.stdout.write(f"{discarded} discarded")
 
     def _confirmed(
         self, entries: DeadLetterQuerySet, options: dict[str, Any], verb: str

@@ -1,6 +1,5 @@
 """`manage.py replay_topic --from-beginning`"""
 
-import time
 from argparse import ArgumentParser
 from typing import Any
 
@@ -8,9 +7,9 @@ from confluent_kafka import KafkaException
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from eventbus import identity, retry
+from eventbus import identity
 from eventbus.consume import topic_replay
-from eventbus.exceptions import DeadLetterFlood
+from eventbus.exceptions import DeadLetterFlood, ServerAway
 from eventbus.ids import clock
 from feeds import handlers, partitions
 
@@ -30,12 +29,16 @@ class Command(BaseCommand):
         identity.require()
         try:
             # By it ids are told to be from the future.
-            retry.until_possible(time.sleep, clock.read)
+            clock.read()
             with partitions.kept(), tqdm(unit=" events", unit_scale=True, disable=None) as progress:
                 total = topic_replay.replay(handlers.subscription(), progress.update)
         except KafkaException as error:
             raise CommandError(
                 f"Kafka cannot be read ({error.args[0].str()}): check that it runs, try again."
+            ) from error
+        except ServerAway as error:
+            raise CommandError(
+                f"{error} What was replayed stays: run the command again when it answers."
             ) from error
         except DeadLetterFlood as error:
             raise CommandError(str(error)) from error
