@@ -53,7 +53,8 @@ WITH resting AS (
     UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false, last_read_at = now(),
         seen_post_id = CASE WHEN seen_post_id > event_id THEN seen_post_id END
     FROM erasures
-    WHERE feeds.user_id = ANY(%(users)s::bigint[]) AND erasures.user_id = feeds.user_id
+    WHERE feeds.user_id = ANY(%(users)s::bigint[]) AND erasures.user_id = ANY(%(users)s::bigint[])
+      AND erasures.user_id = feeds.user_id
 )
 UPDATE follows SET idle = true WHERE follower_id = ANY(%(users)s::bigint[]) AND NOT idle
 """
@@ -349,7 +350,6 @@ def _delete_entries(place: Place) -> Part:
     values = place.values(ROWS)
     floors = fetch(_LOCK_FLOOR, values)
     values["floor"] = floors[0][0] if floors else RESTING
-    execute("SET LOCAL enable_seqscan = off")
     posts = [post for (post,) in fetch(_UNREAD_ENTRIES, values)]
     fanout.remove([(place.user_id, post) for post in posts])
     return _part_of(posts, ROWS)

@@ -58,7 +58,9 @@ LATER_THAN_BLOCKS = f"follows.event_id > {LAST_BLOCK}"
 
 # Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
 PULLED_BY = f"""
-SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
+SELECT followee_id FROM follows CROSS JOIN LATERAL (
+    SELECT FROM feeds WHERE user_id = followee_id AND pulled_since IS NOT NULL OFFSET 0
+) AS pulled
 WHERE follower_id = {{user}} AND {IN_FEED}
 UNION ALL
 SELECT user_id FROM feeds WHERE user_id = {{user}} AND pulled_since IS NOT NULL
@@ -202,7 +204,8 @@ class Mute(models.Model):
 _ENSURE = """
 INSERT INTO feeds (user_id, idle, floor)
 SELECT id, id = ANY(%(strangers)s::bigint[]), CASE WHEN id = ANY(%(strangers)s::bigint[]) THEN %(resting)s ELSE 0 END
-FROM unnest(%(users)s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
+FROM unnest(%(users)s::bigint[]) AS new (id)
+WHERE (SELECT true FROM feeds WHERE user_id = id) IS NULL
 ORDER BY 1
 ON CONFLICT DO NOTHING
 """

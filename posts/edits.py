@@ -23,7 +23,7 @@ UPDATE posts SET
     data_event_id = greatest(data_event_id, data_event)
 FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::bigint[])
     AS edit (post_id, author, new_content, content_event, new_data, data_event)
-WHERE id = post_id AND author_id = author AND deleted_event_id IS NULL
+WHERE id = post_id AND id = ANY(%s::bigint[]) AND author_id = author AND deleted_event_id IS NULL
 RETURNING id
 """
 
@@ -34,7 +34,7 @@ INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data, 
 SELECT event_id, post_id, author_id, content, changes_data, data::jsonb
 FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::boolean[], %s::text[])
     AS early (event_id, post_id, author_id, content, changes_data, data)
-WHERE NOT EXISTS (SELECT FROM posts WHERE posts.id = early.post_id)
+WHERE (SELECT true FROM posts WHERE posts.id = early.post_id) IS NULL
   AND NOT {BEFORE_ERASURE.format(user="early.author_id", id="early.post_id")}
 ORDER BY 1
 ON CONFLICT DO NOTHING
@@ -99,6 +99,7 @@ def _apply(edits: Iterable[PostEdited]) -> set[int]:
         [change.content_event_id for change in changes],
         [change.data for change in changes],
         [change.data_event_id for change in changes],
+        [change.post_id for change in changes],
     ]
     return {post_id for (post_id,) in fetch(_APPLY, columns)}
 

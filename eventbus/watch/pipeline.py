@@ -28,7 +28,8 @@ GROUP BY 1, 2
 _UNRESOLVED = """
 SELECT counted.id, (
     SELECT count(*) FROM (
-        SELECT FROM dead_letters WHERE group_id = counted.id AND state = ANY(%(unresolved)s) LIMIT %(most)s
+        SELECT FROM dead_letters WHERE group_id = counted.id AND state = ANY(%(unresolved)s)
+        ORDER BY state LIMIT %(most)s
     ) AS found
 )
 FROM unnest(%(groups)s::bigint[]) AS counted (id)
