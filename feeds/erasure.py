@@ -73,7 +73,12 @@ UPDATE erasures SET step = %(next)s, resume_after = %(last)s,
     finished_at = CASE WHEN %(finished)s THEN now() END
 WHERE user_id = %(user)s AND event_id = %(event)s AND step = %(step)s AND resume_after = %(after)s
 """
-_OLDEST = "SELECT min(event_id) FROM erasures WHERE finished_at IS NULL"
+# In the order of the index of those that are not finished, which may be few among very many.
+_OLDEST = """
+SELECT min(event_id) FROM (
+    SELECT event_id FROM erasures WHERE finished_at IS NULL ORDER BY due_at OFFSET 0
+) AS unfinished
+"""
 
 # Those that were pushed are withdrawn from feeds like any that is deleted.
 _BURY = f"""

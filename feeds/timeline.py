@@ -76,7 +76,8 @@ ORDER BY post.id {{direction}}
 """  # noqa: S608 - composed of constants
 _GIVEN = "SELECT unnest(%(authors)s::bigint[]) AS author"
 _FOLLOWED = f"""
-    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND {IN_FEED} UNION ALL SELECT %(user)s
+    SELECT followee_id AS author FROM (SELECT * FROM follows WHERE follower_id = %(user)s OFFSET 0) AS followed
+    WHERE {IN_FEED} UNION ALL SELECT %(user)s
 """  # noqa: S608 - composed of constants
 
 

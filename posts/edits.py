@@ -14,7 +14,8 @@ from eventbus.database.sql import bigints, execute, fetch
 from eventbus.models import BEFORE_ERASURE
 from posts.events import PostEdited
 
-# A comparison with null, the event of a field that no edit names, is not true.
+# A comparison with null, the event of a field that no edit names, is not true. That a post is not
+# deleted is said in other words than by its indexes: only the key is to find it.
 _APPLY = """
 UPDATE posts SET
     content = CASE WHEN content_event > coalesce(content_event_id, 0) THEN new_content ELSE content END,
@@ -23,7 +24,7 @@ UPDATE posts SET
     data_event_id = greatest(data_event_id, data_event)
 FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::bigint[])
     AS edit (post_id, author, new_content, content_event, new_data, data_event)
-WHERE id = post_id AND id = ANY(%s::bigint[]) AND author_id = author AND deleted_event_id IS NULL
+WHERE id = post_id AND id = ANY(%s::bigint[]) AND author_id = author AND coalesce(deleted_event_id, 0) = 0
 RETURNING id
 """
 
