@@ -29,9 +29,10 @@ WITH chunk AS MATERIALIZED (
     SELECT event_id, processed_at FROM processed_events
     WHERE event_id > %(after)s AND event_id < %(below)s ORDER BY event_id LIMIT %(limit)s
 ), old AS (
-    SELECT event_id FROM chunk WHERE processed_at < %(before)s AND NOT EXISTS (
-        SELECT FROM dead_letters WHERE dead_letters.event_id = chunk.event_id AND state = ANY(%(unresolved)s)
-    )
+    SELECT event_id FROM chunk WHERE processed_at < %(before)s AND (
+        SELECT true FROM dead_letters
+        WHERE dead_letters.event_id = chunk.event_id AND state = ANY(%(unresolved)s) LIMIT 1
+    ) IS NULL
 ), deleted AS (
     DELETE FROM processed_events WHERE NOT %(dry_run)s AND event_id = ANY(ARRAY(SELECT event_id FROM old))
 )

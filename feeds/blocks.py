@@ -38,34 +38,38 @@ ON CONFLICT (blocker_id, blocked_id) DO UPDATE SET
     blocked_event_id = greatest(blocks.blocked_event_id, EXCLUDED.blocked_event_id),
     unblocked_event_id = greatest(blocks.unblocked_event_id, EXCLUDED.unblocked_event_id)
 """  # noqa: S608 - composed of constants
-_FORGET = """
+# Here and below each pair is looked up by its key, whatever statistics say of the tables. Nobody else
+# changes the rows meanwhile, for both users of each are locked.
+_ROWS = """
+SELECT found.ctid FROM unnest(%(blockers)s::bigint[], %(blocked)s::bigint[]) AS pair (blocker, blocked)
+CROSS JOIN LATERAL (
+    SELECT ctid, * FROM blocks WHERE blocker_id = blocker AND blocked_id = blocked OFFSET 0
+) AS found
+"""
+_FORGET = f"""
 UPDATE blocks SET
     blocked_event_id = CASE WHEN blocked_event_id < %(before)s THEN 0 ELSE blocked_event_id END,
     unblocked_event_id = CASE WHEN unblocked_event_id < %(before)s THEN 0 ELSE unblocked_event_id END
-FROM unnest(%(blockers)s::bigint[], %(blocked)s::bigint[]) AS pair (blocker, blocked)
-WHERE blocker_id = blocker AND blocked_id = blocked
-"""
-_DELETE = """
-DELETE FROM blocks USING unnest(%(blockers)s::bigint[], %(blocked)s::bigint[]) AS pair (blocker, blocked)
-WHERE blocker_id = blocker AND blocked_id = blocked AND blocked_event_id = 0 AND unblocked_event_id = 0
-"""
-
-# Each pair is looked up by its key, one after the other, whatever statistics say of the tables. Both
-# users of each are locked.
+WHERE ctid = ANY(ARRAY({_ROWS}))
+"""  # noqa: S608 - composed of constants
+_DELETE = f"""
+DELETE FROM blocks WHERE ctid = ANY(ARRAY({_ROWS} WHERE found.blocked_event_id = 0 AND found.unblocked_event_id = 0))
+"""  # noqa: S608 - composed of constants
 _SETTLE = f"""
 WITH truth AS MATERIALIZED (
-    SELECT follows.follower_id AS follower, follows.followee_id AS followee, active AS was_active,
+    SELECT follows.ctid AS place, active AS was_active, held AS was_held,
         (active OR held) AND {LATER_THAN_BLOCKS} AS wanted, {BLOCKED} AS blocked
     FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[]) AS pair (follower, followee)
     CROSS JOIN LATERAL (
-        SELECT * FROM follows WHERE follower_id = follower AND followee_id = followee OFFSET 0
+        SELECT ctid, * FROM follows WHERE follower_id = follower AND followee_id = followee OFFSET 0
     ) AS follows
     {BLOCKS_OF_PAIR}
+), changed AS MATERIALIZED (
+    SELECT * FROM truth WHERE (was_active, was_held) <> (wanted AND NOT blocked, wanted AND blocked)
 )
 UPDATE follows SET active = wanted AND NOT blocked, held = wanted AND blocked
-FROM truth
-WHERE follower_id = follower AND followee_id = followee
-    AND (active, held) <> (wanted AND NOT blocked, wanted AND blocked)
+FROM changed
+WHERE follows.ctid = place AND follows.ctid = ANY(ARRAY(SELECT place FROM changed))
 RETURNING follower_id, followee_id, active, {IN_FEED}, was_active
 """  # noqa: S608 - composed of constants
 
@@ -135,8 +139,6 @@ def forget(pairs: Sequence[Pair], before: int) -> None:
 def _settle(pairs: Iterable[Pair]) -> None:
     """Have the follows of these pairs, both ways, be what the blocks allow now."""
     both_ways = {way for one, other in pairs for way in ((one, other), (other, one))}
-    # Each by an index, also where statistics say that the tables are empty.
-    execute("SET LOCAL enable_seqscan = off")
     rows = fetch(
         _SETTLE,
         {

@@ -53,7 +53,8 @@ WITH resting AS (
     UPDATE feeds SET idle = true, floor = %(resting)s, rebuild_wanted = false, last_read_at = now(),
         seen_post_id = CASE WHEN seen_post_id > event_id THEN seen_post_id END
     FROM erasures
-    WHERE feeds.user_id = ANY(%(users)s::bigint[]) AND erasures.user_id = feeds.user_id
+    WHERE feeds.user_id = ANY(%(users)s::bigint[]) AND erasures.user_id = ANY(%(users)s::bigint[])
+      AND erasures.user_id = feeds.user_id
 )
 UPDATE follows SET idle = true WHERE follower_id = ANY(%(users)s::bigint[]) AND NOT idle
 """
@@ -72,7 +73,12 @@ UPDATE erasures SET step = %(next)s, resume_after = %(last)s,
     finished_at = CASE WHEN %(finished)s THEN now() END
 WHERE user_id = %(user)s AND event_id = %(event)s AND step = %(step)s AND resume_after = %(after)s
 """
-_OLDEST = "SELECT min(event_id) FROM erasures WHERE finished_at IS NULL"
+# In the order of the index of those that are not finished, which may be few among very many.
+_OLDEST = """
+SELECT min(event_id) FROM (
+    SELECT event_id FROM erasures WHERE finished_at IS NULL ORDER BY due_at OFFSET 0
+) AS unfinished
+"""
 
 # Those that were pushed are withdrawn from feeds like any that is deleted.
 _BURY = f"""
@@ -349,7 +355,6 @@ def _delete_entries(place: Place) -> Part:
     values = place.values(ROWS)
     floors = fetch(_LOCK_FLOOR, values)
     values["floor"] = floors[0][0] if floors else RESTING
-    execute("SET LOCAL enable_seqscan = off")
     posts = [post for (post,) in fetch(_UNREAD_ENTRIES, values)]
     fanout.remove([(place.user_id, post) for post in posts])
     return _part_of(posts, ROWS)

@@ -39,24 +39,26 @@ class Changed(NamedTuple):
 
 _PAIRS = "unnest(%(followers)s::bigint[], %(followees)s::bigint[])"
 
+# Each pair, and each user, is looked up by its key, one after the other, whatever statistics say of
+# the tables: `OFFSET 0` keeps PostgreSQL from making a join of it.
 _ACTIVE = f"""
-SELECT follower_id, followee_id FROM follows
-JOIN {_PAIRS} AS pair (follower, followee) ON follower_id = follower AND followee_id = followee
-WHERE active
+SELECT follower, followee FROM {_PAIRS} AS pair (follower, followee) CROSS JOIN LATERAL (
+    SELECT FROM follows WHERE follower_id = follower AND followee_id = followee AND active OFFSET 0
+) AS active
 """  # noqa: S608 - composed of constants
 
 # What is from before either was erased has no effect: the pair may be forgotten by now.
 _WRITE = f"""
 INSERT INTO follows (follower_id, followee_id, active, held, idle, muted, event_id)
-SELECT follower, followee, wanted AND NOT blocked, wanted AND blocked, feeds.idle,
-    EXISTS (SELECT FROM mutes WHERE mutes.user_id = follower AND muted_id = followee AND mutes.active), event
+SELECT follower, followee, wanted AND NOT blocked, wanted AND blocked, feed.idle,
+    coalesce((SELECT mutes.active FROM mutes WHERE mutes.user_id = follower AND muted_id = followee), false), event
 FROM (
     SELECT follower, followee, event, %(wanted)s AND event > {LAST_BLOCK} AS wanted, {BLOCKED} AS blocked
     FROM unnest(%(followers)s::bigint[], %(followees)s::bigint[], %(events)s::bigint[])
         AS fact (follower, followee, event)
     {BLOCKS_OF_PAIR}
 ) AS new
-JOIN feeds ON user_id = follower
+CROSS JOIN LATERAL (SELECT idle FROM feeds WHERE user_id = follower OFFSET 0) AS feed
 WHERE NOT {BEFORE_ERASURE.format(user="follower", id="event")}
   AND NOT {BEFORE_ERASURE.format(user="followee", id="event")}
 ORDER BY 1, 2
@@ -73,16 +75,16 @@ _BACKFILL = f"""
 WITH found AS (
     SELECT follower, post.id, followee, row_number() OVER (PARTITION BY follower, followee ORDER BY post.id DESC) AS n
     FROM {_PAIRS} AS pair (follower, followee)
-    JOIN feeds ON feeds.user_id = follower
+    CROSS JOIN LATERAL (SELECT {FLOOR} AS floor FROM feeds WHERE user_id = follower OFFSET 0) AS feed
     CROSS JOIN LATERAL (
         SELECT id FROM posts
-        WHERE author_id = followee AND {PUSHED} AND id > {FLOOR}
+        WHERE author_id = followee AND {PUSHED} AND id > feed.floor
         ORDER BY id DESC LIMIT %(cap)s + 1
     ) AS post
 ), raised AS (
     UPDATE feeds SET floor = greatest(floor, cut.id)
     FROM (SELECT follower, max(id) AS id FROM found WHERE n > %(cap)s GROUP BY 1) AS cut
-    WHERE user_id = cut.follower
+    WHERE user_id = cut.follower AND user_id = ANY(%(followers)s::bigint[])
 )
 INSERT INTO feed_entries (user_id, post_id, author_id)
 SELECT follower, id, followee FROM found WHERE n <= %(cap)s ORDER BY 1, 2
@@ -93,12 +95,13 @@ ON CONFLICT DO NOTHING
 # deleted may have rows for as long as they are being withdrawn.
 _TO_REMOVE = f"""
 SELECT follower, post.id FROM {_PAIRS} AS pair (follower, followee)
-JOIN feeds ON feeds.user_id = follower
+CROSS JOIN LATERAL (SELECT {FLOOR} AS floor FROM feeds WHERE user_id = follower OFFSET 0) AS feed
 CROSS JOIN LATERAL (
     SELECT id FROM posts
-    WHERE author_id = followee AND {PUSHED} AND id > {FLOOR}
+    WHERE author_id = followee AND {PUSHED} AND id > feed.floor
     UNION ALL
     SELECT post_id FROM withdrawals WHERE author_id = followee
+    OFFSET 0
 ) AS post
 ORDER BY 1, 2
 """  # noqa: S608 - composed of constants
@@ -112,12 +115,16 @@ UPDATE feeds SET
         ELSE pulled_since END
 FROM (SELECT followee, %(step)s * count(*) AS change FROM unnest(%(followees)s::bigint[]) AS one (followee) GROUP BY 1)
     AS changes
-WHERE user_id = followee
+WHERE user_id = followee AND user_id = ANY(%(followees)s::bigint[])
 """
 
 _FORGET = f"""
-DELETE FROM follows USING {_PAIRS} AS pair (follower, followee)
-WHERE follower_id = follower AND followee_id = followee AND event_id < %(before)s
+DELETE FROM follows WHERE ctid = ANY(ARRAY(
+    SELECT found.ctid FROM {_PAIRS} AS pair (follower, followee) CROSS JOIN LATERAL (
+        SELECT ctid FROM follows
+        WHERE follower_id = follower AND followee_id = followee AND event_id < %(before)s OFFSET 0
+    ) AS found
+))
 RETURNING follower_id, followee_id, active
 """  # noqa: S608 - composed of constants
 

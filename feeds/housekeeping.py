@@ -43,14 +43,17 @@ WITH resting AS (
     WHERE user_id = ANY(%(users)s) AND NOT idle AND last_read_at < %(read_before)s
     RETURNING user_id
 )
-UPDATE follows SET idle = true FROM resting WHERE follower_id = user_id AND NOT follows.idle
+UPDATE follows SET idle = true FROM resting
+WHERE follower_id = user_id AND follower_id = ANY(%(users)s) AND NOT follows.idle
 """
 
 # Taken off the queue first, so that no two workers do the same; what fails then is asked for by the
-# next read.
+# next read. An array, for what is in a join may be done again for each row of the other side.
 _CLAIM = """
 UPDATE feeds SET rebuild_wanted = false
-WHERE user_id IN (SELECT user_id FROM feeds WHERE rebuild_wanted ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED)
+WHERE user_id = ANY(ARRAY(
+    SELECT user_id FROM feeds WHERE rebuild_wanted ORDER BY user_id LIMIT %s FOR UPDATE SKIP LOCKED
+))
 RETURNING user_id
 """
 

@@ -23,6 +23,10 @@ class Imported(NamedTuple):
     new_follows: int
 
 
+# What is staged may be millions: each table is gone through once, also where statistics take one for so
+# small that going through it for each row of another seems to cost nothing.
+_NO_LOOPS = "SET LOCAL enable_nestloop = off"
+
 # Older than any event, for ids of events start at 1: whatever a user ever did about a pair counts
 # more than a file.
 OLDEST = 0
@@ -114,6 +118,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     closed with the commit; call `here.pages.wait_until_noticed` afterwards.
     """
     execute(_STAGE)
+    execute(_NO_LOOPS)
     lines = _copy(pairs)
     execute(_LEAVE_TO_OTHER_CELLS.format(held=identity.holds_sql("follower_id")))
     # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes

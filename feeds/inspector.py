@@ -31,11 +31,13 @@ SELECT
     coalesce(defined.id, stored.post_id) AS post_id, defined.id IS NOT NULL, stored.post_id IS NOT NULL,
     post.author_id, stored.author_id, post.content, post.data::text,
     post.created_at, post.fanout, post.deleted_event_id IS NOT NULL,
-    EXISTS (SELECT FROM withdrawals WHERE withdrawals.post_id = post.id),
-    EXISTS (SELECT FROM mutes WHERE user_id = %(user)s AND muted_id = post.author_id AND active),
+    (SELECT true FROM withdrawals WHERE withdrawals.post_id = post.id) IS NOT NULL,
+    coalesce((SELECT active FROM mutes WHERE user_id = %(user)s AND muted_id = post.author_id), false),
     greatest((SELECT floor FROM feeds WHERE user_id = %(user)s), {horizon})
 FROM defined FULL JOIN stored ON stored.post_id = defined.id
-LEFT JOIN posts AS post ON post.id = coalesce(defined.id, stored.post_id)
+LEFT JOIN LATERAL (
+    SELECT * FROM posts WHERE id = coalesce(defined.id, stored.post_id) OFFSET 0
+) AS post ON true
 ORDER BY 1 DESC
 """
 

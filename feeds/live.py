@@ -64,8 +64,8 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT ARRAY(
         (SELECT post.id FROM feed_entries AS entry
-         CROSS JOIN LATERAL (SELECT id FROM posts WHERE id = post_id AND {PUSHED} OFFSET 0) AS post
-         WHERE entry.user_id = asked.user_id AND entry.post_id > bounds.after
+         CROSS JOIN LATERAL (SELECT * FROM posts WHERE id = post_id OFFSET 0) AS post
+         WHERE {PUSHED} AND entry.user_id = asked.user_id AND entry.post_id > bounds.after
            AND entry.post_id >= %(lowest)s + 1 AND state.floor <= bounds.after
          ORDER BY entry.post_id DESC LIMIT bounds.most)
         UNION ALL

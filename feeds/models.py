@@ -57,10 +57,15 @@ LAST_BLOCK = (
 )
 LATER_THAN_BLOCKS = f"follows.event_id > {LAST_BLOCK}"
 
-# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
+# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled. `OFFSET 0`
+# has all that the user follows found by its key, and not in an index by followee, whose condition
+# these rows fulfil too.
 PULLED_BY = f"""
-SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
-WHERE follower_id = {{user}} AND {IN_FEED}
+SELECT followee_id FROM (SELECT * FROM follows WHERE follower_id = {{user}} OFFSET 0) AS followed
+CROSS JOIN LATERAL (
+    SELECT FROM feeds WHERE user_id = followee_id AND pulled_since IS NOT NULL OFFSET 0
+) AS pulled
+WHERE {IN_FEED}
 UNION ALL
 SELECT user_id FROM feeds WHERE user_id = {{user}} AND pulled_since IS NOT NULL
 """  # noqa: S608 - composed of constants
@@ -203,7 +208,8 @@ class Mute(models.Model):
 _ENSURE = """
 INSERT INTO feeds (user_id, idle, floor)
 SELECT id, id = ANY(%(strangers)s::bigint[]), CASE WHEN id = ANY(%(strangers)s::bigint[]) THEN %(resting)s ELSE 0 END
-FROM unnest(%(users)s::bigint[]) AS new (id) WHERE NOT EXISTS (SELECT FROM feeds WHERE user_id = id)
+FROM unnest(%(users)s::bigint[]) AS new (id)
+WHERE (SELECT true FROM feeds WHERE user_id = id) IS NULL
 ORDER BY 1
 ON CONFLICT DO NOTHING
 """

@@ -25,17 +25,29 @@ WHERE NOT {BEFORE_ERASURE.format(user="muting", id="event")}
 ORDER BY 1, 2
 ON CONFLICT (user_id, muted_id) DO UPDATE SET active = EXCLUDED.active, event_id = EXCLUDED.event_id
 WHERE mutes.event_id <= EXCLUDED.event_id
-RETURNING user_id, muted_id, active
+RETURNING user_id, muted_id
 """  # noqa: S608 - composed of constants
+# Here and below each pair is looked up by its key, whatever statistics say of the tables. Nobody else
+# changes the rows meanwhile, for their users' `feeds` rows are locked.
 _FORGET = """
-DELETE FROM mutes USING unnest(%(users)s::bigint[], %(muted)s::bigint[]) AS pair (muting, muted)
-WHERE user_id = muting AND muted_id = muted AND event_id < %(before)s
+DELETE FROM mutes WHERE ctid = ANY(ARRAY(
+    SELECT found.ctid FROM unnest(%(users)s::bigint[], %(muted)s::bigint[]) AS pair (muting, muted)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM mutes WHERE user_id = muting AND muted_id = muted AND event_id < %(before)s OFFSET 0
+    ) AS found
+))
 RETURNING user_id, muted_id
 """
 _REPEAT = f"""
-UPDATE follows SET muted = is_muted
-FROM unnest(%(users)s::bigint[], %(muted)s::bigint[], %(active)s::boolean[]) AS written (follower, followee, is_muted)
-WHERE follower_id = follower AND followee_id = followee
+UPDATE follows SET muted = coalesce(
+    (SELECT mutes.active FROM mutes WHERE user_id = follower_id AND muted_id = followee_id), false
+)
+WHERE ctid = ANY(ARRAY(
+    SELECT found.ctid FROM unnest(%(users)s::bigint[], %(muted)s::bigint[]) AS pair (follower, followee)
+    CROSS JOIN LATERAL (
+        SELECT ctid FROM follows WHERE follower_id = follower AND followee_id = followee OFFSET 0
+    ) AS found
+))
 RETURNING follower_id, followee_id, active, {IN_FEED}
 """  # noqa: S608 - composed of constants
 
@@ -67,7 +79,7 @@ def forget(pairs: Sequence[tuple[int, int]], before: int) -> None:
     """
     columns = {"users": [user for user, _ in pairs], "muted": [muted for _, muted in pairs]}
     gone = fetch(_FORGET, {**columns, "before": before})
-    _repeat([(user, muted, False) for user, muted in gone])
+    _repeat(gone)
 
 
 def muted_page(user_id: int, position: Position, limit: int) -> list[int]:
@@ -79,11 +91,7 @@ def muted_page(user_id: int, position: Position, limit: int) -> list[int]:
 
 def _repeat(written: Sequence[tuple[Any, ...]]) -> None:
     """Have `follows` and the feeds say what these rows of `mutes` do."""
-    columns = {
-        "users": [user for user, _, _ in written],
-        "muted": [muted for _, muted, _ in written],
-        "active": [active for _, _, active in written],
-    }
+    columns = {"users": [user for user, _ in written], "muted": [muted for _, muted in written]}
     follows.update_feeds([Changed(*row) for row in fetch(_REPEAT, columns)])
 
 

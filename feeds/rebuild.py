@@ -43,7 +43,7 @@ _FILL = f"""
     SELECT greatest((SELECT min(id) FROM found HAVING count(*) = %(limit)s), {HORIZON}) AS id
 ), wanted AS (
     SELECT id, author_id FROM posts
-    WHERE id IN (SELECT found.id FROM found, floor WHERE found.id > floor.id) AND {ALIVE}
+    WHERE id = ANY(ARRAY(SELECT found.id FROM found, floor WHERE found.id > floor.id)) AND {ALIVE}
     ORDER BY id FOR SHARE
 ), gone AS (
     DELETE FROM feed_entries
@@ -89,9 +89,6 @@ def _fill(user_id: int) -> None:
     if feed is not None and not feed.idle:
         # One more than fits tells where the floor must be.
         values = {"user": user_id, "limit": settings.FEED_MAX_ENTRIES + 1, **EVERYTHING}
-        # A user's rows are in an index, also where statistics of a young partition know only a few
-        # users.
-        execute("SET LOCAL enable_seqscan = off")
         execute(_FILL, values)
 
 

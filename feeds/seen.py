@@ -25,9 +25,12 @@ MAX_AHEAD_MS = LEASE_MS
 # A marker below the line that an erasure draws is none, whichever came first.
 _RAISE = f"""
 UPDATE feeds SET seen_post_id = seen.post_id
-FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS seen (user_id, post_id)
-WHERE feeds.user_id = seen.user_id AND (seen_post_id IS NULL OR seen_post_id < seen.post_id)
-  AND NOT {BEFORE_ERASURE.format(user="seen.user_id", id="seen.post_id")}
+FROM (
+    SELECT * FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS new (user_id, post_id)
+    WHERE NOT {BEFORE_ERASURE.format(user="new.user_id", id="new.post_id")} OFFSET 0
+) AS seen
+WHERE feeds.user_id = seen.user_id AND feeds.user_id = ANY(%(users)s::bigint[])
+  AND (seen_post_id IS NULL OR seen_post_id < seen.post_id)
 """  # noqa: S608 - composed of constants
 
 

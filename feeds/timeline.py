@@ -23,8 +23,9 @@ log = structlog.get_logger(__name__)
 # One statement, hence one snapshot, for the floor and the rows above it: a floor that rises
 # meanwhile, and rows deleted below it, cannot open a gap between this and the join. The bounds of
 # the range are literals, from which PostgreSQL sees which partitions it need not plan for. The
-# limit is within the subquery, so that the index is read in its order whatever statistics say; what
-# is no post any more comes as an entry without one.
+# limit is within the subquery, so that the index is read in its order whatever statistics say, and
+# `OFFSET 0` has each post looked up by its key; what is no post any more comes as an entry without
+# one.
 _PUSHED = f"""
 SELECT floor, is_to_note, starts, seen_post_id, post_id, post.id, post.author_id, {SHOWN}
 FROM (
@@ -40,7 +41,8 @@ LEFT JOIN LATERAL (
     WHERE user_id = %(user)s AND post_id >= %(first)s AND post_id <= %(high)s AND post_id > floor
     ORDER BY post_id {{direction}} LIMIT %(limit)s
 ) AS entry ON true
-LEFT JOIN posts AS post ON post.id = post_id AND post.deleted_event_id IS NULL AND post.fanout = 0
+LEFT JOIN LATERAL (SELECT * FROM posts WHERE id = post_id OFFSET 0) AS post
+    ON post.deleted_event_id IS NULL AND post.fanout = 0
 ORDER BY post_id {{direction}}
 """  # noqa: S608 - composed of constants
 
@@ -66,16 +68,16 @@ found AS (
     ORDER BY near.id {direction} LIMIT %(limit)s
 )
 """
-_NEAREST = (
-    _NEAREST_IDS
-    + f"""
-SELECT posts.id, author_id, {SHOWN} FROM found JOIN posts ON posts.id = found.id
-ORDER BY posts.id {{direction}}
+_NEAREST = f"""
+{_NEAREST_IDS}
+SELECT post.id, author_id, {SHOWN}
+FROM found CROSS JOIN LATERAL (SELECT * FROM posts WHERE posts.id = found.id OFFSET 0) AS post
+ORDER BY post.id {{direction}}
 """  # noqa: S608 - composed of constants
-)
 _GIVEN = "SELECT unnest(%(authors)s::bigint[]) AS author"
 _FOLLOWED = f"""
-    SELECT followee_id AS author FROM follows WHERE follower_id = %(user)s AND {IN_FEED} UNION ALL SELECT %(user)s
+    SELECT followee_id AS author FROM (SELECT * FROM follows WHERE follower_id = %(user)s OFFSET 0) AS followed
+    WHERE {IN_FEED} UNION ALL SELECT %(user)s
 """  # noqa: S608 - composed of constants
 
 

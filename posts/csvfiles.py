@@ -18,7 +18,10 @@ from django.core.management.base import CommandError
 GZIP = b"\x1f\x8b"
 MAX_LINE_CHARS = 1_000_000
 QUOTE_TOO_LATE = "a quote is opened here, and what closes it has text after it"
+# What csv makes of a quote that is never closed depends on how much of the file is left.
+FIELD_TOO_LONG = f"field larger than field limit ({csv.field_size_limit()})"
 MEANINGS = {
+    FIELD_TOO_LONG: f"{FIELD_TOO_LONG}: is a quote opened here and never closed?",
     "unexpected end of data": "a quote is opened here and never closed",
     "',' expected after '\"'": QUOTE_TOO_LATE,
 }

@@ -14,7 +14,8 @@ from eventbus.database.sql import bigints, execute, fetch
 from eventbus.models import BEFORE_ERASURE
 from posts.events import PostEdited
 
-# A comparison with null, the event of a field that no edit names, is not true.
+# A comparison with null, the event of a field that no edit names, is not true. That a post is not
+# deleted is said in other words than by its indexes: only the key is to find it.
 _APPLY = """
 UPDATE posts SET
     content = CASE WHEN content_event > coalesce(content_event_id, 0) THEN new_content ELSE content END,
@@ -23,7 +24,7 @@ UPDATE posts SET
     data_event_id = greatest(data_event_id, data_event)
 FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::text[], %s::bigint[])
     AS edit (post_id, author, new_content, content_event, new_data, data_event)
-WHERE id = post_id AND author_id = author AND deleted_event_id IS NULL
+WHERE id = post_id AND id = ANY(%s::bigint[]) AND author_id = author AND coalesce(deleted_event_id, 0) = 0
 RETURNING id
 """
 
@@ -34,7 +35,7 @@ INSERT INTO waiting_edits (event_id, post_id, author_id, content, changes_data, 
 SELECT event_id, post_id, author_id, content, changes_data, data::jsonb
 FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::boolean[], %s::text[])
     AS early (event_id, post_id, author_id, content, changes_data, data)
-WHERE NOT EXISTS (SELECT FROM posts WHERE posts.id = early.post_id)
+WHERE (SELECT true FROM posts WHERE posts.id = early.post_id) IS NULL
   AND NOT {BEFORE_ERASURE.format(user="early.author_id", id="early.post_id")}
 ORDER BY 1
 ON CONFLICT DO NOTHING
@@ -101,6 +102,7 @@ def _apply(edits: Iterable[PostEdited]) -> set[int]:
         [change.content_event_id for change in changes],
         [change.data for change in changes],
         [change.data_event_id for change in changes],
+        [change.post_id for change in changes],
     ]
     return {post_id for (post_id,) in fetch(_APPLY, columns)}
 

@@ -144,19 +144,18 @@ def read_drafts(file: TextIO, bad_lines: BadLines | None = None) -> Iterator[Dra
 
 def _draft(row: CsvRow, header: list[str]) -> Draft:
     """Return the draft in `row`. Raises `ValueError` with the reason why there is none."""
-    if len(row.fields) > len(header):
-        raise ValueError(
-            f"expected {len(header)} columns, found {len(row.fields)}: a text with commas must be in quotes"
-        )
-    named = dict(zip(header, row.fields, strict=False))
+    if len(row.fields) != len(header):
+        # Fewer, as where the file was cut, would be a post with half a text or without its time.
+        hint = ": a text with commas must be in quotes" if len(row.fields) > len(header) else ""
+        raise ValueError(f"expected {len(header)} columns, found {len(row.fields)}{hint}")
+    named = dict(zip(header, row.fields, strict=True))
+    author = named["author"]
     try:
-        author_id = parse_id(named.get("author", ""), "author")
+        author_id = parse_id(author, "author")
     except InvalidEvent as error:
-        raise ValueError(
-            f"{str(error).rstrip('.')}, not {named.get('author', '')[:40]!r}"
-        ) from error
+        raise ValueError(f"{str(error).rstrip('.')}, not {author[:40]!r}") from error
     data = compact(named["data"]) if named.get("data") else None
-    content = named.get("text", "").strip()
+    content = named["text"].strip()
     shortest = 1 if data is None else 0
     if not shortest <= len(content) <= MAX_CONTENT_CHARS or "\0" in content:
         raise ValueError(f"text must have {shortest} to {MAX_CONTENT_CHARS} characters and no NUL")

@@ -36,6 +36,9 @@ ANALYZE posts, follows, mutes, blocks, feeds, feed_entries, processed_events;
 """
 
 
+EXPLAINED = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")
+
+
 @contextmanager
 def filled(blocker: DjangoDbBlocker, statements: str) -> Iterator[None]:
     """Fill the tables for every test of a module, each of which undoes what it changes; empty them
@@ -86,10 +89,13 @@ def plans_of(act: Any) -> list[dict[str, Any]]:
         for query in captured.captured_queries:
             if query["sql"].startswith("SET LOCAL"):
                 cursor.execute(query["sql"])
-            if query["sql"].lstrip().split()[0] in ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE"):
-                cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query["sql"].replace("%", "%%"))
+            for statement in query["sql"].split(";"):
+                if not statement.lstrip().startswith(EXPLAINED):
+                    continue
+                cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + statement.replace("%", "%%"))
                 answer = cursor.fetchone()[0]
                 plans.append((json.loads(answer) if isinstance(answer, str) else answer)[0]["Plan"])
+        transaction.set_rollback(True)
     return plans
 
 

@@ -17,7 +17,12 @@ BULK_LOAD = 1
 _KEYS = """
 SELECT pg_advisory_xact_lock(key) FROM (SELECT DISTINCT unnest(%s::bigint[]) AS key ORDER BY 1) AS keys
 """
-_BULK_SHARED = "SELECT pg_advisory_xact_lock_shared(0, %s)"
+# In the same round trip: what workers and housekeepers ask for, they ask for by a key. So a table that
+# has an index for it is never read whole, though statistics take it for empty, or for the rows of a
+# few users, as they may for minutes while it fills.
+_BULK_SHARED = """
+SELECT pg_advisory_xact_lock_shared(0, %s), set_config('enable_seqscan', 'off', true)
+"""
 _BULK_EXCLUSIVE = "SELECT pg_advisory_xact_lock(0, %s)"
 # Who holds the shared lock is a worker, importing or repairing nothing.
 _WORKERS = """
@@ -37,7 +42,9 @@ def acquire_keys(keys: Iterable[int]) -> None:
 
 
 def join_workers() -> None:
-    """Keep imports and repairs out until the transaction ends, as `acquire_keys` does too."""
+    """Keep imports and repairs out until the transaction ends, as `acquire_keys` does too, and have
+    it find rows by indexes.
+    """
     execute(_BULK_SHARED, [BULK_LOAD])
 
 

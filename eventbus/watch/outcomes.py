@@ -86,9 +86,12 @@ def outcome_of(event_id: int) -> Outcome | None:
         step = _step_of(processed)
         state = "processed" if step is None else "pending"
         return Outcome(event_id, processed.type, state, processed.actor_id, step)
-    dead = (
-        DeadLetter.objects.filter(event_id=event_id).exclude(state=DeadLetter.State.RESOLVED).last()
+    # Not the last in the order of ids, for which all ids may be gone through: these are few.
+    unresolved = DeadLetter.objects.filter(event_id=event_id).exclude(
+        state=DeadLetter.State.RESOLVED
     )
+    ids = list(unresolved.values_list("id", flat=True))
+    dead = DeadLetter.objects.filter(id=max(ids)).first() if ids else None
     if dead:
         return Outcome(event_id, dead.event_type, "dead_lettered", _actor_of(dead))
     age_ms = clock.now_ms() - milliseconds_of(event_id)

@@ -28,7 +28,8 @@ GROUP BY 1, 2
 _UNRESOLVED = """
 SELECT counted.id, (
     SELECT count(*) FROM (
-        SELECT FROM dead_letters WHERE group_id = counted.id AND state = ANY(%(unresolved)s) LIMIT %(most)s
+        SELECT FROM dead_letters WHERE group_id = counted.id AND state = ANY(%(unresolved)s)
+        ORDER BY state LIMIT %(most)s
     ) AS found
 )
 FROM unnest(%(groups)s::bigint[]) AS counted (id)
@@ -37,12 +38,14 @@ FROM unnest(%(groups)s::bigint[]) AS counted (id)
 _FAILED_LAST_HOUR = """
 SELECT count(*) FROM (
     SELECT FROM dead_letters
-    WHERE state IN ('open', 'replayed', 'parked') AND last_failed_at > now() - interval '1 hour' LIMIT %s
+    WHERE state IN ('open', 'replayed', 'parked') AND last_failed_at > now() - interval '1 hour'
+    ORDER BY last_failed_at LIMIT %s
 ) AS found
 """
 _WAITING = """
 SELECT count(*) FROM (
-    SELECT FROM dead_letters WHERE state IN ('open', 'replayed', 'parked') LIMIT %s
+    SELECT FROM dead_letters WHERE state IN ('open', 'replayed', 'parked')
+    ORDER BY last_failed_at LIMIT %s
 ) AS found
 """
 

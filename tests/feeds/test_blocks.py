@@ -174,7 +174,7 @@ def test_blocks_cost_the_same_queries_for_any_number_of_pairs(
     worker: Worker, django_assert_num_queries: Any, fact: Callable[..., BlockFact]
 ) -> None:
     facts = [fact(blocker_id=ANN, blocked_id=other) for other in range(10, 60)]
-    with django_assert_num_queries(3):  # the registers, the follows, and how these are found
+    with django_assert_num_queries(2):  # the registers, the follows
         blocks.apply_blocks(facts)
 
 

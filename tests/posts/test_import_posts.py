@@ -146,7 +146,8 @@ def test_a_file_without_data_is_known_by_what_it_was_known_by_before_there_was_a
             'author,text\n1,"two\nlines"\n1,\n',
             "line 4: text must have 1 to 5000 characters and no NUL",
         ),
-        ("author,text\n1,ok\n1\n", "line 3: text must have"),
+        ("author,text\n1,ok\n1\n", "line 3: expected 2 columns, found 1"),
+        ("author,text,t_unix\n1,ok,1\n1,the file was cu", "line 3: expected 3 columns, found 2"),
         ("author,text,data\n1,ok,\n1,bad,x\n", "line 3: data is not JSON"),
         ("author,text,data\n1,ok,{}\n1,bad,[]\n", "line 3: data must be a JSON object"),
         ('author,text,data\n1,bad,"{""a"":1,""a"":1}"\n', "line 2: An object in the body has"),
@@ -198,6 +199,10 @@ def test_a_file_without_data_is_known_by_what_it_was_known_by_before_there_was_a
         ("", "line 1: the header lacks author and text"),
         (b"author,text\n1,ok\n1,\xff\n", "line 3: not UTF-8"),
         (f"author,text\n1,ok\n1,{'x' * 200_000}\n", "line 3: field larger than field limit"),
+        (
+            'author,text\n1,ok\n1,"not closed\n' + "1,ok\n" * 50_000,
+            "line 3: field larger than field limit (131072): is a quote opened here and never closed?",
+        ),
     ],
 )
 def test_a_bad_line_is_named_and_nothing_is_published(
