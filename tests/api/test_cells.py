@@ -91,6 +91,8 @@ def known_databases(two: TwoCells, transactional_db: None) -> None:
 @pytest.fixture(params=["front on", "front off"])
 def api(request: pytest.FixtureRequest, both: dict[str, ApiServer]) -> ApiServer:
     close_breakers()
+    node_lease.forget()  # of a table that was emptied: other cells would be asked for theirs
+    node_lease.next_id()
     return both[request.param]
 
 

@@ -40,14 +40,19 @@ def two_servers(
 
 
 @pytest.fixture(scope="package")
-def third_database(two_servers: str, django_db_blocker: DjangoDbBlocker) -> Iterator[str]:
-    """Make an empty database for a third cell, c, which uses the Valkey of b; return the map of all.
+def third_database(
+    two_servers: str,
+    django_db_blocker: DjangoDbBlocker,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """Make an empty database and a Valkey for a third cell, c; return the map of all.
 
     c serves nobody and holds everybody.
     """
     document = json.loads(two_servers)
     b = document["cells"]["b"]
-    redis = f"{b['redis']}/1"
+    valkey = Server(tmp_path_factory.mktemp("valkey"))
+    redis = f"redis://127.0.0.1:{valkey.port}"
     with django_db_blocker.unblock(), a_database(THIRD, redis) as name:
         database = f"{b['database'].rpartition('/')[0]}/{name}"
         c = {"database": database, "redis": redis, "slots": NONE, "holds": ALL}
@@ -56,6 +61,7 @@ def third_database(two_servers: str, django_db_blocker: DjangoDbBlocker) -> Iter
         done = manage("migrate", "--cell", "c", FEED_CELLS=the_map)
         assert done.returncode == 0, done.stderr
         yield the_map
+    valkey.remove()
 
 
 @contextmanager

@@ -63,8 +63,9 @@ def test_a_copy_becomes_the_new_cell_once_and_goes_on_from_its_own_offsets(split
     assert "is now that of cell b" in split.done("adopt", "b")
     assert "is its own already" in split.done("adopt", "b")
     with cells.on(cells.every()["b"]):
-        kept = dict(ConsumerOffset.objects.values_list("group", "next_offset"))
-        assert kept == {"fanout.a": 7, "fanout.b": 7}
+        kept = ConsumerOffset.objects.filter(group__in=["fanout.a", "fanout.b"])
+        offsets_kept = dict(kept.values_list("group", "next_offset"))
+        assert offsets_kept == {"fanout.a": 7, "fanout.b": 7}
         assert CellIdentity.objects.get().name == "b"
 
 
