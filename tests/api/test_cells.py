@@ -350,7 +350,8 @@ def test_streams_of_a_cell_without_its_redis_go_on_by_polling_and_others_notice_
     wait_until(lambda: front.is_hearing)
     streams = {name: Live(front, "?since=0", user=reader) for name, reader in readers.items()}
     for name, reader in readers.items():
-        assert streams[name].new() == (told_in(name, reader), 1)
+        first = told_in(name, reader)
+        assert streams[name].new() == (first, 1)
     two.send(signal.SIGSTOP, REDIS)
     try:
         streams["b"].until("polling")
