@@ -275,7 +275,7 @@ def _void(user_id: int, part: Part) -> None:
 # most so many rows.
 
 
-def _bury_posts(place: Place) -> Part:
+def _leave_tombstones(place: Place) -> Part:
     locks.acquire_keys([place.user_id])
     [(count, last)] = fetch(_BURY, place.values(ROWS))
     return Part(last, count < ROWS, of_author=True)
@@ -395,7 +395,7 @@ def _part_of(keys: Sequence[int], limit: int, *, users: Sequence[int] = ()) -> P
 
 # In this order; an erasure under way keeps the name of its step, so one may be put in between.
 STEPS: dict[str, Callable[[Place], Part]] = {
-    "posts": _bury_posts,
+    "posts": _leave_tombstones,
     "waiting edits": _drop_waiting_edits,
     "withdrawals": _await_withdrawals,
     "followers": _forget_followers,

@@ -141,7 +141,7 @@ def deliver(posts: Sequence[PostCreated], *, careful: bool) -> None:
 
 def withdraw(deletions: Sequence[PostDeleted]) -> None:
     """Leave tombstones of the posts, and take those that were pushed out of every feed."""
-    Post.objects.bury(deletions)
+    Post.objects.leave_tombstones(deletions)
     if pushed := _pushed(deletions):
         execute(_WITHDRAW, {"posts": bigints(pushed), "authors": bigints(pushed.values())})
 
@@ -151,7 +151,7 @@ def withdraw_later(deletion: PostDeleted) -> None:
 
     It is in no feed any more: readers pass over a row without a post.
     """
-    Post.objects.bury([deletion])
+    Post.objects.leave_tombstones([deletion])
     for post_id, author_id in _pushed([deletion]).items():
         Withdrawal.objects.get_or_create(post_id=post_id, defaults={"author_id": author_id})
 

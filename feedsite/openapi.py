@@ -137,10 +137,16 @@ class Schema(AutoSchema):
 
 
 def finish(result: dict[str, Any], **_more: Any) -> dict[str, Any]:
-    """Add the schema of all errors, and leave enums where they are (`POSTPROCESSING_HOOKS`).
+    """Add the schema of all errors, say that bodies must be there, and leave enums where they are
+    (`POSTPROCESSING_HOOKS`).
 
     As schemas of their own they would have names that change when another route has such a field.
     """
+    for methods in result["paths"].values():
+        for operation in methods.values():
+            if body := operation.get("requestBody"):
+                # Also one of which each field may be left out.
+                body["required"] = True
     schemas = result["components"]["schemas"]
     for schema in schemas.values():
         for field in schema.get("properties", {}).values():

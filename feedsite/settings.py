@@ -197,6 +197,8 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "SERVE_INCLUDE_SCHEMA": False,
     "POSTPROCESSING_HOOKS": ["feedsite.openapi.finish"],
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
+    # Else the body of an edit is called `PatchedEditPost`.
+    "COMPONENT_SPLIT_PATCH": False,
     # As in posts/converters.py
     "PATH_CONVERTER_OVERRIDES": {"id": {"type": "string", "pattern": "^[1-9][0-9]{0,18}$"}},
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],

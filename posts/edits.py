@@ -80,7 +80,9 @@ def apply_edits(edits: Sequence[PostEdited]) -> None:
 
 
 def apply_waiting(post_ids: Collection[int]) -> None:
-    """Edit posts that were stored just now by the edits that have waited for them."""
+    """Edit posts that were stored just now by the edits that have waited for them, which wait no
+    longer, even if a post is a tombstone.
+    """
     _apply([PostEdited(*row) for row in fetch(_TAKE, [bigints(post_ids)])])
 
 

@@ -142,10 +142,11 @@ class PostQuerySet(models.QuerySet["Post"]):
         rows = fetch(_INSERT, columns)
         new = {post_id for post_id, is_alive, _ in rows if is_alive}
         if _is_any_waiting(rows):
-            edits.apply_waiting(new)
+            # Of tombstones too, though these stay as they are: nothing else ends the wait for them.
+            edits.apply_waiting([post_id for post_id, _, _ in rows])
         return new
 
-    def bury(self, deletions: Sequence[PostDeleted]) -> None:
+    def leave_tombstones(self, deletions: Sequence[PostDeleted]) -> None:
         """Turn the posts into tombstones without content, in one statement; of a wrong author: no
         effect.
         """

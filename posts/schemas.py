@@ -174,7 +174,11 @@ class NewFollows(serializers.Serializer[object]):
 class FollowEntry(serializers.Serializer[object]):
     followee_id = Id()
     event_id = Id(required=False)
-    code = serializers.CharField(required=False, help_text="why this one was not accepted")
+    code = serializers.ChoiceField(
+        ["cannot_follow_oneself", "follow_blocked"],
+        required=False,
+        help_text="why this one was not accepted",
+    )
     detail = serializers.CharField(required=False)
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from eventbus import producer
 from eventbus.ids import clock, node_lease
-from feeds.read import here
+from feeds.read import here, near_cache
+
+LONG_PATIENCE_SECONDS = 5.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,3 +46,11 @@ def a_cache_of_this_test() -> None:
     other ones by then.
     """
     here.trust.forget()
+
+
+@pytest.fixture(autouse=True)
+def patience_with_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an event loop of this process wait for Redis although the machine is busy: on it, what
+    comes from the cache would else be a matter of luck.
+    """
+    monkeypatch.setattr(near_cache, "PATIENCE_SECONDS", LONG_PATIENCE_SECONDS)

@@ -71,7 +71,7 @@ def conclude(value: bytes | None, event_id: int | None, event_type: str) -> None
 
     Only of the event that its bytes name too: its headers alone prove nothing.
     """
-    if event_id is None or event_id != _event_in(value):
+    if event_id is None or event_id != event_in(value):
         return
     # Of nobody: of an erased user nothing is kept.
     ProcessedEvent.objects.bulk_create(
@@ -122,7 +122,8 @@ def is_erased(record: Record, event_id: int | None) -> bool:
     return bool(erased)
 
 
-def _event_in(value: bytes | None) -> int | None:
+def event_in(value: bytes | None) -> int | None:
+    """Return the id of the event that the bytes of a record name, if they name one."""
     fields = _fields(value) or {}
     text = fields.get("event_id")
     return number_in(text) if isinstance(text, str) else None

@@ -134,7 +134,8 @@ def _store(record: Record, failure: Failure) -> None:
         )
         if DeadLetterFailure.objects.filter(**_origin(failure)).exists():
             return
-    if erasing.is_erased(record, failure.event_id):
+    event_id = _event_of(record, failure)
+    if erasing.is_erased(record, event_id):
         erasing.conclude(record.value, failure.event_id, failure.event_type)
         return
     group = _count_in_group(failure)
@@ -142,7 +143,7 @@ def _store(record: Record, failure: Failure) -> None:
     entry.group = group
     entry.attempts = F("attempts") + 1
     entry.last_failed_at = failure.failed_at
-    _set_state(entry, failure)
+    _set_state(entry, failure, event_id)
     entry.save()
     DeadLetterFailure.objects.create(
         entry=entry,
@@ -219,10 +220,18 @@ def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> Dead
     )
 
 
-def _set_state(entry: DeadLetter, failure: Failure) -> None:
+def _event_of(record: Record, failure: Failure) -> int | None:
+    """Return the event that failed, if the bytes of the record name it too: by the header alone
+    anyone could have a record taken for one that needs nobody's attention.
+    """
+    named = erasing.event_in(record.value)
+    return named if named == failure.event_id else None
+
+
+def _set_state(entry: DeadLetter, failure: Failure, event_id: int | None) -> None:
     if entry.state == DeadLetter.State.DISCARDED:
         return
-    if _was_processed_since(entry, failure):
+    if _was_processed_since(entry, failure, event_id):
         entry.state = DeadLetter.State.RESOLVED
         entry.resolved_at = entry.resolved_at or Now()
         return
@@ -231,7 +240,7 @@ def _set_state(entry: DeadLetter, failure: Failure) -> None:
     entry.resolved_at = None
 
 
-def _was_processed_since(entry: DeadLetter, failure: Failure) -> bool:
+def _was_processed_since(entry: DeadLetter, failure: Failure, event_id: int | None) -> bool:
     """Tell whether the event has had its effect after this failure, of which we hear late."""
     if (
         entry.state == DeadLetter.State.RESOLVED
@@ -239,8 +248,8 @@ def _was_processed_since(entry: DeadLetter, failure: Failure) -> bool:
         and entry.resolved_at >= failure.failed_at
     ):
         return True
-    if failure.event_id is None:
+    if event_id is None:
         return False
     return ProcessedEvent.objects.filter(
-        event_id=failure.event_id, processed_at__gte=failure.failed_at
+        event_id=event_id, processed_at__gte=failure.failed_at
     ).exists()

@@ -8,6 +8,7 @@ on any clock.
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from eventbus.exceptions import IdsUnavailable
 
@@ -56,7 +57,13 @@ def milliseconds_of(snowflake_id: int) -> int:
 
 def time_of(snowflake_id: int) -> datetime:
     """Return the UTC time, to the millisecond, at which the id was minted."""
-    seconds, ms = divmod(milliseconds_of(snowflake_id), 1000)
+    return _time_at(milliseconds_of(snowflake_id))
+
+
+# Under load several posts are minted in a millisecond, and each asks for its time.
+@lru_cache(maxsize=1_000)
+def _time_at(unix_ms: int) -> datetime:
+    seconds, ms = divmod(unix_ms, 1000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=ms * 1000)
 
 

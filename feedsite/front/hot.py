@@ -190,7 +190,7 @@ class HotAnswers:
         principal = _principal(request)
         if principal is None or _is_redirected(request) or "idempotency-key" in request.headers:
             return None
-        if media_type_of(request.headers.get("content-type")) != "application/json":
+        if media_type_of(request.header("content-type")) != "application/json":
             return None
         if "content-encoding" in request.headers:
             return None
@@ -292,6 +292,7 @@ def _wanted_feed(request: Request) -> WantedFeed | None:
         or principal is None
         or not may_read(principal, user_id)
         or _is_redirected(request)
+        or request.has_body
     ):
         return None
     return WantedFeed(user_id, is_page, since)
@@ -302,15 +303,21 @@ def _streams_until(
 ) -> float | None:
     """Return until when the client may have the live feed of this user; None: not at all."""
     if "ticket" in query:
-        return live_tickets.expires_at(query["ticket"][-1], user_id)
+        expires_at = live_tickets.expires_at(query["ticket"][-1], user_id)
+        if expires_at is not None:
+            return expires_at
     principal = _principal(request)
     if principal is None or not may_read(principal, user_id):
         return None
-    return expiry_of(token_of(request.headers.get("authorization") or ""))
+    return expiry_of(_token(request))
 
 
 def _principal(request: Request) -> Principal | None:
-    return principal_without_waiting(token_of(request.headers.get("authorization") or ""))
+    return principal_without_waiting(_token(request))
+
+
+def _token(request: Request) -> str:
+    return token_of(request.header("authorization"))
 
 
 def has_good_host(request: Request) -> bool:

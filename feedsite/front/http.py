@@ -124,6 +124,19 @@ class Request:
         self._connection = connection
         self._body: bytes | None = None
 
+    def header(self, name: str) -> str:
+        """Return a header that is given once; empty where it is not, or several times, of which
+        others may take another one.
+        """
+        given = self.headers.get_all(name)
+        return given[0] if len(given) == 1 else ""
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body follows, which has to be read before the connection can be used again."""
+        headers = self.headers
+        return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
     async def body(self) -> bytes:
         """Return the whole body, however it is framed.
 

@@ -346,6 +346,9 @@ def test_a_ticket_opens_the_stream_of_its_feed_until_it_expires(
     for ticket in ("x", live_tickets.issue(READER), live_tickets.issue(READER + 1)):
         refused = front.anonymous().get(f"/feeds/{READER}/live?ticket={ticket}")
         assert refused.status_code == 401
+    by_token = Live(front, "?ticket=x")
+    assert by_token.comment() == ": open"
+    by_token.close()
 
 
 def test_head_tells_of_a_stream_without_opening_one(front: ApiServer) -> None:

@@ -127,7 +127,20 @@ def test_schemas_have_names_without_suffixes_and_errors_have_one() -> None:
     schemas = contract.document()["components"]["schemas"]
     suffixes = ("Schema", "Serializer", "Enum", "Request")
     assert [name for name in schemas if name.endswith(suffixes)] == []
+    assert [name for name in schemas if name.startswith("Patched")] == []
     assert {"Error", "Post", "PostList", "Event"} <= schemas.keys()
+
+
+def test_a_body_must_be_there_though_each_of_its_fields_may_be_left_out() -> None:
+    bodies = {name: told["requestBody"] for name, told in operations() if "requestBody" in told}
+    assert {"POST /posts", "PATCH /posts/{post_id}"} <= bodies.keys()
+    assert [name for name, body in bodies.items() if not body.get("required")] == []
+
+
+def test_the_codes_that_one_of_many_follows_may_be_refused_with_are_told() -> None:
+    code = contract.document()["components"]["schemas"]["FollowEntry"]["properties"]["code"]
+    assert set(code["enum"]) == {"cannot_follow_oneself", "follow_blocked"}
+    assert set(code["enum"]) <= CODES.keys()
 
 
 def test_each_write_tells_its_headers_and_its_event() -> None:

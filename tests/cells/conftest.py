@@ -16,7 +16,7 @@ from pytest_django import DjangoDbBlocker, Settings
 
 from eventbus import cellmap, cells, identity
 from eventbus.cells import Cell
-from eventbus.models import CellIdentity
+from eventbus.models import CellIdentity, ConsumerOffset
 from tests.cells.maps import ALIAS, THIRD, manage, map_of
 from tests.cells.split import ALL, NONE, MapFile, Split, close
 from tests.feeds.valkeys import Server
@@ -99,6 +99,7 @@ def split(the_map: str, tmp_path: Path, settings: Settings) -> Split:
     settings.FEED_CELLS_FILE = made.file
     made.go_by_file()
     CellIdentity.objects.update_or_create(id=1, defaults={"name": "a", "holds": ALL})
+    ConsumerOffset.objects.all().delete()  # what `migrate` has put
     return made
 
 

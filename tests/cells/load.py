@@ -22,7 +22,7 @@ from tests.factories import (
     UserUnfollowedFactory,
 )
 
-PAUSE, READ_PAUSE = 0.05, 0.01  # seconds
+PAUSE, READ_PAUSE = 0.1, 0.02  # seconds
 
 
 class Load:
@@ -64,7 +64,7 @@ class Load:
             self.history.post(self._chance.choices(self.users, k=5))
             self._recent.extend(self.history.posts.keys() - before)
             changes[self.rounds % len(changes)]()
-            if self.rounds % 100 == 30:
+            if self.rounds % 50 == 15:
                 self._erase()
             self.rounds += 1
 

@@ -66,6 +66,12 @@ def test_a_replay_that_fails_again_is_one_more_attempt_of_the_same_entry() -> No
 # What comes from elsewhere ------------------------------------------------------------------------
 
 
+def test_a_record_whose_headers_alone_name_an_event_that_was_processed_waits_for_somebody() -> None:
+    ProcessedEvent.objects.create(event_id=41, actor_id=7, type="note.taken")
+    dead_letter_store.store([a_dead_letter(value=b"mine", event_id=41)])
+    assert DeadLetter.objects.get().state == DeadLetter.State.OPEN
+
+
 def test_a_record_that_only_says_to_be_a_replay_is_an_entry_of_its_own() -> None:
     entry = an_entry()
     forged = a_dead_letter(value=b"mine", entry=entry)

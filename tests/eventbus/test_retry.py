@@ -227,12 +227,19 @@ def test_what_may_work_later_is_repeated_with_growing_waits_until_it_works() -> 
     assert all(wait <= retry.BASE_SECONDS * 2**n for n, wait in enumerate(waits))
 
 
+@pytest.fixture
+def impatient(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have nobody wait long for an answer; what is left of the connection goes with the test."""
+    monkeypatch.setattr(retry, "ANSWER_SECONDS", 0.3)
+    yield
+    connection.close()
+
+
 @pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 def test_an_attempt_that_gets_no_answer_is_given_up_and_the_next_one_has_another_connection(
-    monkeypatch: pytest.MonkeyPatch,
+    impatient: None,
 ) -> None:
     """As from a server that vanished behind a proxy, which keeps the connection open."""
-    monkeypatch.setattr(retry, "ANSWER_SECONDS", 0.3)
     seconds = [600, 0]
     used: list[int] = []
 
@@ -247,9 +254,8 @@ def test_an_attempt_that_gets_no_answer_is_given_up_and_the_next_one_has_another
 
 @pytest.mark.django_db(transaction=True, available_apps=["eventbus"])
 def test_what_gets_no_answer_again_and_again_may_be_too_much(
-    monkeypatch: pytest.MonkeyPatch,
+    impatient: None,
 ) -> None:
-    monkeypatch.setattr(retry, "ANSWER_SECONDS", 0.3)
     waits: list[float] = []
     with pytest.raises(OperationalError) as raised:
         retry.until_too_much(waits.append, execute, "SELECT pg_sleep(600)")

@@ -20,6 +20,7 @@ from tests.factories import (
     PostCreatedFactory,
     PostDeletedFactory,
     PostEditedFactory,
+    UserErasedFactory,
     apply,
     follow_all,
 )
@@ -104,6 +105,15 @@ def test_a_deletion_ends_the_wait() -> None:
     apply(post)
     tombstone = Post.objects.get(id=post.post_id)
     assert (tombstone.content, tombstone.data) == ("", None)
+
+
+def test_a_post_that_comes_after_its_author_was_erased_ends_the_wait_for_it() -> None:
+    post = PostCreatedFactory(author_id=1)
+    apply(PostEditedFactory(author_id=2, post_id=post.post_id, content="of somebody else's"))
+    apply(UserErasedFactory(user_id=1))
+    apply(post)
+    assert shown_post(post.post_id) is None
+    assert WaitingEdit.objects.count() == 0
 
 
 def test_nobody_can_edit_or_keep_from_being_edited_someone_elses_post() -> None:

@@ -134,6 +134,7 @@ def test_who_asks_for_a_page_that_is_not_kept_soon_does_without_redis(
     server: Server, looped: LoopedNearCache, trust: Trust, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_redis, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(near_cache, "PATIENCE_SECONDS", 0.075)
     freeze(server)
     assert looped.find(2) is None
     assert trust.era() is None, "no view asks it either"

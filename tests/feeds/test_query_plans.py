@@ -100,7 +100,7 @@ def test_edits_that_wait_are_found_by_an_index(large_tables: None) -> None:
     posts = [PostCreatedFactory() for _ in range(500)]
     assert_no_full_scan(lambda: Post.objects.store(posts), "waiting_edits", queries=3)
     gone = [PostDeletedFactory() for _ in range(500)]
-    assert_no_full_scan(lambda: Post.objects.bury(gone), "waiting_edits", queries=2)
+    assert_no_full_scan(lambda: Post.objects.leave_tombstones(gone), "waiting_edits", queries=2)
 
 
 def test_followers_are_counted_by_one_look_up(large_tables: None) -> None:

@@ -43,7 +43,7 @@ def test_data_is_kept_equal_as_json_and_goes_with_the_post() -> None:
     assert json.loads(found.row.data or "") == Post.objects.get(id=fact.post_id).data == data
     newest, older = Post.objects.page_of(fact.author_id, START, 2)
     assert (newest.data, older.data) == (None, found.row.data)
-    Post.objects.bury([PostDeletedFactory(post_id=fact.post_id)])
+    Post.objects.leave_tombstones([PostDeletedFactory(post_id=fact.post_id)])
     assert Post.objects.get(id=fact.post_id).data is None
 
 
@@ -70,7 +70,7 @@ def test_any_number_of_posts_is_stored_and_buried_in_one_statement_each(
     with django_assert_num_queries(1):
         Post.objects.store(posts)
     with django_assert_num_queries(1):
-        Post.objects.bury([PostDeletedFactory(post_id=post.post_id) for post in posts])
+        Post.objects.leave_tombstones([PostDeletedFactory(post_id=post.post_id) for post in posts])
     assert (Post.objects.count(), Post.objects.alive().count()) == (MANY, 0)
 
 
@@ -78,8 +78,8 @@ def test_a_buried_post_is_a_tombstone_without_content_that_names_its_first_delet
     fact = PostCreatedFactory()
     Post.objects.store([fact])
     first, second = (PostDeletedFactory(post_id=fact.post_id) for _ in range(2))
-    Post.objects.bury([first])
-    Post.objects.bury([second])
+    Post.objects.leave_tombstones([first])
+    Post.objects.leave_tombstones([second])
     post = Post.objects.get(id=fact.post_id)
     assert (post.content, post.deleted_event_id) == ("", first.event_id)
 
@@ -87,22 +87,22 @@ def test_a_buried_post_is_a_tombstone_without_content_that_names_its_first_delet
 def test_one_post_deleted_twice_in_a_batch_is_buried_once() -> None:
     fact = PostCreatedFactory()
     Post.objects.store([fact])
-    Post.objects.bury([PostDeletedFactory(post_id=fact.post_id) for _ in range(2)])
+    Post.objects.leave_tombstones([PostDeletedFactory(post_id=fact.post_id) for _ in range(2)])
     assert Post.objects.alive().count() == 0
 
 
 def test_a_tombstone_that_comes_before_the_post_keeps_it_away() -> None:
     fact = PostCreatedFactory(author_id=7)
-    Post.objects.bury([PostDeletedFactory(author_id=7, post_id=fact.post_id)])
+    Post.objects.leave_tombstones([PostDeletedFactory(author_id=7, post_id=fact.post_id)])
     assert Post.objects.store([fact]) == set()
     post = Post.objects.get(id=fact.post_id)
     assert (post.author_id, post.content, post.created_at) == (7, "", fact.created_at)
 
 
-def test_nobody_can_bury_someone_elses_post() -> None:
+def test_nobody_can_delete_someone_elses_post() -> None:
     fact = PostCreatedFactory(author_id=1, content="mine")
     Post.objects.store([fact])
-    Post.objects.bury([PostDeletedFactory(author_id=2, post_id=fact.post_id)])
+    Post.objects.leave_tombstones([PostDeletedFactory(author_id=2, post_id=fact.post_id)])
     post = Post.objects.get(id=fact.post_id)
     assert (post.content, post.deleted_event_id) == ("mine", None)
 
@@ -112,7 +112,7 @@ def posts() -> list[PostCreated]:
     """Five posts of user 1, the third of them deleted, among posts of others."""
     mine: list[PostCreated] = [PostCreatedFactory(author_id=1) for _ in range(5)]
     Post.objects.store([*mine, *[PostCreatedFactory(author_id=2) for _ in range(5)]])
-    Post.objects.bury([PostDeletedFactory(author_id=1, post_id=mine[2].post_id)])
+    Post.objects.leave_tombstones([PostDeletedFactory(author_id=1, post_id=mine[2].post_id)])
     return mine
 
 
