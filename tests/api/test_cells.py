@@ -360,7 +360,8 @@ def test_streams_of_a_cell_without_its_redis_go_on_by_polling_and_others_notice_
             apply(post)
         assert streams["b"].new() == (post.post_id, 2)
         second = told_in("a", readers["a"])
-        assert streams["a"].any_event()[1] == {"newest_id": str(second), "count": 2}
+        kind, told = streams["a"].any_event()
+        assert (kind, told["newest_id"], told["count"]) == ("new", str(second), 2)
     finally:
         two.send(signal.SIGCONT)
         close_breakers()
