@@ -45,16 +45,14 @@ def third_database(
     django_db_blocker: DjangoDbBlocker,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
-    """Make an empty database and a Valkey for a third cell, c; return the map of all.
-
-    c serves nobody and holds everybody.
+    """Make an empty database and the Valkey of a third cell, c, which serves nobody and holds
+    everybody; return the map of all.
     """
     document = json.loads(two_servers)
-    b = document["cells"]["b"]
     valkey = Server(tmp_path_factory.mktemp("valkey"))
     redis = f"redis://127.0.0.1:{valkey.port}"
     with django_db_blocker.unblock(), a_database(THIRD, redis) as name:
-        database = f"{b['database'].rpartition('/')[0]}/{name}"
+        database = f"{document['cells']['b']['database'].rpartition('/')[0]}/{name}"
         c = {"database": database, "redis": redis, "slots": NONE, "holds": ALL}
         document["cells"]["c"] = c
         the_map = json.dumps(document)
