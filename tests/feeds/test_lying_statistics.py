@@ -324,7 +324,7 @@ BY_WORKERS: dict[str, Case] = {
         ),
         100,
     ),
-    "tombstones": Case(lambda: Post.objects.bury(deletions(200)), 200),
+    "tombstones": Case(lambda: Post.objects.leave_tombstones(deletions(200)), 200),
     "processed before": Case(
         lambda: ProcessedEvent.objects.ids_among(
             [PostCreatedFactory(event_id=n).to_event() for n in range(1, 200_000, 1_000)]
