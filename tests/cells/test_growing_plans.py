@@ -36,7 +36,7 @@ SELECT pg_restore_relation_stats(
 ADDRESS = {"database": "postgresql://127.0.0.1/none", "redis": "redis://127.0.0.1"}
 TWO = json.dumps(
     {"ids": "a", "cells": {"a": {**ADDRESS, "slots": "0-511"}, "b": {
-        "database": "postgresql://127.0.0.1/another", "redis": "redis://127.0.0.1", "slots": "512-1023"}}}
+        "database": "postgresql://127.0.0.1/another", "redis": "redis://127.0.0.1:6380", "slots": "512-1023"}}}
 )  # fmt: skip
 
 
