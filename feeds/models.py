@@ -86,9 +86,12 @@ _FOLLOWERS_OF = """
 SELECT follower_id FROM follows WHERE followee_id = %(user)s AND active AND follower_id {compare} %(id)s AND {also}
 ORDER BY follower_id {direction} LIMIT %(limit)s
 """
+# The user as a range of one: an equal sign would let an index on followees pass for being in order.
 _FOLLOWED_BY = """
-SELECT followee_id FROM follows WHERE follower_id = %(user)s AND active AND followee_id {compare} %(id)s
-ORDER BY followee_id {direction} LIMIT %(limit)s
+SELECT followee_id FROM follows
+WHERE (follower_id, followee_id) {compare} (%(user)s, %(id)s) AND active
+  AND follower_id >= %(user)s AND follower_id <= %(user)s
+ORDER BY follower_id {direction}, followee_id {direction} LIMIT %(limit)s
 """
 
 

@@ -24,11 +24,11 @@ MAX_AHEAD_MS = LEASE_MS
 
 # A marker below the line that an erasure draws is none, whichever came first.
 _RAISE = f"""
-UPDATE feeds SET seen_post_id = seen.post_id
-FROM (
+WITH seen AS MATERIALIZED (
     SELECT * FROM unnest(%(users)s::bigint[], %(posts)s::bigint[]) AS new (user_id, post_id)
-    WHERE NOT {BEFORE_ERASURE.format(user="new.user_id", id="new.post_id")} OFFSET 0
-) AS seen
+    WHERE NOT {BEFORE_ERASURE.format(user="new.user_id", id="new.post_id")}
+)
+UPDATE feeds SET seen_post_id = seen.post_id FROM seen
 WHERE feeds.user_id = seen.user_id AND feeds.user_id = ANY(%(users)s::bigint[])
   AND (seen_post_id IS NULL OR seen_post_id < seen.post_id)
 """  # noqa: S608 - composed of constants
