@@ -53,8 +53,8 @@ test: install ## the whole suite, on real servers of its own
 # Where threads meet, locks and garbage matter, which differ between the versions of Python.
 KILLED = tests/crash/test_killed_workers.py tests/crash/test_killed_stores.py
 ON_EACH_PYTHON = tests/api tests/feeds/test_cache.py tests/feedsite/test_connections.py tests/crash/test_isolation.py $(KILLED)
-# What makes clients of the document, and asks all that it allows, is about the document.
-ON_ONE_PYTHON := --ignore=tests/api/test_clients.py --ignore=tests/api/test_schemathesis.py
+# What is about the document, or about what a request says, and not about threads.
+ON_ONE_PYTHON := $(patsubst %,--ignore=tests/api/test_%.py,clients schemathesis openapi tokens cross_origin bulk)
 VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 
 test-pythons: install ## the API, cache and crash tests on the oldest and the newest Python here, but for that of `test`
@@ -75,7 +75,7 @@ test-matrix: ## the API, cache and crash tests on every Python here with Django 
 # Not all of tests/crash, whose other half Kafka has less of a part in, so that it stays a matter of minutes.
 TOUCHING_KAFKA := $(patsubst %,tests/eventbus/test_%.py,backlog consumer dead_letters kafka producer replay) \
 	$(patsubst %,tests/crash/test_%.py,broker three_brokers killed_workers killed_stores) \
-	tests/api/test_first_check.py tests/e2e/test_real_graph.py tests/e2e/test_demo_on_apache_kafka.py
+	tests/api/test_first_check.py tests/e2e/test_demo_on_apache_kafka.py
 
 test-kafka: install ## the tests that touch Kafka, on Apache Kafka 4.1 (needs Java 17 and Maven)
 	@KAFKA=apache $(RUN) -m pytest $(IN_PARALLEL) $(or $(ARGS),$(TOUCHING_KAFKA))

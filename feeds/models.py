@@ -57,15 +57,10 @@ LAST_BLOCK = (
 )
 LATER_THAN_BLOCKS = f"follows.event_id > {LAST_BLOCK}"
 
-# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled. `OFFSET 0`
-# has all that the user follows found by its key, and not in an index by followee, whose condition
-# these rows fulfil too.
+# Those whom `{user}`, an expression, follows or is, and whose posts may have to be pulled.
 PULLED_BY = f"""
-SELECT followee_id FROM (SELECT * FROM follows WHERE follower_id = {{user}} OFFSET 0) AS followed
-CROSS JOIN LATERAL (
-    SELECT FROM feeds WHERE user_id = followee_id AND pulled_since IS NOT NULL OFFSET 0
-) AS pulled
-WHERE {IN_FEED}
+SELECT followee_id FROM follows JOIN feeds ON user_id = followee_id AND pulled_since IS NOT NULL
+WHERE follower_id = {{user}} AND {IN_FEED}
 UNION ALL
 SELECT user_id FROM feeds WHERE user_id = {{user}} AND pulled_since IS NOT NULL
 """  # noqa: S608 - composed of constants

@@ -135,8 +135,11 @@ def _store(record: Record, failure: Failure) -> None:
         )
         if DeadLetterFailure.objects.filter(**_origin(failure)).exists():
             return
-    event_id = _event_of(record, failure)
-    if erasing.is_erased(record, event_id):
+    named = erasing.event_in(record.value)
+    # By the header alone anyone could have a record taken for one that needs nobody's attention.
+    event_id = failure.event_id if named == failure.event_id else None
+    # What names no event is as old as its header says: of an erased user nothing is kept.
+    if erasing.is_erased(record, failure.event_id if named is None else event_id):
         erasing.conclude(record.value, failure.event_id, failure.event_type)
         return
     group = _count_in_group(failure)
@@ -219,14 +222,6 @@ def _new_entry(record: Record, failure: Failure, group: DeadLetterGroup) -> Dead
         event_type=failure.event_type,
         last_failed_at=failure.failed_at,
     )
-
-
-def _event_of(record: Record, failure: Failure) -> int | None:
-    """Return the event that failed, if the bytes of the record name it too: by the header alone
-    anyone could have a record taken for one that needs nobody's attention.
-    """
-    named = erasing.event_in(record.value)
-    return named if named == failure.event_id else None
 
 
 def _set_state(entry: DeadLetter, failure: Failure, event_id: int | None) -> None:

@@ -23,11 +23,12 @@ from django.test import Client
 from django.utils import timezone
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from eventbus import admin, bulk, kafka, producer
+from eventbus import bulk, kafka, producer
 from eventbus.consume.consumer import EventConsumer
 from eventbus.consume.lanes import Lanes
 from eventbus.consume.leaving import Leaving
 from eventbus.consume.processing import Processor
+from eventbus.deadletters import replay
 from eventbus.deadletters.writer import DeadLetterWriter
 from eventbus.ids.snowflake import MAX_ID
 from eventbus.models import PipelineMinute, ProcessedEvent, WorkerHeartbeat
@@ -335,7 +336,7 @@ def test_all_dead_letters_are_discarded_from_the_list_with_progress_to_be_seen(
     visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "PART_SECONDS", 0.0)
-    monkeypatch.setattr(admin, "DISCARDED_AT_ONCE", 40)
+    monkeypatch.setattr(replay, "DISCARDED_AT_ONCE", 40)
     with connection.cursor() as cursor:
         an_entry()
         cursor.execute(_A_HUNDRED_MORE)

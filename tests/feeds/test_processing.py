@@ -59,7 +59,8 @@ class ForgetfulWorker(Worker):
         super().__init__()
         self.users = users
         self.chance = chance
-        self.stops = lambda: chance.random() < 0.3
+        self.stops = self._may_stop
+        self._stops_left = 0
 
     def deliver(self, facts: Sequence[Any]) -> None:
         """Process facts in random batches, some of them twice."""
@@ -90,7 +91,14 @@ class ForgetfulWorker(Worker):
                 django_settings.FEED_STRATEGY = self.chance.choice(["push", "pull", "hybrid"])
                 django_settings.FEED_PUSH_MAX_FOLLOWERS = self.chance.choice([1, 2, 3])
 
+    def _may_stop(self) -> bool:
+        if self._stops_left and self.chance.random() < 0.3:
+            self._stops_left -= 1
+            return True
+        return False
+
     def _process_to_its_end(self, batch: Sequence[Any]) -> None:
+        self._stops_left = 20  # else a batch of many parts would hardly ever come to its end
         while True:
             try:
                 return self.process(*batch)
