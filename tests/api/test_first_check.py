@@ -111,7 +111,7 @@ def test_who_allows_unsafe_topics_waits_for_no_check(
     assert told(posted(starting)) == (503, "kafka_unavailable")
     open_the_way(way_to_kafka, kafka_address)
     wait_until(lambda: posted(starting).status_code == 202)
-    assert starting.client().get("/readyz").status_code == 200
+    wait_until(lambda: starting.client().get("/readyz").status_code == 200)
 
 
 @pytest.fixture

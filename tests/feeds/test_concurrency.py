@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.db import OperationalError, connection, transaction
 from pytest_django import Settings
 
@@ -126,9 +127,8 @@ class SlowToCommit(FeedHandlers):
 class Run:
     """One run of all threads against the same tables."""
 
-    def __init__(self, seed: int, settings: Settings) -> None:
+    def __init__(self, seed: int) -> None:
         print(f"seed {seed}")  # noqa: T201 - pytest shows it on failure
-        self.settings = settings
         self.chance = random.Random(seed)
         self.log = Log(self.chance)
         self.calendar = Calendar()
@@ -195,9 +195,11 @@ class Run:
             self._stopped.wait(chance.uniform(0, SLOWEST_COMMIT_SECONDS))
 
     def switch_strategies(self, chance: random.Random) -> None:
+        # Into what the fixture has laid over the settings: to lay over more would leave other threads
+        # without any for a moment.
         while not self._stopped.wait(0.1):
-            self.settings.FEED_STRATEGY = chance.choice(["push", "hybrid", "hybrid", "pull"])
-            self.settings.FEED_PUSH_MAX_FOLLOWERS = chance.choice([3, 6])
+            django_settings.FEED_STRATEGY = chance.choice(["push", "hybrid", "hybrid", "pull"])
+            django_settings.FEED_PUSH_MAX_FOLLOWERS = chance.choice([3, 6])
 
     def keep_partitions(self, chance: random.Random) -> None:
         while not self._stopped.wait(chance.uniform(0, 0.05)):
@@ -257,7 +259,7 @@ def assert_all_right(run: Run) -> None:
 @pytest.fixture
 def run(settings: Settings) -> Run:
     settings.FEED_STRATEGY = "push"
-    return Run(random.randrange(2**32), settings)
+    return Run(random.randrange(2**32))
 
 
 @pytest.mark.parametrize("cap", [8, 800])
