@@ -13,13 +13,22 @@ from granian.constants import HTTPModes
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
+from eventbus import cells
+from feeds.read import here
 from feedsite.authentication import issue_token
 from feedsite.embedded.processes import free_port
 from feedsite.front.application import Application
+from feedsite.front.live import CellStreams
 from tests.api import contract
 
 HEADER_SECONDS = 2
 BUFFER_BYTES = 65_536  # as in bin/serve
+
+
+def _hears(of_cell: CellStreams) -> bool:
+    with cells.on(of_cell._cell):
+        era = here.trust.now()
+    return era is not None and of_cell.is_hearing and of_cell._hearing._subscribed_to == era.name
 
 
 class ApiServer:
@@ -70,8 +79,8 @@ class ApiServer:
 
     @property
     def is_hearing(self) -> bool:
-        """Tell whether live streams hear announcements."""
-        return all(one.is_hearing for one in self._application._live._cells.values())
+        """Tell whether live streams hear what is announced in the era that counts now."""
+        return all(_hears(of_cell) for of_cell in self._application._live._cells.values())
 
     @property
     def open_streams(self) -> int:

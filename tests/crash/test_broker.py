@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from eventbus import kafka, producer
-from eventbus.models import DeadLetter
+from eventbus.models import DeadLetter, ProcessedEvent
 from tests.crash.load import Load
 from tests.crash.network import Network
 from tests.e2e.system import wait_until
@@ -45,6 +45,8 @@ def test_the_broker_goes_away_with_messages_in_flight(
     workers = [network.system.worker(), network.system.worker(), network.system.command("run_dlq")]
     poison = [f"no event {uuid4()}".encode() for _ in range(2)]
     with Load(network) as load:
+        # Else all clients may be waiting to delete a post that is still on its way.
+        wait_until(ProcessedEvent.objects.exists)
         time.sleep(BEFORE)
         producer.publish_record(kafka.FEED_EVENTS, b"1", poison[0])
         getattr(apache_kafka, end)()
