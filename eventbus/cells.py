@@ -69,7 +69,12 @@ class Cell:
 
     def named(self, what: str) -> str:
         """Return the name that `what` has in this cell, such as a consumer group: `fanout.a`."""
-        return f"{what}.{self.name}" if self.name else what
+        return named(what, self.name)
+
+
+def named(what: str, name: str) -> str:
+    """Return the name that `what` has in the cell of that name, as `Cell.named` does."""
+    return f"{what}.{name}" if name else what
 
 
 def alias_of(name: str, own_name: str) -> str:

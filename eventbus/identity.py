@@ -5,6 +5,7 @@ workers that have read the map at different times, one would leave out what the 
 """
 
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 
 from django.conf import settings
@@ -39,6 +40,15 @@ def require() -> None:
             refuse(sentence)
         time.sleep(LOOK_SECONDS)
         cells.refresh()
+
+
+def require_all(every: Iterable[Cell]) -> None:
+    """Raise `ImproperlyConfigured` unless the database of each of the cells is what the map says.
+    Raises `DatabaseError`.
+    """
+    for cell in every:
+        if sentence := problem(cell):
+            refuse(sentence)
 
 
 def problem(cell: Cell) -> str:
@@ -132,8 +142,7 @@ def go_on_from(former: str) -> None:
     The rows of the former stay: by them dead letters of before are told from those after
     (`eventbus.deadletters.store`).
     """
-    own = cells.here().name
-    for group in kafka.groups():
-        base = group.removesuffix(f".{own}")
+    for base in (kafka.FANOUT_GROUP, kafka.DLQ_GROUP):
+        group = cells.here().named(base)
         execute(_DROP_OFFSETS, [group])
-        execute(_TAKE_OFFSETS, [group, f"{base}.{former}" if former else base])
+        execute(_TAKE_OFFSETS, [group, cells.named(base, former)])

@@ -7,6 +7,7 @@ from typing import NamedTuple, TextIO
 from eventbus import identity
 from eventbus.database import locks
 from eventbus.database.current import atomic, connection
+from eventbus.database.plans import without_loops
 from eventbus.database.sql import execute
 from eventbus.envelope import parse_id
 from eventbus.exceptions import InvalidEvent
@@ -22,10 +23,6 @@ class Imported(NamedTuple):
     lines: int
     new_follows: int
 
-
-# What is staged may be millions: each table is gone through once, also where statistics take one for so
-# small that going through it for each row of another seems to cost nothing.
-_NO_LOOPS = "SET LOCAL enable_nestloop = off"
 
 # Older than any event, for ids of events start at 1: whatever a user ever did about a pair counts
 # more than a file.
@@ -118,7 +115,7 @@ def import_follows(pairs: Iterable[tuple[int, int]], *, event_id: int = OLDEST) 
     closed with the commit; call `here.pages.wait_until_noticed` afterwards.
     """
     execute(_STAGE)
-    execute(_NO_LOOPS)
+    without_loops()
     lines = _copy(pairs)
     execute(_LEAVE_TO_OTHER_CELLS.format(held=identity.holds_sql("follower_id")))
     # Nobody but us can analyse a temporary table, and a million rows are not what PostgreSQL takes

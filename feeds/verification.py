@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from eventbus import cells, identity
 from eventbus.database import locks
 from eventbus.database.current import atomic
+from eventbus.database.plans import without_loops
 from eventbus.database.sql import execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from feeds.models import (
@@ -180,10 +181,8 @@ _CONSTANTS = {
     "resting": RESTING,
     "shown": SHOWN,
 }
-# For hash joins of a whole range; to be set in each transaction. Where statistics take one side for so
-# small that going through it for each row of the other seems to cost nothing, that would never end.
+# For hash joins of a whole range; to be set in each transaction.
 _MORE_MEMORY = f"SET LOCAL work_mem = '{WORK_MEM}'"
-_NO_LOOPS = "SET LOCAL enable_nestloop = off"
 
 
 class Difference(NamedTuple):
@@ -300,7 +299,7 @@ def _prepare(scope: Scope) -> None:
     """Have the transaction compare what is of the scope as fast as can be."""
     execute(_MORE_MEMORY)
     if scope.users is None:
-        execute(_NO_LOOPS)
+        without_loops()
 
 
 def _fetch(statement: str, scope: Scope) -> list[tuple[Any, ...]]:

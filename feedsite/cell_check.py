@@ -3,12 +3,11 @@ when the API starts.
 """
 
 import structlog
-from django.db import DatabaseError, connections
+from django.db import DatabaseError
 from redis import RedisError
 
 from eventbus import cellmap, cells, identity
-from eventbus.database.current import redis
-from eventbus.database.deadline import answer_within
+from eventbus.database.current import asking, redis
 
 CELL_ANSWER_SECONDS = 2.0
 
@@ -31,13 +30,11 @@ def _require_databases() -> None:
     """
     for cell in cells.every().values():
         try:
-            with answer_within(CELL_ANSWER_SECONDS):
+            with asking(cell, CELL_ANSWER_SECONDS):
                 sentence = identity.problem(cell)
         except DatabaseError as error:
             log.warning("database_not_checked", cell=cell.name, error=str(error))
             continue
-        finally:
-            connections[cell.alias].close()
         if sentence:
             cellmap.refuse(sentence)
 

@@ -13,6 +13,8 @@ from django_redis import get_redis_connection
 from redis import Redis
 
 from eventbus import cells
+from eventbus.cells import Cell
+from eventbus.database.deadline import answer_within
 
 
 class _Connection:
@@ -33,6 +35,18 @@ def atomic(*, durable: bool = False) -> Iterator[None]:
     """
     with transaction.atomic(using=cells.alias(), durable=durable):
         yield
+
+
+@contextmanager
+def asking(cell: Cell, seconds: float) -> Iterator[None]:
+    """Be on a cell for a short question, which fails with `DatabaseError` once `seconds` have
+    passed; then give its connection back.
+    """
+    try:
+        with cells.on(cell), answer_within(seconds):
+            yield
+    finally:
+        connections[cell.alias].close()
 
 
 def redis() -> "Redis":

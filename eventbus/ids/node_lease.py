@@ -20,13 +20,12 @@ from contextlib import contextmanager
 import structlog
 from django import db
 from django.core.exceptions import ImproperlyConfigured
-from django.db import close_old_connections, connections
+from django.db import close_old_connections
 
 from eventbus import cells, identity
 from eventbus.cellmap import refuse
 from eventbus.cells import Cell
-from eventbus.database.current import atomic, connection
-from eventbus.database.deadline import answer_within
+from eventbus.database.current import asking, atomic, connection
 from eventbus.database.sql import execute, fetch
 from eventbus.exceptions import IdsUnavailable
 from eventbus.ids import clock
@@ -350,13 +349,11 @@ def _last_lease_in(cell: Cell) -> int | None:
     not answer.
     """
     try:
-        with cells.on(cell), answer_within(OTHER_CELL_ANSWER_SECONDS):
+        with asking(cell, OTHER_CELL_ANSWER_SECONDS):
             [(last_lease_ms,)] = fetch(_LAST_LEASE)
     except db.Error as error:
         log.warning("leases_of_cell_not_known", cell=cell.name, error=_first_line(error))
         return None
-    finally:
-        connections[cell.alias].close()
     return int(last_lease_ms)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import structlog
 from django.conf import settings
-from django.db import DatabaseError, connections
+from django.db import DatabaseError
 
 from eventbus import cells, envelope
 from eventbus.cells import Cell
-from eventbus.database.deadline import answer_within
+from eventbus.database.current import asking
 from eventbus.deadletters.erasing import ERASURE
 from eventbus.exceptions import PoisonEvent
 from eventbus.ids import clock
@@ -62,13 +62,11 @@ def outcome_everywhere(event_id: int) -> Outcome | None:
 
 def _outcome_in(cell: Cell, known: Outcome) -> Outcome:
     try:
-        with cells.on(cell), answer_within(OTHER_CELL_ANSWER_SECONDS):
+        with asking(cell, OTHER_CELL_ANSWER_SECONDS):
             found = outcome_of(known.event_id)
     except DatabaseError as error:
         log.warning("erasure_in_cell_not_known", cell=cell.name, error=str(error))
         return replace(known, state="pending")
-    finally:
-        connections[cell.alias].close()
     if found is None:  # of so long ago that it is on record in one of them alone
         return known
     return replace(known, state=found.state, step=found.step)

@@ -54,9 +54,8 @@ def adopt(cell: Cell, *, dry_run: bool) -> str:
 
 def _require_log(cell: Cell, former: str) -> None:
     """Refuse a copy from before what Kafka still has: its workers could not go on from there."""
-    group = f"{kafka.FANOUT_GROUP}.{former}" if former else kafka.FANOUT_GROUP
     kept = ConsumerOffset.objects.filter(
-        group=group,
+        group=cells.named(kafka.FANOUT_GROUP, former),
         topic=kafka.FEED_EVENTS,
         # Another topic of that name is read from its beginning anyway.
         topic_id=kafka.topic_id(AdminClient(kafka.client_config()), kafka.FEED_EVENTS),

@@ -10,10 +10,10 @@ from typing import Any
 from eventbus import cells
 from eventbus.cellmap import Slots
 from eventbus.cells import Cell
+from eventbus.database.plans import by_index
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.ids import idempotency
 from eventbus.ids.idempotency import KeptKey
-from feeds.growing.parts import by_index
 
 KEYS_A_PART = 500
 

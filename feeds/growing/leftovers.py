@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from eventbus import cells
 from eventbus.cells import Cell
 from eventbus.database import locks
+from eventbus.database.plans import by_index
 from eventbus.database.sql import bigints, execute, fetch
 from eventbus.ids.snowflake import MAX_ID
 from feeds import follows
-from feeds.growing.parts import by_index
 from feeds.models import RESTING, Feed
 from feeds.read import here
 

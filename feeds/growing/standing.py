@@ -48,9 +48,7 @@ def require_caught_up(source: Cell, copy: Cell, slots: Slots, seconds: float) ->
 
     Raises `ImproperlyConfigured`, after `seconds` at most, if it has not.
     """
-    for cell in (source, copy):
-        if sentence := identity.problem(cell):
-            refuse(sentence)
+    identity.require_all([source, copy])
     if not slots <= copy.holds:
         refuse(f"Cell {copy.name} does not hold slots {written(slots - copy.holds)}")
     follows, posts = _some_follows(source, slots), _some_posts(source)

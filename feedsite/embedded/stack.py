@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +42,7 @@ def start(data_dir: Path, say: Say = print) -> None:
 
 def stop(data_dir: Path, say: Say = print) -> None:
     """Stop what is running; data, ports and passwords are kept."""
-    if not data_dir.exists():
-        return
-    with _locked(data_dir):
-        for server in reversed(SERVERS):
-            say(f"{server.name}: {_end(server, data_dir, server.stop_signal)}")
+    _end_all(data_dir, say, {server: server.stop_signal for server in SERVERS})
 
 
 def status(data_dir: Path, say: Say = print) -> bool:
@@ -86,12 +82,8 @@ def remove(data_dir: Path, say: Say = print) -> None:
     """End the servers and delete what they and this package wrote; other files in `data_dir`
     stay.
     """
-    if not data_dir.exists():
-        return
-    with _locked(data_dir):
-        for server in reversed(SERVERS):
-            # Nothing they would put in order before they leave is kept.
-            say(f"{server.name}: {_end(server, data_dir, server.drop_signal)}")
+    # Nothing they would put in order before they leave is kept.
+    _end_all(data_dir, say, {server: server.drop_signal for server in SERVERS})
     postgres.remove(data_dir)
     for server in SERVERS:
         server.log(data_dir).unlink(missing_ok=True)
@@ -140,6 +132,14 @@ def _wait(server: Server, record: ServerRecord) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def _end_all(data_dir: Path, say: Say, signals: Mapping[Server, signal.Signals]) -> None:
+    if not data_dir.exists():
+        return
+    with _locked(data_dir):
+        for server in reversed(SERVERS):
+            say(f"{server.name}: {_end(server, data_dir, signals[server])}")
 
 
 def _end(server: Server, data_dir: Path, with_signal: signal.Signals) -> str:

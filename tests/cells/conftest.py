@@ -29,14 +29,14 @@ def two_servers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:
     """Make the PostgreSQL and the Valkey of b; return the map of both cells."""
-    valkey = Server(tmp_path_factory.mktemp("valkey"))
-    redis = f"redis://127.0.0.1:{valkey.port}"
-    with django_db_blocker.unblock(), a_database(ALIAS, redis) as name:
+    with (
+        django_db_blocker.unblock(),
+        a_valkey(tmp_path_factory) as redis,
+        a_database(ALIAS, redis) as name,
+    ):
         the_map = map_of(name, redis)
-        done = manage("migrate", "--cell", "b", FEED_CELLS=the_map)
-        assert done.returncode == 0, done.stderr
+        migrate("b", the_map)
         yield the_map
-    valkey.remove()
 
 
 @pytest.fixture(scope="package")
@@ -49,17 +49,30 @@ def third_database(
     everybody; return the map of all.
     """
     document = json.loads(two_servers)
-    valkey = Server(tmp_path_factory.mktemp("valkey"))
-    redis = f"redis://127.0.0.1:{valkey.port}"
-    with django_db_blocker.unblock(), a_database(THIRD, redis) as name:
+    with (
+        django_db_blocker.unblock(),
+        a_valkey(tmp_path_factory) as redis,
+        a_database(THIRD, redis) as name,
+    ):
         database = f"{document['cells']['b']['database'].rpartition('/')[0]}/{name}"
         c = {"database": database, "redis": redis, "slots": NONE, "holds": ALL}
         document["cells"]["c"] = c
         the_map = json.dumps(document)
-        done = manage("migrate", "--cell", "c", FEED_CELLS=the_map)
-        assert done.returncode == 0, done.stderr
+        migrate("c", the_map)
         yield the_map
-    valkey.remove()
+
+
+@contextmanager
+def a_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a Valkey of a cell's own; return its address."""
+    server = Server(tmp_path_factory.mktemp("valkey"))
+    yield f"redis://127.0.0.1:{server.port}"
+    server.remove()
+
+
+def migrate(cell: str, the_map: str) -> None:
+    done = manage("migrate", "--cell", cell, FEED_CELLS=the_map)
+    assert done.returncode == 0, done.stderr
 
 
 @contextmanager

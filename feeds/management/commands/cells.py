@@ -4,6 +4,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaException
@@ -48,22 +49,12 @@ class Command(BaseCommand):
             command.add_argument("--from", dest="source", required=True, metavar="NAME")
             command.add_argument("--to", dest="target", required=True, metavar="NAME")
             command.add_argument("--slots", required=True, help="such as 512-1023")
-            command.add_argument(
-                "--wait",
-                type=arguments.a_duration,
-                default=WAIT_SECONDS,
-                metavar="SECONDS",
-                help=f"for the copy to catch up, at most ({WAIT_SECONDS:.0f})",
-            )
+            _add_seconds(command, "--wait", WAIT_SECONDS, "for the copy to catch up, at most")
         tidying = commands.add_parser(
             "tidy", help="let no cell hold more than it serves, and delete what is left of others"
         )
-        tidying.add_argument(
-            "--notice",
-            type=arguments.a_duration,
-            default=NOTICE_SECONDS,
-            metavar="SECONDS",
-            help=f"in which every process has noticed a new map ({NOTICE_SECONDS:.0f})",
+        _add_seconds(
+            tidying, "--notice", NOTICE_SECONDS, "in which every process has noticed a new map"
         )
         for command in (adopting, flipping, tidying):
             command.add_argument("--dry-run", action="store_true", help="only say what would be")
@@ -141,15 +132,13 @@ class Command(BaseCommand):
         for cell in found:
             if cell.holds and not cell.slots:
                 refuse(f"Cell {cell.name} serves nobody yet: flip slots to it, or take it away")
-        _require_databases()
+        identity.require_all(found)
         if dry_run:
             self._count_leftovers()
             return
         if any(cell.holds != cell.slots for cell in found):
             self._wait_until_noticed(notice)
-            draft = Draft(settings.ENV["FEED_CELLS"])
-            for cell in found:
-                draft.place(cell.name, cell.slots, cell.slots)
+            draft = _tidied(found)
             if not self._write(draft):
                 return
             cells.use(draft.new_map, cells.own().name)
@@ -168,10 +157,7 @@ class Command(BaseCommand):
         self.stdout.write(f"cell {cell.name}: {_told(deleted)} deleted")
 
     def _count_leftovers(self) -> None:
-        draft = Draft(settings.ENV["FEED_CELLS"])
-        for cell in cells.every().values():
-            draft.place(cell.name, cell.slots, cell.slots)
-        cells.use(draft.new_map, cells.own().name)
+        cells.use(_tidied(cells.every().values()).new_map, cells.own().name)
         for cell in cells.every().values():
             self.stdout.write(f"cell {cell.name}: {_told(leftovers.count(cell))} would be deleted")
 
@@ -190,6 +176,16 @@ class Command(BaseCommand):
         file = settings.FEED_CELLS_FILE
         since = file.stat().st_mtime if file else 0.0
         time.sleep(min(seconds, max(0.0, since + seconds - time.time())))
+
+
+def _add_seconds(parser: ArgumentParser, option: str, default: float, what: str) -> None:
+    parser.add_argument(
+        option,
+        type=arguments.a_duration,
+        default=default,
+        metavar="SECONDS",
+        help=f"{what} ({default:.0f})",
+    )
 
 
 def _standing_of(cell: Cell) -> list[str]:
@@ -221,16 +217,12 @@ def _require_served(move: Move) -> None:
         refuse(f"Cell {move.source.name} does not serve slots {cellmap.written(others)}")
 
 
-def _require_databases() -> None:
-    """Refuse a database of another cell, or one that holds less than the map says."""
-    for cell in cells.every().values():
-        if sentence := identity.mistaken(cell):
-            refuse(sentence)
-        with cells.on(cell):
-            held = CellIdentity.objects.get().holds
-        missing = cell.holds - cellmap.slots_of(cell.name, held)
-        if missing:
-            refuse(f"The database of cell {cell.name} does not hold {cellmap.written(missing)}")
+def _tidied(found: Iterable[Cell]) -> Draft:
+    """Return the map in which no cell holds more than it serves."""
+    draft = Draft(settings.ENV["FEED_CELLS"])
+    for cell in found:
+        draft.place(cell.name, cell.slots, cell.slots)
+    return draft
 
 
 def _told(rows: Counter[str]) -> str:
